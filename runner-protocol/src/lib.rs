@@ -1,0 +1,1 @@
+//! The contract between a job runner and its ssm-sidecar, as types.

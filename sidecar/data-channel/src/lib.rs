@@ -1,0 +1,1 @@
+//! The SSM Session Manager data channel as a state machine without IO.

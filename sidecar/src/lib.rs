@@ -1,0 +1,1 @@
+//! Reaches a database in a private subnet through an AWS Systems Manager session.

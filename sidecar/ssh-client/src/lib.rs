@@ -1,0 +1,1 @@
+//! An SSH client for port forwarding as a state machine without IO.

@@ -1,0 +1,1 @@
+//! The world outside the sidecar, and the promises kept in it.
