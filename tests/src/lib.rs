@@ -1,1 +1,3 @@
 //! The world outside the sidecar, and the promises kept in it.
+
+pub mod fixtures;
