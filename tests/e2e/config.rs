@@ -1,0 +1,275 @@
+//! The document: how it may arrive, what is wrong with it, and that it stays secret.
+
+use std::{fs, time::Duration};
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tests::fixtures::{Document, KeyFormat, KeyPair, KeyType, Sidecar, TcpServer};
+
+use crate::world::{Failure, LIMIT, STOP, World, assert_fails, assert_no_secret, with_key};
+
+/// A document that is wrong.
+const INVALID: Failure =
+    Failure { code: "config.invalid", status: 65, phase: "config", blame: "customer" };
+
+#[tokio::test]
+async fn compact_pretty_and_piecemeal_documents_are_the_same() {
+    let world = World::start().await;
+    let server = TcpServer::echo().await.unwrap();
+    let document = world.document(server.port());
+    let texts = [
+        ("compact", document.compact()),
+        ("pretty", document.pretty()),
+        ("spaces ahead, newline behind", format!("\n \t{}\n", document.compact())),
+    ];
+    for (name, text) in texts {
+        let mut sidecar = Sidecar::spawn_silent(|_| ()).await.unwrap();
+        sidecar.write(text.as_bytes()).await.unwrap();
+        let ready = sidecar.ready(LIMIT).await;
+        assert!(ready.is_ok(), "{name}: {ready:?}");
+        sidecar.close_stdin();
+        assert_eq!(sidecar.exit(STOP).await.unwrap().status.code(), Some(0), "{name}");
+    }
+
+    let mut sidecar = Sidecar::spawn_silent(|_| ()).await.unwrap();
+    for piece in document.pretty().as_bytes().chunks(100) {
+        sidecar.write(piece).await.unwrap();
+        // Lets each piece be read by itself; any order of events is right.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    sidecar.ready(LIMIT).await.unwrap();
+    sidecar.close_stdin();
+    sidecar.exit(STOP).await.unwrap();
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn braces_and_quotes_in_texts_do_not_end_the_document() {
+    let world = World::start().await;
+    let server = TcpServer::echo().await.unwrap();
+    let memo = r#"} \" { [ ] } \\" 日本語 "#;
+    let document = world.document(server.port()).with(&json!({ "memo": memo }));
+    let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+    sidecar.ready(LIMIT).await.unwrap();
+    sidecar.close_stdin();
+    sidecar.exit(STOP).await.unwrap();
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn document_of_a_file_needs_no_stdin_and_ends_by_signal() {
+    let world = World::start().await;
+    let server = TcpServer::echo().await.unwrap();
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("connection.json");
+    fs::write(&file, world.document(server.port()).pretty()).unwrap();
+    let sidecar = Sidecar::spawn_silent(|command| {
+        command.arg("--config").arg(&file).stdin(std::process::Stdio::null());
+    });
+    let mut sidecar = sidecar.await.unwrap();
+    sidecar.ready(LIMIT).await.unwrap();
+    sidecar.signal(Signal::SIGTERM).unwrap();
+    let exit = sidecar.exit(STOP).await.unwrap();
+    assert_eq!(exit.status.code(), Some(0), "{}", exit.text());
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn missing_file_is_named() {
+    let path = "/nonexistent/connection.json";
+    let sidecar = Sidecar::spawn_silent(|command| {
+        command.args(["--config", path]);
+    });
+    let exit = sidecar.await.unwrap().exit(LIMIT).await.unwrap();
+    let failure = INVALID.assert(&exit, &Document::new("none"));
+    assert!(failure["message"].as_str().unwrap().contains(path), "{failure}");
+}
+
+#[tokio::test]
+async fn everything_that_is_not_one_object_is_refused() {
+    let too_long = format!(r#"{{"name":"{}"}}"#, "x".repeat(1 << 20));
+    let cases = [
+        ("nothing", ""),
+        ("half a document", r#"{"name": "a", "aws": {"#),
+        ("an array", r#"[{"name": "a"}]"#),
+        ("a text", r#""name""#),
+        ("no JSON", "name: a\n"),
+        ("a comma too many", r#"{"name": "a",}"#),
+        ("more than 1 MiB", &too_long),
+    ];
+    for (name, text) in cases {
+        let mut sidecar = Sidecar::spawn_silent(|_| ()).await.unwrap();
+        // It may have gone before it has read all that is too long.
+        drop(sidecar.write(text.as_bytes()).await);
+        sidecar.close_stdin();
+        let exit = sidecar.exit(STOP).await.unwrap();
+        assert_eq!(exit.failure().unwrap()["code"], "config.invalid", "{name}");
+        INVALID.assert(&exit, &Document::new("none"));
+    }
+}
+
+#[tokio::test]
+async fn document_over_the_limit_is_refused_while_stdin_stays_open() {
+    let mut sidecar = Sidecar::spawn_silent(|_| ()).await.unwrap();
+    let endless = format!(r#"{{"memo":"{}"#, "x".repeat(2 << 20));
+    drop(sidecar.write(endless.as_bytes()).await);
+    let exit = sidecar.exit(STOP).await.unwrap();
+    INVALID.assert(&exit, &Document::new("none"));
+}
+
+#[tokio::test]
+async fn all_mistakes_are_reported_at_once_by_path() {
+    let world = World::start().await;
+    let document = world.document(5432).with(&json!({
+        "name": "",
+        "aws": { "secret_access_key": null, "endpoint_url": "http://example.com" },
+        "bastion": { "instance_id": "i-xyz", "ssh_port": 0 },
+        "target": { "host": null },
+        "listen": { "address": "0.0.0.0" },
+        "timeouts": { "ready_s": 601 },
+        "tunnel": { "sessions": 17, "message_bytes": 255, "compression": "maybe" },
+    }));
+    let failure = assert_fails(&document, INVALID).await;
+    let message = failure["message"].as_str().unwrap();
+    let paths = [
+        "name",
+        "aws.secret_access_key",
+        "aws.endpoint_url",
+        "bastion.instance_id",
+        "bastion.ssh_port",
+        "target.host",
+        "listen.address",
+        "timeouts.ready_s",
+        "tunnel.sessions",
+        "tunnel.message_bytes",
+        "tunnel.compression",
+    ];
+    for path in paths {
+        assert!(message.contains(path), "`{path}` is missing in: {message}");
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn unknown_field_is_refused_with_the_nearest_name() {
+    let world = World::start().await;
+    let cases = [
+        (json!({ "bastion": { "ssh_private_keys": "x" } }), "ssh_private_key"),
+        (json!({ "targt": {} }), "target"),
+        (json!({ "aws": { "acces_key_id": "x" } }), "access_key_id"),
+    ];
+    for (change, nearest) in cases {
+        let failure = assert_fails(&world.document(5432).with(&change), INVALID).await;
+        let said = failure.to_string();
+        assert!(said.contains(&format!("`{nearest}`")), "`{nearest}` is missing in: {said}");
+    }
+    // A plain SSH tunnel beside this one cannot be meant.
+    let document = world.document(5432).with(&json!({ "ssh_tunnel": { "host": "b" } }));
+    let failure = assert_fails(&document, INVALID).await;
+    assert!(failure["message"].as_str().unwrap().contains("ssh_tunnel"), "{failure}");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn secret_in_the_wrong_place_is_not_repeated() {
+    let world = World::start().await;
+    let secret = "hunter2-hunter2-hunter2";
+    let changes = [
+        json!({ "bastion": { "ssh_port": secret } }),
+        json!({ "aws": { "secret_access_key": [secret] } }),
+        json!({ "tunnel": secret }),
+        json!({ "hardening": secret }),
+        json!({ "target": { "engine": secret } }),
+    ];
+    for change in changes {
+        let document = world.document(5432).with(&change);
+        let sidecar = Sidecar::spawn_with(&document, |command| {
+            command.env("RUST_LOG", "trace");
+        });
+        let exit = sidecar.await.unwrap().exit(LIMIT).await.unwrap();
+        INVALID.assert(&exit, &document);
+        assert!(!exit.text().contains(secret), "{change}: {}", exit.text());
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn version_from_the_future() {
+    let world = World::start().await;
+    let document = world.document(5432).with(&json!({ "version": 2 }));
+    assert_fails(&document, Failure { code: "config.version", ..INVALID }).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn unreadable_private_key() {
+    let world = World::start().await;
+    let whole = &world.sshd.client_key().private;
+    let damaged = whole.replacen("AAAA", "BBBB", 1);
+    let cases = ["not a key".to_owned(), world.sshd.client_key().public.clone(), damaged];
+    for text in cases {
+        let document = world.document(5432);
+        let document = document.with(&json!({ "bastion": { "ssh_private_key": text } }));
+        assert_fails(&document, Failure { code: "config.key_unreadable", ..INVALID }).await;
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn passphrase_that_is_missing_or_wrong() {
+    let world = World::start().await;
+    let pair = KeyPair::generate(KeyType::Rsa(2048)).unwrap();
+    for format in [KeyFormat::OpenSsh, KeyFormat::Traditional, KeyFormat::Pkcs8] {
+        let key = pair.write(format, Some("right passphrase")).unwrap();
+        let cases = [
+            (Value::Null, "config.passphrase_required"),
+            (json!("wrong passphrase"), "config.passphrase_wrong"),
+        ];
+        for (passphrase, code) in cases {
+            let document = world.document(5432).with(&with_key(&key)).with(
+                &json!({ "bastion": { "ssh_private_key_passphrase": passphrase } }),
+            );
+            let failure = assert_fails(&document, Failure { code, ..INVALID }).await;
+            assert_no_secret(&failure.to_string(), &document);
+        }
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn wrong_command_line_is_64_and_no_line_on_stdout() {
+    for arguments in [&["--no-such-flag"][..], &["no-such-command"], &["--config"]] {
+        let sidecar = Sidecar::spawn_silent(|command| {
+            command.args(arguments);
+        });
+        let exit = sidecar.await.unwrap().exit(LIMIT).await.unwrap();
+        assert_eq!(exit.status.code(), Some(64), "{arguments:?}: {}", exit.text());
+        assert!(exit.stdout.is_empty(), "{arguments:?}: {}", exit.text());
+        assert!(!exit.stderr.is_empty(), "{arguments:?}");
+    }
+}
+
+#[tokio::test]
+async fn schema_describes_every_field_of_the_contract() {
+    let sidecar = Sidecar::spawn_silent(|command| {
+        command.arg("schema");
+    });
+    let exit = sidecar.await.unwrap().exit(LIMIT).await.unwrap();
+    assert_eq!(exit.status.code(), Some(0), "{}", exit.text());
+    let schema: Value = serde_json::from_str(&exit.stdout.join("\n")).unwrap();
+    assert!(schema["$schema"].is_string(), "{schema}");
+    let text = schema.to_string();
+    let fields = [
+        "version", "name", "memo", "job_id", "access_key_id", "secret_access_key",
+        "session_token", "credentials", "assume_role", "role_arn", "external_id", "session_name",
+        "region", "endpoint_url", "stream_endpoint_url", "instance_id", "ssh_port", "ssh_user",
+        "ssh_private_key", "ssh_private_key_passphrase", "ssh_host_key", "engine", "host", "port",
+        "address", "allow_non_loopback", "fd", "netns", "allowed_uids", "hardening", "sessions",
+        "compression", "message_bytes", "max_connections", "ready_s", "connect_s", "reconnect_s",
+        "events", "health", "listen",
+    ];
+    for field in fields {
+        assert!(text.contains(&format!(r#""{field}":"#)), "`{field}` is not in the schema");
+    }
+}

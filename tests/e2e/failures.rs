@@ -1,0 +1,236 @@
+//! Each code of the contract, provoked on the customer's side and on this host: the whole `failed`
+//! line, the exit status, no secret, and no session left. Those of AWS are in `failures_aws.rs`.
+
+use std::{sync::Arc, time::Duration};
+
+use serde_json::json;
+use tests::fixtures::{FullQueue, KeyPair, KeyType, Sshd, TcpServer, free_port};
+use tokio::net::TcpListener;
+
+use crate::world::{Failure, World, assert_fails, assert_fails_within};
+
+#[tokio::test]
+async fn ssh_unreachable_when_nothing_listens() {
+    let world = World::start().await;
+    let port = free_port().unwrap();
+    let document = world.document(5432).with(&json!({ "bastion": { "ssh_port": port } }));
+    let failure = unavailable("ssh.unreachable", "ssh");
+    let line = assert_fails(&document, failure).await;
+    assert!(line.to_string().contains(&port.to_string()), "names the port: {line}");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn ssh_unreachable_when_nobody_says_a_word() {
+    let world = World::start().await;
+    let deaf = TcpServer::deaf().await.unwrap();
+    let document = world.document(5432).with(&json!({ "bastion": { "ssh_port": deaf.port() } }));
+    assert_fails(&document, unavailable("ssh.unreachable", "ssh")).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn target_unreachable() {
+    let world = World::start().await;
+    let port = free_port().unwrap();
+    let line =
+        assert_fails(&world.document(port), unavailable("target.unreachable", "target")).await;
+    assert!(line.to_string().contains(&port.to_string()), "names the target: {line}");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn target_unresolved() {
+    let world = World::start().await;
+    let document =
+        world.document(5432).with(&json!({ "target": { "host": "database.invalid" } }));
+    let line = assert_fails(&document, unavailable("target.unresolved", "target")).await;
+    assert!(line.to_string().contains("database.invalid"), "names the host: {line}");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn ssh_auth_rejected() {
+    let world = World::start().await;
+    let other = KeyPair::generate(KeyType::Ed25519).unwrap();
+    let key = json!({ "bastion": { "ssh_private_key": other.private } });
+    let document = world.document(5432).with(&key);
+    assert_fails(&document, refused("ssh.auth_rejected", "ssh")).await;
+    let user = json!({ "bastion": { "ssh_user": "nobody-of-that-name" } });
+    let document = world.document(5432).with(&user);
+    let line = assert_fails(&document, refused("ssh.auth_rejected", "ssh")).await;
+    assert!(line.to_string().contains("nobody-of-that-name"), "names the user: {line}");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn ssh_host_key_mismatch() {
+    let world = World::start().await;
+    let pin = "SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+    let document = world.document(5432).with(&json!({ "bastion": { "ssh_host_key": pin } }));
+    let line = assert_fails(&document, refused("ssh.host_key_mismatch", "ssh")).await;
+    assert!(line["message"].as_str().unwrap().contains("SHA256:"), "names what it saw: {line}");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn ssh_forwarding_denied() {
+    for option in ["AllowTcpForwarding no", "DisableForwarding yes", "PermitOpen 127.0.0.1:1"] {
+        let key = KeyPair::generate(KeyType::Ed25519).unwrap();
+        let sshd = Arc::new(Sshd::start_with(key, &[option]).await.unwrap());
+        let world = World::around(sshd, |builder| builder).await;
+        let line =
+            assert_fails(&world.document(5432), refused("ssh.forwarding_denied", "target")).await;
+        assert!(line["hint"].as_str().unwrap().contains("AllowTcpForwarding"), "{line}");
+        world.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn ssh_protocol_when_it_is_no_ssh_server() {
+    let world = World::start().await;
+    let cases: [&'static [u8]; 3] = [
+        b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n",
+        b"SSH-1.5-antique\r\n",
+        b"SSH-2.0-broken\r\n\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+    ];
+    for banner in cases {
+        let server = TcpServer::banner(banner).await.unwrap();
+        let document =
+            world.document(5432).with(&json!({ "bastion": { "ssh_port": server.port() } }));
+        let failure =
+            Failure { code: "ssh.protocol", status: 76, phase: "ssh", blame: "customer" };
+        assert_fails(&document, failure).await;
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn ssh_protocol_when_nothing_is_spoken_in_common() {
+    let key = KeyPair::generate(KeyType::Ed25519).unwrap();
+    let options = ["KexAlgorithms diffie-hellman-group14-sha1"];
+    let sshd = Arc::new(Sshd::start_with(key, &options).await.unwrap());
+    let world = World::around(sshd, |builder| builder).await;
+    let failure = Failure { code: "ssh.protocol", status: 76, phase: "ssh", blame: "customer" };
+    assert_fails(&world.document(5432), failure).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn timeout_ssh() {
+    let world = World::start().await;
+    let server = TcpServer::banner(b"SSH-2.0-silent\r\n").await.unwrap();
+    let document = world.document(5432).with(&json!({
+        "bastion": { "ssh_port": server.port() },
+        "timeouts": { "ready_s": 5 },
+    }));
+    assert_fails(&document, passing("timeout.ssh", "ssh", "customer")).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn timeout_target_by_the_limit_for_connections() {
+    let world = World::start().await;
+    let target = FullQueue::start().await.unwrap();
+    let document = world.document(target.port()).with(&json!({ "timeouts": { "connect_s": 2 } }));
+    assert_fails(&document, passing("timeout.target", "target", "customer")).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn timeout_target_by_the_limit_for_the_start() {
+    let world = World::start().await;
+    let target = FullQueue::start().await.unwrap();
+    let document = world.document(target.port()).with(&json!({ "timeouts": { "ready_s": 4 } }));
+    assert_fails(&document, passing("timeout.target", "target", "customer")).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn timeout_session_when_the_gateway_does_not_answer() {
+    let world = World::with(|builder| builder.policy(crate::world::may_terminate())).await;
+    let gateway = TcpServer::deaf().await.unwrap();
+    let document = world.document(5432).with(&json!({
+        "aws": { "stream_endpoint_url": format!("ws://127.0.0.1:{}", gateway.port()) },
+        "timeouts": { "ready_s": 4 },
+    }));
+    assert_fails(&document, passing("timeout.session", "session", "operator")).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn aws_unreachable_when_nothing_listens_at_the_endpoint() {
+    let world = World::start().await;
+    let endpoint = format!("http://127.0.0.1:{}", free_port().unwrap());
+    let document = world.document(5432).with(&json!({
+        "aws": { "endpoint_url": endpoint },
+        "timeouts": { "ready_s": 10 },
+    }));
+    assert_fails(&document, passing("aws.unreachable", "start_session", "operator")).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn timeout_start_session_when_the_endpoint_does_not_answer() {
+    let world = World::start().await;
+    let endpoint = TcpServer::deaf().await.unwrap();
+    let document = world.document(5432).with(&json!({
+        "aws": { "endpoint_url": format!("http://127.0.0.1:{}", endpoint.port()) },
+        "timeouts": { "ready_s": 3 },
+    }));
+    let failure = passing("timeout.start_session", "start_session", "aws");
+    assert_fails_within(&document, failure, Duration::from_secs(15)).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn local_listen_when_the_port_is_taken() {
+    let world = World::start().await;
+    let holder = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let port = holder.local_addr().unwrap().port();
+    let document = world.document(5432).with(&json!({ "listen": { "port": port } }));
+    let line = assert_fails(&document, local("local.listen")).await;
+    assert!(line["message"].as_str().unwrap().contains(&port.to_string()), "{line}");
+    let sessions = world.emulator.journal().open_sessions();
+    assert!(sessions.is_empty(), "no session is started for it: {sessions:?}");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn local_listen_when_the_inherited_socket_is_none() {
+    let world = World::start().await;
+    let document = world.document(5432).with(&json!({ "listen": { "fd": 77 } }));
+    assert_fails(&document, local("local.listen")).await;
+    world.finish().await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn local_namespace_when_it_is_missing() {
+    let world = World::start().await;
+    let path = "/run/netns/no-such-namespace";
+    let document = world.document(5432).with(&json!({ "listen": { "netns": path } }));
+    let line = assert_fails(&document, local("local.namespace")).await;
+    assert!(line["message"].as_str().unwrap().contains(path), "{line}");
+    world.finish().await;
+}
+
+/// Something on the customer's side is unavailable.
+fn unavailable(code: &'static str, phase: &'static str) -> Failure {
+    Failure { code, status: 69, phase, blame: "customer" }
+}
+
+/// Refused on the customer's side.
+fn refused(code: &'static str, phase: &'static str) -> Failure {
+    Failure { code, status: 77, phase, blame: "customer" }
+}
+
+/// Passing trouble.
+fn passing(code: &'static str, phase: &'static str, blame: &'static str) -> Failure {
+    Failure { code, status: 75, phase, blame }
+}
+
+/// This host refuses.
+fn local(code: &'static str) -> Failure {
+    Failure { code, status: 71, phase: "config", blame: "operator" }
+}

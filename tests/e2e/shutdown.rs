@@ -1,0 +1,308 @@
+//! Whoever asks the sidecar to stop, and whenever: it ends within five seconds with status 0, says
+//! nothing of a failure, and leaves no session behind.
+
+use std::{os::fd::OwnedFd, process::Stdio};
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+use tests::fixtures::{Document, Exit, FullQueue, Sidecar, TcpServer, eventually};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::{Instant, timeout},
+};
+
+use crate::world::{Failure, LIMIT, STOP, Tunnel, World};
+
+/// The ways to stop a sidecar.
+const WAYS: [Way; 3] = [Way::EndOfInput, Way::Signal(Signal::SIGTERM), Way::Signal(Signal::SIGINT)];
+
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    EndOfInput,
+    Signal(Signal),
+}
+
+#[tokio::test]
+async fn signals_before_the_document_is_complete() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let mut sidecar = Sidecar::spawn_silent(|_| ()).await.unwrap();
+        sidecar.write(br#"{"name": "half"#).await.unwrap();
+        // A signal before the handler stands would end the process by itself.
+        until_listening(&sidecar).await;
+        sidecar.signal(signal).unwrap();
+        let exit = sidecar.exit(STOP).await.unwrap();
+        assert_ended_well(&exit, &format!("{signal} before the document"));
+        assert!(exit.stdout.is_empty(), "{}", exit.text());
+    }
+}
+
+#[tokio::test]
+async fn end_of_input_before_the_document_is_complete_is_a_broken_document() {
+    let mut sidecar = Sidecar::spawn_silent(|_| ()).await.unwrap();
+    sidecar.write(br#"{"name": "half"#).await.unwrap();
+    sidecar.close_stdin();
+    let exit = sidecar.exit(STOP).await.unwrap();
+    let failure =
+        Failure { code: "config.invalid", status: 65, phase: "config", blame: "customer" };
+    failure.assert(&exit, &Document::new("half"));
+}
+
+#[tokio::test]
+async fn while_the_websocket_is_opening() {
+    // Accepts and says nothing: the upgrade is never answered.
+    let gateway = TcpServer::deaf().await.unwrap();
+    let endpoint = format!("ws://127.0.0.1:{}", gateway.port());
+    for way in WAYS {
+        let world = World::with(|builder| builder.policy(crate::world::may_terminate())).await;
+        let document = world
+            .document(5432)
+            .with(&json!({ "aws": { "stream_endpoint_url": endpoint } }));
+        stop_in_phase(&document, "session", way).await;
+        world.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn while_ssh_is_negotiating() {
+    let bastion = TcpServer::banner(b"SSH-2.0-silent\r\n").await.unwrap();
+    for way in WAYS {
+        let world = World::start().await;
+        let document =
+            world.document(5432).with(&json!({ "bastion": { "ssh_port": bastion.port() } }));
+        stop_in_phase(&document, "ssh", way).await;
+        world.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn while_the_target_is_being_reached() {
+    let target = FullQueue::start().await.unwrap();
+    for way in WAYS {
+        let world = World::start().await;
+        stop_in_phase(&world.document(target.port()), "target", way).await;
+        world.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn with_connections_open_and_busy() {
+    let server = TcpServer::source(100 << 20).await.unwrap();
+    for way in WAYS {
+        let world = World::start().await;
+        let tunnel = world.tunnel(server.port()).await;
+        let mut streams = Vec::new();
+        for _ in 0..4 {
+            let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
+            let mut first = [0; 1024];
+            timeout(LIMIT, stream.read_exact(&mut first)).await.unwrap().unwrap();
+            streams.push(stream);
+        }
+        let exit = stop(tunnel.sidecar, way).await;
+        assert_ended_well(&exit, &format!("{way:?} with open connections"));
+        for mut stream in streams {
+            let mut rest = Vec::new();
+            let end = timeout(LIMIT, stream.read_to_end(&mut rest)).await.unwrap();
+            assert!(end.is_err(), "cut off after {} bytes, but it looks whole", rest.len());
+        }
+        world.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn idle_and_ready() {
+    let server = TcpServer::echo().await.unwrap();
+    for way in WAYS {
+        let world = World::start().await;
+        let tunnel = world.tunnel(server.port()).await;
+        let exit = stop(tunnel.sidecar, way).await;
+        assert_ended_well(&exit, &format!("{way:?} when idle"));
+        assert_eq!(exit.stdout.len(), 1, "only `ready`; {}", exit.text());
+        world.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn second_signal_changes_nothing() {
+    let server = TcpServer::echo().await.unwrap();
+    let world = World::start().await;
+    let mut tunnel = world.tunnel(server.port()).await;
+    tunnel.sidecar.close_stdin();
+    // It may have gone between the two, which is the promise kept.
+    drop(tunnel.sidecar.signal(Signal::SIGTERM));
+    drop(tunnel.sidecar.signal(Signal::SIGINT));
+    let exit = tunnel.sidecar.exit(STOP).await.unwrap();
+    assert_ended_well(&exit, "stopped three times");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn port_is_free_again_afterwards() {
+    let server = TcpServer::echo().await.unwrap();
+    let world = World::start().await;
+    let first = world.tunnel(server.port()).await;
+    let port = first.port;
+    first.close().await;
+    assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err(), "somebody still listens");
+    let document = world.document(server.port()).with(&json!({ "listen": { "port": port } }));
+    let second = Tunnel::open(&document).await;
+    assert_eq!(second.port, port);
+    second.close().await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn runner_that_is_killed_ends_the_lease() {
+    let server = TcpServer::echo().await.unwrap();
+    let world = World::start().await;
+    let document = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&document, world.document(server.port()).compact()).unwrap();
+    let sidecar = tokio::task::spawn_blocking(tests::fixtures::binary).await.unwrap().unwrap();
+    // A runner in another process, which holds the pipe's only write end.
+    let script = r#"
+import subprocess, sys, time
+job = subprocess.Popen([sys.argv[1]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+job.stdin.write(open(sys.argv[2], "rb").read()); job.stdin.flush()
+print(job.pid, job.stdout.readline().decode().strip(), flush=True)
+time.sleep(600)
+"#;
+    let mut runner = tokio::process::Command::new("python3")
+        .args(["-c", script])
+        .arg(&sidecar)
+        .arg(document.path())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut stdout = tokio::io::BufReader::new(runner.stdout.take().unwrap());
+    let read = tokio::io::AsyncBufReadExt::read_line(&mut stdout, &mut line);
+    timeout(LIMIT, read).await.unwrap().unwrap();
+    let (pid, ready) = line.split_once(' ').unwrap();
+    assert!(ready.starts_with("ready "), "{line}");
+
+    runner.kill().await.unwrap();
+    let process = format!("/proc/{pid}/cmdline");
+    let gone = eventually(STOP, || async {
+        // A zombie that nobody has waited for yet has no command line left.
+        std::fs::read(&process).is_ok_and(|line| line.is_empty()) || !std::path::Path::new(&process).exists()
+    });
+    assert!(gone.await, "the sidecar outlived its runner");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn stdout_that_nobody_reads_any_more_ends_the_lease() {
+    let server = TcpServer::echo().await.unwrap();
+    let world = World::start().await;
+    let mut tunnel = world.tunnel(server.port()).await;
+    tunnel.sidecar.close_stdout();
+    let exit = tunnel.sidecar.exit(STOP).await.unwrap();
+    assert_eq!(exit.status.code(), Some(0), "{}", exit.text());
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn stdout_closed_before_ready_ends_it_too() {
+    let server = TcpServer::echo().await.unwrap();
+    let world = World::start().await;
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    drop(reader);
+    let sidecar = Sidecar::spawn_with(&world.document(server.port()), |command| {
+        command.stdout(writer);
+    });
+    let exit = sidecar.await.unwrap().exit(LIMIT).await.unwrap();
+    assert_eq!(exit.status.code(), Some(0), "{}", exit.text());
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn stderr_that_nobody_reads_blocks_nothing() {
+    let server = TcpServer::echo().await.unwrap();
+    let world = World::start().await;
+    let (reader, writer) = full_pipe();
+    let sidecar = Sidecar::spawn_with(&world.document(server.port()), |command| {
+        command.stderr(writer).env("RUST_LOG", "trace");
+    });
+    let mut sidecar = sidecar.await.unwrap();
+    let port = sidecar.ready(LIMIT).await.unwrap();
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    for _ in 0..100 {
+        stream.write_all(&[7; 1000]).await.unwrap();
+        let mut answer = [0; 1000];
+        timeout(LIMIT, stream.read_exact(&mut answer)).await.unwrap().unwrap();
+    }
+    drop(stream);
+    sidecar.close_stdin();
+    let exit = sidecar.exit(STOP).await.unwrap();
+    assert_ended_well(&exit, "with a full stderr");
+    drop(reader);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn stderr_that_is_closed_blocks_nothing() {
+    let server = TcpServer::echo().await.unwrap();
+    let world = World::start().await;
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    drop(reader);
+    let sidecar = Sidecar::spawn_with(&world.document(server.port()), |command| {
+        command.stderr(writer).env("RUST_LOG", "trace");
+    });
+    let mut sidecar = sidecar.await.unwrap();
+    sidecar.ready(LIMIT).await.unwrap();
+    sidecar.close_stdin();
+    let exit = sidecar.exit(STOP).await.unwrap();
+    assert_ended_well(&exit, "with a closed stderr");
+    world.finish().await;
+}
+
+/// Starts a sidecar, waits until it is in `phase`, stops it, and asserts that it ended well.
+async fn stop_in_phase(document: &Document, phase: &str, way: Way) {
+    let document = document.clone().with(&json!({ "events": true }));
+    let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+    while sidecar.word("phase", LIMIT).await.unwrap() != phase {}
+    let exit = stop(sidecar, way).await;
+    assert_ended_well(&exit, &format!("{way:?} in phase {phase}"));
+    assert!(exit.closed().is_some(), "{way:?} in phase {phase}: no summary; {}", exit.text());
+}
+
+/// Stops a sidecar and waits for its end, which must come in time.
+async fn stop(mut sidecar: Sidecar, way: Way) -> Exit {
+    let started = Instant::now();
+    match way {
+        Way::EndOfInput => sidecar.close_stdin(),
+        Way::Signal(signal) => sidecar.signal(signal).unwrap(),
+    }
+    let exit = sidecar.exit(STOP).await.unwrap();
+    assert!(started.elapsed() < STOP, "took {:?}", started.elapsed());
+    exit
+}
+
+/// Asserts status 0 and no word of a failure.
+fn assert_ended_well(exit: &Exit, case: &str) {
+    assert_eq!(exit.status.code(), Some(0), "{case}: {}", exit.text());
+    assert_eq!(exit.failure(), None, "{case}");
+}
+
+/// Waits until the sidecar has taken over the signals, which it does before it reads stdin.
+async fn until_listening(sidecar: &Sidecar) {
+    let path = format!("/proc/{}/status", sidecar.pid().unwrap());
+    let caught = eventually(LIMIT, || async {
+        let status = std::fs::read_to_string(&path).unwrap_or_default();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+        [Signal::SIGTERM, Signal::SIGINT].iter().all(|signal| mask >> (*signal as i32 - 1) & 1 == 1)
+    });
+    assert!(caught.await, "it does not catch its signals");
+}
+
+/// A pipe into which nothing more can be written, with its read end, which nobody reads.
+fn full_pipe() -> (OwnedFd, OwnedFd) {
+    use std::io::Write as _;
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    let capacity = nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_GETPIPE_SZ).unwrap();
+    let mut file = std::fs::File::from(writer);
+    file.write_all(&vec![b'\n'; usize::try_from(capacity).unwrap()]).unwrap();
+    (reader, file.into())
+}
