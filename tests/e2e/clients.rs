@@ -7,8 +7,8 @@ use std::{
 };
 
 use mysql_async::{Conn, OptsBuilder, SslOpts};
-use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs, pki_types::CertificateDer};
 use rustls::pki_types::pem::PemObject as _;
+use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs, pki_types::CertificateDer};
 use tests::fixtures::{MariaDb, Postgres};
 use tokio::{process::Command, task::JoinHandle};
 use tokio_postgres::{Client, NoTls};

@@ -227,9 +227,10 @@ async fn passphrase_that_is_missing_or_wrong() {
             (json!("wrong passphrase"), "config.passphrase_wrong"),
         ];
         for (passphrase, code) in cases {
-            let document = world.document(5432).with(&with_key(&key)).with(
-                &json!({ "bastion": { "ssh_private_key_passphrase": passphrase } }),
-            );
+            let document = world
+                .document(5432)
+                .with(&with_key(&key))
+                .with(&json!({ "bastion": { "ssh_private_key_passphrase": passphrase } }));
             let failure = assert_fails(&document, Failure { code, ..INVALID }).await;
             assert_no_secret(&failure.to_string(), &document);
         }
@@ -261,13 +262,46 @@ async fn schema_describes_every_field_of_the_contract() {
     assert!(schema["$schema"].is_string(), "{schema}");
     let text = schema.to_string();
     let fields = [
-        "version", "name", "memo", "job_id", "access_key_id", "secret_access_key",
-        "session_token", "credentials", "assume_role", "role_arn", "external_id", "session_name",
-        "region", "endpoint_url", "stream_endpoint_url", "instance_id", "ssh_port", "ssh_user",
-        "ssh_private_key", "ssh_private_key_passphrase", "ssh_host_key", "engine", "host", "port",
-        "address", "allow_non_loopback", "fd", "netns", "allowed_uids", "hardening", "sessions",
-        "compression", "message_bytes", "max_connections", "ready_s", "connect_s", "reconnect_s",
-        "events", "health", "listen",
+        "version",
+        "name",
+        "memo",
+        "job_id",
+        "access_key_id",
+        "secret_access_key",
+        "session_token",
+        "credentials",
+        "assume_role",
+        "role_arn",
+        "external_id",
+        "session_name",
+        "region",
+        "endpoint_url",
+        "stream_endpoint_url",
+        "instance_id",
+        "ssh_port",
+        "ssh_user",
+        "ssh_private_key",
+        "ssh_private_key_passphrase",
+        "ssh_host_key",
+        "engine",
+        "host",
+        "port",
+        "address",
+        "allow_non_loopback",
+        "fd",
+        "netns",
+        "allowed_uids",
+        "hardening",
+        "sessions",
+        "compression",
+        "message_bytes",
+        "max_connections",
+        "ready_s",
+        "connect_s",
+        "reconnect_s",
+        "events",
+        "health",
+        "listen",
     ];
     for field in fields {
         assert!(text.contains(&format!(r#""{field}":"#)), "`{field}` is not in the schema");

@@ -42,8 +42,7 @@ async fn target_unreachable() {
 #[tokio::test]
 async fn target_unresolved() {
     let world = World::start().await;
-    let document =
-        world.document(5432).with(&json!({ "target": { "host": "database.invalid" } }));
+    let document = world.document(5432).with(&json!({ "target": { "host": "database.invalid" } }));
     let line = assert_fails(&document, unavailable("target.unresolved", "target")).await;
     assert!(line.to_string().contains("database.invalid"), "names the host: {line}");
     world.finish().await;
@@ -98,8 +97,7 @@ async fn ssh_protocol_when_it_is_no_ssh_server() {
         let server = TcpServer::banner(banner).await.unwrap();
         let document =
             world.document(5432).with(&json!({ "bastion": { "ssh_port": server.port() } }));
-        let failure =
-            Failure { code: "ssh.protocol", status: 76, phase: "ssh", blame: "customer" };
+        let failure = Failure { code: "ssh.protocol", status: 76, phase: "ssh", blame: "customer" };
         assert_fails(&document, failure).await;
     }
     world.finish().await;

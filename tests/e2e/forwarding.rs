@@ -136,14 +136,16 @@ async fn sixteen_postgresql_connections_at_once() {
     let tunnel = world.tunnel(postgres_server().await.port()).await;
     let queries = (0..16_i32).map(|number| async move {
         let client = postgres(tunnel.port).await;
-        let query = "SELECT string_agg(md5(($1 * 10000 + n)::text), '') FROM generate_series(1, 1000) n";
+        let query =
+            "SELECT string_agg(md5(($1 * 10000 + n)::text), '') FROM generate_series(1, 1000) n";
         let actual: String = client.query_one(query, &[&number]).await.unwrap().get(0);
         (number, actual)
     });
     let answers = join_all(queries).await;
     let direct = postgres(postgres_server().await.port()).await;
     for (number, actual) in answers {
-        let query = "SELECT string_agg(md5(($1 * 10000 + n)::text), '') FROM generate_series(1, 1000) n";
+        let query =
+            "SELECT string_agg(md5(($1 * 10000 + n)::text), '') FROM generate_series(1, 1000) n";
         let expected: String = direct.query_one(query, &[&number]).await.unwrap().get(0);
         assert!(actual == expected, "connection {number} got something else");
     }
@@ -183,7 +185,7 @@ async fn a_connection_that_idles_for_a_minute_still_works() {
     connection.query_drop("SET @before = 41").await.unwrap();
 
     // The minute is the promise; nothing else ends it.
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    tokio::time::sleep(Duration::from_mins(1)).await;
 
     let name: String = client.query_one("SHOW application_name", &[]).await.unwrap().get(0);
     assert_eq!(name, "idle", "the same server process answers");

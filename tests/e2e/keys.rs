@@ -1,8 +1,8 @@
 //! Every kind of private key that a customer may hold opens the bastion.
 
 use serde_json::json;
-use tests::fixtures::{KeyFormat, KeyPair, KeyType, Sidecar, Sshd, TcpServer};
 use std::{io, sync::Arc};
+use tests::fixtures::{KeyFormat, KeyPair, KeyType, Sidecar, Sshd, TcpServer};
 
 use crate::world::{LIMIT, World, with_key};
 

@@ -16,7 +16,8 @@ use crate::{
 async fn python_orchestrator_runs_jobs_at_once() {
     let world = World::start().await;
     let psql = arguments(&clients::psql(0), &["-c", "SELECT 'from postgres'"]);
-    let mariadb = arguments(&clients::mariadb("mariadb", 0), &["-N", "-e", "SELECT 'from mariadb'"]);
+    let mariadb =
+        arguments(&clients::mariadb("mariadb", 0), &["-N", "-e", "SELECT 'from mariadb'"]);
     let closed = free_port().unwrap();
     let job = |name: &str, port: u16, command: &[String]| {
         let document = world.document(port).with(&json!({ "name": name }));

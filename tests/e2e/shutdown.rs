@@ -55,9 +55,8 @@ async fn while_the_websocket_is_opening() {
     let endpoint = format!("ws://127.0.0.1:{}", gateway.port());
     for way in WAYS {
         let world = World::with(|builder| builder.policy(crate::world::may_terminate())).await;
-        let document = world
-            .document(5432)
-            .with(&json!({ "aws": { "stream_endpoint_url": endpoint } }));
+        let document =
+            world.document(5432).with(&json!({ "aws": { "stream_endpoint_url": endpoint } }));
         stop_in_phase(&document, "session", way).await;
         world.finish().await;
     }
@@ -185,7 +184,8 @@ time.sleep(600)
     let process = format!("/proc/{pid}/cmdline");
     let gone = eventually(STOP, || async {
         // A zombie that nobody has waited for yet has no command line left.
-        std::fs::read(&process).is_ok_and(|line| line.is_empty()) || !std::path::Path::new(&process).exists()
+        std::fs::read(&process).is_ok_and(|line| line.is_empty())
+            || !std::path::Path::new(&process).exists()
     });
     assert!(gone.await, "the sidecar outlived its runner");
     world.finish().await;
@@ -208,7 +208,8 @@ async fn stdout_closed_before_ready_ends_it_too() {
     let world = World::start().await;
     let (reader, writer) = nix::unistd::pipe().unwrap();
     drop(reader);
-    let sidecar = Sidecar::spawn_with(&world.document(server.port()), |command| {
+    let document = world.document(server.port());
+    let sidecar = Sidecar::spawn_with(&document, |command| {
         command.stdout(writer);
     });
     let exit = sidecar.await.unwrap().exit(LIMIT).await.unwrap();
@@ -221,7 +222,8 @@ async fn stderr_that_nobody_reads_blocks_nothing() {
     let server = TcpServer::echo().await.unwrap();
     let world = World::start().await;
     let (reader, writer) = full_pipe();
-    let sidecar = Sidecar::spawn_with(&world.document(server.port()), |command| {
+    let document = world.document(server.port());
+    let sidecar = Sidecar::spawn_with(&document, |command| {
         command.stderr(writer).env("RUST_LOG", "trace");
     });
     let mut sidecar = sidecar.await.unwrap();
@@ -246,7 +248,8 @@ async fn stderr_that_is_closed_blocks_nothing() {
     let world = World::start().await;
     let (reader, writer) = nix::unistd::pipe().unwrap();
     drop(reader);
-    let sidecar = Sidecar::spawn_with(&world.document(server.port()), |command| {
+    let document = world.document(server.port());
+    let sidecar = Sidecar::spawn_with(&document, |command| {
         command.stderr(writer).env("RUST_LOG", "trace");
     });
     let mut sidecar = sidecar.await.unwrap();

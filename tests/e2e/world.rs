@@ -125,8 +125,7 @@ impl Failure {
     pub(crate) fn assert(self, exit: &Exit, document: &Document) -> Value {
         let text = exit.text();
         assert_eq!(exit.status.code(), Some(self.status), "exit status; {text}");
-        let failed: Vec<_> =
-            exit.stdout.iter().filter(|line| line.starts_with("failed")).collect();
+        let failed: Vec<_> = exit.stdout.iter().filter(|line| line.starts_with("failed")).collect();
         assert_eq!(failed.len(), 1, "one `failed` line; {text}");
         assert_eq!(exit.stdout.last(), failed.first().copied(), "`failed` is last; {text}");
 
@@ -188,6 +187,11 @@ pub(crate) fn assert_no_secret(text: &str, document: &Document) {
     }
 }
 
+/// The least-privilege policy, and leave to terminate what one has started.
+pub(crate) fn may_terminate() -> Policy {
+    Policy::least_privilege(INSTANCE)
+}
+
 /// PostgreSQL, shared by all tests.
 pub(crate) async fn postgres_server() -> &'static Postgres {
     static SHARED: OnceCell<Postgres> = OnceCell::const_new();
@@ -207,4 +211,3 @@ pub(crate) fn with_key(key: &KeyFile) -> Value {
         "ssh_private_key_passphrase": key.passphrase,
     } })
 }
-

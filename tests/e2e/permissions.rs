@@ -1,0 +1,1 @@
+//! Lines that a runner gets when it asks for them by `events`.
