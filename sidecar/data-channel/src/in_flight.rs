@@ -1,0 +1,226 @@
+//! Messages that were sent and are not acknowledged yet.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+
+use crate::sequence::SequenceNumber;
+
+/// A message that may have to be sent again.
+#[derive(Clone, Debug)]
+pub(crate) struct Sent {
+    /// The whole message, shared with whoever sends it: id, date and bytes never change.
+    pub(crate) frame: Bytes,
+    pub(crate) payload_bytes: usize,
+    /// When it was sent last.
+    pub(crate) at: Instant,
+    /// When it counts as lost; `None` while it waits to be sent again.
+    pub(crate) due: Option<Instant>,
+    /// How often it was overdue on this path.
+    pub(crate) timeouts: u32,
+    /// How often of these a later message was acknowledged while this one was waited for.
+    pub(crate) overtaken: u32,
+    /// Whether the time to its acknowledgement says something about the path.
+    pub(crate) timed: bool,
+}
+
+/// Ring of messages in flight, keyed by sequence number, and the few that are set aside.
+///
+/// A message is *set aside* when it is likely to have arrived though no acknowledgement will ever come:
+/// agents before 3.2.1041.0 are silent on what they have already seen. It is still sent now and then,
+/// but counts in no window.
+#[derive(Debug, Default)]
+pub(crate) struct InFlight {
+    /// Number of the first slot.
+    first: SequenceNumber,
+    slots: VecDeque<Option<Sent>>,
+    counted: usize,
+    counted_bytes: usize,
+    aside: BTreeMap<SequenceNumber, Sent>,
+    aside_bytes: usize,
+}
+
+impl InFlight {
+    /// Adds the next message in order of numbers.
+    pub(crate) fn push(&mut self, number: SequenceNumber, sent: Sent) {
+        if self.slots.is_empty() {
+            self.first = number;
+        }
+        debug_assert_eq!(
+            self.first.advanced_by(self.slots.len()),
+            number,
+            "numbers are consecutive"
+        );
+        self.counted += 1;
+        self.counted_bytes += sent.payload_bytes;
+        self.slots.push_back(Some(sent));
+    }
+
+    /// Takes a message out, `None` if it is not in flight.
+    pub(crate) fn remove(&mut self, number: SequenceNumber) -> Option<Sent> {
+        let Some(sent) = self.take_counted(number) else {
+            let sent = self.aside.remove(&number)?;
+            self.aside_bytes -= sent.payload_bytes;
+            return Some(sent);
+        };
+        Some(sent)
+    }
+
+    pub(crate) fn get_mut(&mut self, number: SequenceNumber) -> Option<&mut Sent> {
+        let index = number.offset_from(self.first);
+        match index.and_then(|index| self.slots.get_mut(index)) {
+            Some(Some(sent)) => Some(sent),
+            _ => self.aside.get_mut(&number),
+        }
+    }
+
+    /// Stops counting a message; false if there are already too many such messages.
+    pub(crate) fn set_aside(&mut self, number: SequenceNumber) -> bool {
+        if self.aside.len() >= ASIDE_MESSAGES || self.aside_bytes >= ASIDE_BYTES {
+            return false;
+        }
+        let Some(sent) = self.take_counted(number) else { return false };
+        self.aside_bytes += sent.payload_bytes;
+        self.aside.insert(number, sent);
+        true
+    }
+
+    /// Every message, oldest first within the two sets: those set aside, then the counted ones.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (SequenceNumber, bool, &mut Sent)> {
+        let first = self.first;
+        let counted = self.slots.iter_mut().enumerate().filter_map(move |(index, slot)| {
+            slot.as_mut().map(|sent| (first.advanced_by(index), true, sent))
+        });
+        self.aside.iter_mut().map(|(number, sent)| (*number, false, sent)).chain(counted)
+    }
+
+    /// Number of the oldest message that counts.
+    pub(crate) fn oldest_counted(&self) -> Option<SequenceNumber> {
+        // A slot at the front is never empty, see `take_counted`.
+        (!self.slots.is_empty()).then_some(self.first)
+    }
+
+    /// Distance from the oldest counted message to the newest: what the peer may have to store.
+    pub(crate) fn span(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub(crate) const fn counted(&self) -> usize {
+        self.counted
+    }
+
+    pub(crate) const fn counted_bytes(&self) -> usize {
+        self.counted_bytes
+    }
+
+    pub(crate) fn aside(&self) -> usize {
+        self.aside.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.counted == 0 && self.aside.is_empty()
+    }
+
+    /// Gives each message the time back that it lost to a stop of the clocks, and returns the first
+    /// deadline.
+    pub(crate) fn prolong(&mut self, stopped: Duration, now: Instant) -> Option<Instant> {
+        let prolonged = self.iter_mut().filter_map(|(_, _, sent)| {
+            let lost = stopped.min(now.saturating_duration_since(sent.at));
+            sent.due = sent.due.map(|due| due + lost);
+            sent.due
+        });
+        prolonged.min()
+    }
+
+    fn take_counted(&mut self, number: SequenceNumber) -> Option<Sent> {
+        let index = number.offset_from(self.first)?;
+        let sent = self.slots.get_mut(index)?.take()?;
+        self.counted -= 1;
+        self.counted_bytes -= sent.payload_bytes;
+        while let Some(None) = self.slots.front() {
+            self.slots.pop_front();
+            self.first = self.first.advanced_by(1);
+        }
+        Some(sent)
+    }
+}
+
+/// More than a window of the past, so that one lost socket never blocks the next; few enough to store.
+const ASIDE_MESSAGES: usize = 8_192;
+
+/// The same in payload bytes.
+const ASIDE_BYTES: usize = 16 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn number(raw: i64) -> SequenceNumber {
+        SequenceNumber::from_wire(raw).unwrap()
+    }
+
+    fn sent(payload_bytes: usize) -> Sent {
+        let at = Instant::now();
+        let (frame, due, timeouts, overtaken) = (Bytes::new(), Some(at), 0, 0);
+        Sent { frame, payload_bytes, at, due, timeouts, overtaken, timed: true }
+    }
+
+    fn filled(from: i64, to: i64) -> InFlight {
+        let mut in_flight = InFlight::default();
+        (from..to).for_each(|raw| in_flight.push(number(raw), sent(10)));
+        in_flight
+    }
+
+    #[test]
+    fn messages_leave_in_any_order_and_once() {
+        let mut in_flight = filled(5, 10);
+        for (raw, span, oldest) in [(7, 5, 5), (5, 4, 6), (6, 2, 8), (9, 2, 8)] {
+            assert!(in_flight.remove(number(raw)).is_some(), "{raw}");
+            assert!(in_flight.remove(number(raw)).is_none(), "{raw} again");
+            assert_eq!(
+                (in_flight.span(), in_flight.oldest_counted()),
+                (span, Some(number(oldest)))
+            );
+        }
+        assert!(in_flight.remove(number(8)).is_some());
+        assert!(in_flight.is_empty());
+        assert_eq!((in_flight.span(), in_flight.counted_bytes()), (0, 0));
+        in_flight.push(number(10), sent(1));
+        assert_eq!(in_flight.oldest_counted(), Some(number(10)));
+    }
+
+    #[test]
+    fn numbers_that_are_not_there_are_not_found() {
+        let mut in_flight = filled(5, 7);
+        for raw in [0, 4, 7, i64::MAX] {
+            assert!(in_flight.remove(number(raw)).is_none(), "{raw}");
+            assert!(in_flight.get_mut(number(raw)).is_none(), "{raw}");
+        }
+    }
+
+    #[test]
+    fn what_is_set_aside_is_kept_but_not_counted() {
+        let mut in_flight = filled(0, 3);
+        assert!(in_flight.set_aside(number(0)));
+        assert!(!in_flight.set_aside(number(0)));
+        assert_eq!((in_flight.counted(), in_flight.counted_bytes(), in_flight.span()), (2, 20, 2));
+        assert_eq!(in_flight.aside(), 1);
+        let order: Vec<_> = in_flight.iter_mut().map(|(number, _, _)| number.to_wire()).collect();
+        assert_eq!(order, [0, 1, 2]);
+        assert!(in_flight.get_mut(number(0)).is_some());
+        assert!(in_flight.remove(number(0)).is_some());
+        assert_eq!(in_flight.aside(), 0);
+    }
+
+    #[test]
+    fn only_so_many_are_set_aside() {
+        let limit = i64::try_from(ASIDE_MESSAGES).unwrap();
+        let mut in_flight = filled(0, limit + 1);
+        assert!((0..limit).all(|raw| in_flight.set_aside(number(raw))));
+        assert!(!in_flight.set_aside(number(limit)));
+        assert_eq!(in_flight.counted(), 1);
+    }
+}

@@ -1,0 +1,400 @@
+//! The stream towards the agent: bytes into messages, a window, and sending again what is not
+//! acknowledged.
+
+use std::{
+    collections::VecDeque,
+    mem,
+    time::{Duration, Instant},
+};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+
+use crate::{
+    encoder::Encoder,
+    in_flight::{InFlight, Sent},
+    payload::{Flag, PayloadType},
+    rtt::{MAXIMUM_TIMEOUT, RoundTrip},
+    sequence::SequenceNumber,
+    window::Window,
+};
+
+/// What an acknowledgement meant.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Acknowledged {
+    /// A message is done with.
+    Message,
+    /// The flag that ends the session has arrived.
+    Termination,
+    /// Not in flight: acknowledged before, or never sent.
+    Nothing,
+}
+
+/// A message to send.
+#[derive(Clone, Debug)]
+pub(crate) struct Transmit {
+    pub(crate) frame: Bytes,
+    /// Payload bytes if this is its first sending.
+    pub(crate) first: Option<usize>,
+}
+
+/// Everything between `write` and the agent's acknowledgement.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    message_bytes: usize,
+    limit_bytes: usize,
+    /// Accepted, without a number yet.
+    unsent: BytesMut,
+    /// Goes before everything else.
+    handshake_response: Option<Vec<u8>>,
+    termination: Termination,
+    /// `None` once the numbers are used up.
+    next: Option<SequenceNumber>,
+    in_flight: InFlight,
+    /// Overdue messages, oldest first.
+    resend: VecDeque<SequenceNumber>,
+    pacing: Pacing,
+    window: Window,
+    rtt: RoundTrip,
+    /// No deadline in flight is earlier; it may be that none is there any more.
+    earliest_due: Option<Instant>,
+    /// While set, no time passes for what is in flight.
+    frozen_since: Option<Instant>,
+    /// Highest number that was acknowledged, and when the last acknowledgement came.
+    progress: Option<(SequenceNumber, Instant)>,
+}
+
+/// How far the end of the session has got.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Termination {
+    Unwanted,
+    Wanted,
+    InFlight(SequenceNumber),
+    Acknowledged,
+}
+
+impl Outgoing {
+    pub(crate) fn new(message_bytes: usize, limit_bytes: usize) -> Self {
+        Self {
+            message_bytes,
+            limit_bytes,
+            unsent: BytesMut::new(),
+            handshake_response: None,
+            termination: Termination::Unwanted,
+            next: Some(SequenceNumber::FIRST),
+            in_flight: InFlight::default(),
+            resend: VecDeque::new(),
+            pacing: Pacing::default(),
+            window: Window::new(),
+            rtt: RoundTrip::new(),
+            earliest_due: None,
+            frozen_since: None,
+            progress: None,
+        }
+    }
+
+    pub(crate) fn answer_handshake(&mut self, response: Vec<u8>) {
+        self.handshake_response = Some(response);
+    }
+
+    pub(crate) fn awaits_handshake_response(&self) -> bool {
+        self.handshake_response.is_some()
+    }
+
+    pub(crate) fn writable(&self) -> usize {
+        if self.next.is_none() || self.termination != Termination::Unwanted {
+            return 0;
+        }
+        self.limit_bytes.saturating_sub(self.unsent.len() + self.in_flight.counted_bytes())
+    }
+
+    pub(crate) fn write(&mut self, data: &[u8]) -> usize {
+        let taken = data.len().min(self.writable());
+        self.unsent.extend_from_slice(data.get(..taken).unwrap_or_default());
+        taken
+    }
+
+    /// Wants the session ended: nothing is accepted any more, and what the window has no room for
+    /// by then is dropped, since a full window must not outlive the session.
+    pub(crate) fn terminate(&mut self) {
+        if self.termination == Termination::Unwanted {
+            self.termination = Termination::Wanted;
+        }
+    }
+
+    /// Returns what is to be sent next: what is overdue, then what is new.
+    ///
+    /// `held` keeps back new bytes of the stream, unless the session is to end.
+    pub(crate) fn poll_transmit(
+        &mut self,
+        now: Instant,
+        held: bool,
+        encoder: &mut Encoder,
+    ) -> Option<Transmit> {
+        if let Some(frame) = self.poll_resend(now) {
+            return Some(Transmit { frame, first: None });
+        }
+        if let Some(response) = self.handshake_response.take() {
+            return self.send(PayloadType::HandshakeResponse, &response, now, encoder);
+        }
+        let ending = self.termination == Termination::Wanted;
+        if !self.unsent.is_empty() && self.has_room() && (ending || !held) {
+            let mut unsent = mem::take(&mut self.unsent);
+            let length = self.message_bytes.min(unsent.len());
+            let payload = unsent.get(..length).unwrap_or_default();
+            let transmit = self.send(PayloadType::Output, payload, now, encoder);
+            unsent.advance(length);
+            self.unsent = unsent;
+            return transmit;
+        }
+        if ending {
+            self.unsent.clear();
+            let number = self.next?;
+            self.termination = Termination::InFlight(number);
+            let flag = Flag::TerminateSession.to_wire().to_be_bytes();
+            return self.send(PayloadType::Flag, &flag, now, encoder);
+        }
+        None
+    }
+
+    /// Takes the acknowledgement of a message, whatever its id and type say: both official programs go by
+    /// the number alone.
+    pub(crate) fn on_acknowledged(&mut self, number: SequenceNumber, now: Instant) -> Acknowledged {
+        let in_flight = self.in_flight.counted();
+        let Some(sent) = self.in_flight.remove(number) else { return Acknowledged::Nothing };
+        if sent.timed {
+            self.rtt.on_sample(now.saturating_duration_since(sent.at));
+        }
+        self.window.on_acknowledged(in_flight, &self.rtt, now);
+        let highest = self.progress.map_or(number, |(highest, _)| highest.max(number));
+        self.progress = Some((highest, now));
+        if self.in_flight.is_empty() {
+            self.earliest_due = None;
+            self.resend.clear();
+        }
+        if self.termination == Termination::InFlight(number) {
+            self.termination = Termination::Acknowledged;
+            return Acknowledged::Termination;
+        }
+        Acknowledged::Message
+    }
+
+    /// Finds what is overdue and queues it to be sent again.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        self.pacing.handle_timeout(now);
+        if self.frozen_since.is_some() || self.earliest_due.is_none_or(|due| due > now) {
+            return;
+        }
+        let oldest = self.in_flight.oldest_counted();
+        let mut newest_lost = None;
+        let mut hopeless = Vec::new();
+        self.earliest_due = None;
+        for (number, counted, sent) in self.in_flight.iter_mut() {
+            match sent.due {
+                Some(due) if due <= now => (),
+                Some(due) => {
+                    self.earliest_due = Some(self.earliest_due.map_or(due, |other| other.min(due)));
+                    continue;
+                }
+                None => continue,
+            }
+            let others_progress =
+                self.progress.is_some_and(|(highest, at)| highest > number && at >= sent.at);
+            sent.due = None;
+            sent.timed = false;
+            sent.timeouts = sent.timeouts.saturating_add(1);
+            sent.overtaken += u32::from(others_progress);
+            self.resend.push_back(number);
+            if sent.timeouts == 1 {
+                newest_lost = newest_lost.max(Some(sent.at));
+            }
+            // If nothing moves at all, only the oldest: room for one new message shows whether the agent
+            // has them all and merely does not say so again.
+            let stuck = sent.timeouts >= HOPELESS_TIMEOUTS && oldest == Some(number);
+            if counted && (stuck || sent.overtaken >= HOPELESS_TIMEOUTS) {
+                hopeless.push(number);
+            }
+        }
+        self.resend.make_contiguous().sort_unstable();
+        for number in hopeless {
+            self.in_flight.set_aside(number);
+        }
+        if let Some(sent_at) = newest_lost
+            && self.window.on_lost(sent_at, now)
+        {
+            self.rtt.on_timeout();
+        }
+    }
+
+    /// Stops the clocks of what is in flight.
+    pub(crate) fn freeze(&mut self, now: Instant) {
+        self.frozen_since.get_or_insert(now);
+        for (_, _, sent) in self.in_flight.iter_mut() {
+            sent.timed = false;
+        }
+    }
+
+    /// Lets the clocks run on from where they stopped.
+    pub(crate) fn thaw(&mut self, now: Instant) {
+        let Some(since) = self.frozen_since.take() else { return };
+        self.earliest_due = self.in_flight.prolong(now.saturating_duration_since(since), now);
+    }
+
+    /// Queues everything that is not acknowledged, in order and at once: the path is new, and nothing is
+    /// known of what the old one still delivered.
+    pub(crate) fn on_new_path(&mut self) {
+        self.frozen_since = None;
+        self.rtt.on_new_path();
+        self.resend.clear();
+        for (number, _, sent) in self.in_flight.iter_mut() {
+            sent.due = None;
+            sent.timed = false;
+            sent.timeouts = 0;
+            sent.overtaken = 0;
+            self.resend.push_back(number);
+        }
+        self.resend.make_contiguous().sort_unstable();
+        self.earliest_due = None;
+        self.pacing.exempt = self.resend.len();
+    }
+
+    /// When `handle_timeout` is due.
+    pub(crate) fn retransmission_deadline(&self) -> Option<Instant> {
+        if self.frozen_since.is_some() { None } else { self.earliest_due }
+    }
+
+    /// When overdue messages may be sent that had to wait for others before them.
+    pub(crate) fn pacing_deadline(&self) -> Option<Instant> {
+        if self.resend.is_empty() { None } else { self.pacing.next_burst() }
+    }
+
+    pub(crate) fn in_flight(&self) -> &InFlight {
+        &self.in_flight
+    }
+
+    pub(crate) fn window(&self) -> usize {
+        self.window.messages()
+    }
+
+    pub(crate) const fn rtt(&self) -> &RoundTrip {
+        &self.rtt
+    }
+
+    fn has_room(&self) -> bool {
+        self.in_flight.counted() < self.window.messages() && self.in_flight.span() < MAXIMUM_SPAN
+    }
+
+    fn send(
+        &mut self,
+        payload_type: PayloadType,
+        payload: &[u8],
+        now: Instant,
+        encoder: &mut Encoder,
+    ) -> Option<Transmit> {
+        let number = self.next?;
+        self.next = number.next();
+        let frame = encoder.stream_message(number, payload_type.to_wire(), payload, now);
+        let due = now + self.rtt.retransmission_timeout();
+        let sent = Sent {
+            frame: frame.clone(),
+            payload_bytes: payload.len(),
+            at: now,
+            due: Some(due),
+            timeouts: 0,
+            overtaken: 0,
+            // What is sent while the clocks stand still meets a path that does, too.
+            timed: self.frozen_since.is_none(),
+        };
+        self.in_flight.push(number, sent);
+        self.note_due(due);
+        Some(Transmit { frame, first: Some(payload.len()) })
+    }
+
+    fn poll_resend(&mut self, now: Instant) -> Option<Bytes> {
+        loop {
+            let Some(number) = self.resend.front().copied() else {
+                self.pacing.exempt = 0;
+                return None;
+            };
+            let Some(sent) = self.in_flight.get_mut(number) else {
+                // Acknowledged in the meantime.
+                self.resend.pop_front();
+                continue;
+            };
+            if !self.pacing.admits(self.window.messages(), now) {
+                return None;
+            }
+            self.resend.pop_front();
+            let timeout = match sent.overtaken.checked_sub(SILENT_TIMEOUTS) {
+                None => self.rtt.timeout_after(sent.timeouts),
+                Some(more) => (MAXIMUM_TIMEOUT * (1 << more.min(8))).min(SILENT_TIMEOUT),
+            };
+            let due = now + timeout;
+            sent.at = now;
+            sent.due = Some(due);
+            let frame = sent.frame.clone();
+            self.note_due(due);
+            return Some(frame);
+        }
+    }
+
+    fn note_due(&mut self, due: Instant) {
+        self.earliest_due = Some(self.earliest_due.map_or(due, |other| other.min(due)));
+    }
+}
+
+/// Spreads what is sent again, so that a path that has just lost messages is not flooded.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pacing {
+    /// So many go at once: all that was in flight when a new path began.
+    exempt: usize,
+    /// What is left of the current burst, and when the next one may start.
+    burst: Option<(usize, Instant)>,
+}
+
+impl Pacing {
+    fn admits(&mut self, window: usize, now: Instant) -> bool {
+        if self.exempt > 0 {
+            self.exempt -= 1;
+            return true;
+        }
+        let (left, next) = match self.burst {
+            Some((left, next)) if now < next => (left, next),
+            _ => ((window / BURST_FRACTION).max(MINIMUM_BURST), now + BURST_INTERVAL),
+        };
+        self.burst = Some((left.saturating_sub(1), next));
+        left > 0
+    }
+
+    /// Forgets a burst whose time is over, so that its end is no deadline any more.
+    fn handle_timeout(&mut self, now: Instant) {
+        self.burst.take_if(|(_, next)| *next <= now);
+    }
+
+    /// `None` if a message may go at once.
+    fn next_burst(&self) -> Option<Instant> {
+        let (_, next) = self.burst.filter(|(left, _)| *left == 0 && self.exempt == 0)?;
+        Some(next)
+    }
+}
+
+/// After so many timeouts of one message while others got through, waiting for it helps nobody:
+/// 0.2 + 0.4 + 0.8 + 1.6 + 3 s on a fast path.
+const HOPELESS_TIMEOUTS: u32 = 5;
+
+/// After so many it is all but certain that the agent has it and will never say so (before 3.2.1041.0
+/// agents are silent about what they have seen): the wait doubles up to [`SILENT_TIMEOUT`].
+const SILENT_TIMEOUTS: u32 = 10;
+
+/// How rarely such a message is sent in the end.
+const SILENT_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// The agent stores 100,000 messages behind a gap; with a margin.
+const MAXIMUM_SPAN: usize = 65_536;
+
+/// Overdue messages go in bursts of this part of the window.
+const BURST_FRACTION: usize = 8;
+
+/// Never fewer at once.
+const MINIMUM_BURST: usize = 16;
+
+const BURST_INTERVAL: Duration = Duration::from_millis(10);
