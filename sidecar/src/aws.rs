@@ -7,6 +7,8 @@
 
 mod credentials;
 mod errors;
+mod place;
+mod refusal;
 mod signing;
 
 use std::time::Duration;
@@ -37,7 +39,7 @@ pub use credentials::{AssumeRole, Identity, session_name};
 pub use errors::{ApiError, ApiErrorKind};
 
 use credentials::CredentialSource;
-use errors::{Call, Place};
+use place::{Call, Place};
 
 /// What the control plane of one bastion is made from.
 #[derive(Debug)]

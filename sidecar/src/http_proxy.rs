@@ -205,6 +205,9 @@ const LOOPBACK: &str = "localhost,127.0.0.0/8,::1";
 const MAX_HEAD: usize = 8 * 1024;
 
 #[cfg(test)]
+pub(crate) mod testing;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -142,3 +142,6 @@ fn push_pem(pem: &mut String, certificate: &CertificateDer<'_>) {
 
 /// Characters in a line of PEM (RFC 7468, section 2).
 const PEM_LINE: usize = 64;
+
+#[cfg(test)]
+pub(crate) mod testing;

@@ -306,7 +306,8 @@ type Inner = WebSocketStream<Box<dyn Transport>>;
 
 /// An open WebSocket: a stream and a sink of [`Frame`]s.
 ///
-/// A ping of the service is answered by the next flush or read. After a close frame the stream ends.
+/// A ping of the service is answered by the next flush or read. After a close frame the stream ends,
+/// as soon as the service has closed the connection.
 pub struct WebSocket {
     inner: Inner,
     signature: OpeningSignature,

@@ -24,7 +24,8 @@ use tokio::sync::{Mutex, OnceCell};
 use tracing::{debug, warn};
 
 use super::{
-    errors::{ApiError, Call, Place, root_cause},
+    errors::{ApiError, root_cause},
+    place::{Call, Place},
     timeouts,
 };
 use crate::session::Keys;

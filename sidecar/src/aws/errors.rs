@@ -1,27 +1,18 @@
-//! What AWS refuses, in words that tell a customer what to change.
-//!
-//! Texts of the service are quoted only where they hold nothing secret: those about signatures are not,
-//! since they repeat the signed request with its session token.
+//! Why a call of the control plane failed: refused, not answered, or never sent.
 
-use std::{
-    error::Error,
-    time::{Duration, SystemTime},
-};
+use std::error::Error;
 
 use aws_sdk_ssm::{
-    config::http::HttpResponse,
     error::{ProvideErrorMetadata, SdkError},
     operation::RequestId as _,
-    primitives::{DateTime, DateTimeFormat},
 };
-use http::Uri;
 use runner_protocol::ErrorCode;
 
-use super::is_loopback;
-use crate::{
-    http_proxy::Proxy,
-    tls::{DISTRUST_HINT, distrust},
+use super::{
+    place::Call,
+    refusal::{Answer, unintelligible},
 };
+use crate::tls::{DISTRUST_HINT, distrust};
 
 /// Why a call of the control plane failed; free of secrets.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -189,240 +180,6 @@ impl ApiError {
     }
 }
 
-/// Where calls go and whom they concern.
-#[derive(Clone, Debug)]
-pub(super) struct Place {
-    pub(super) region: String,
-    /// As given by the document, for the SDK.
-    pub(super) endpoint_url: Option<String>,
-    /// Who answers.
-    pub(super) host: String,
-    /// The instance, or the role.
-    subject: Subject,
-    through_proxy: bool,
-}
-
-#[derive(Clone, Debug)]
-enum Subject {
-    Instance(String),
-    Role(String),
-}
-
-impl Place {
-    pub(super) fn new(
-        region: &str,
-        endpoint: Option<&Uri>,
-        instance_id: &str,
-        proxy: &Proxy,
-    ) -> Self {
-        let host = match endpoint {
-            Some(endpoint) => {
-                endpoint.authority().map_or("", |authority| authority.as_str()).to_owned()
-            }
-            None => format!("ssm.{region}.{}", suffix(region)),
-        };
-        Self {
-            through_proxy: proxy.towards(&host).is_some(),
-            region: region.to_owned(),
-            endpoint_url: endpoint.map(Uri::to_string),
-            host,
-            subject: Subject::Instance(instance_id.to_owned()),
-        }
-    }
-
-    /// The same for STS: its own regional endpoint, unless all of AWS is played by one on loopback.
-    pub(super) fn for_sts(&self, role_arn: &str) -> Self {
-        let subject = Subject::Role(role_arn.to_owned());
-        let endpoint = self
-            .endpoint_url
-            .clone()
-            .filter(|endpoint| endpoint.parse().is_ok_and(|endpoint: Uri| is_loopback(&endpoint)));
-        let host = match endpoint {
-            Some(_) => self.host.clone(),
-            None => format!("sts.{}.{}", self.region, suffix(&self.region)),
-        };
-        Self { endpoint_url: endpoint, host, subject, ..self.clone() }
-    }
-
-    fn partition(&self) -> &'static str {
-        match self.region.split('-').next() {
-            Some("cn") => "aws-cn",
-            Some("us") if self.region.starts_with("us-gov-") => "aws-us-gov",
-            _ => "aws",
-        }
-    }
-
-    fn way_out(&self) -> String {
-        let proxy = if self.through_proxy {
-            "look into the proxy of `HTTPS_PROXY` that it goes through"
-        } else {
-            "or name a proxy in `HTTPS_PROXY`"
-        };
-        let host = &self.host;
-        format!(
-            "Check `aws.region`, allow outgoing HTTPS to `{host}`, {proxy}; for a private endpoint set \
-             `aws.endpoint_url`"
-        )
-    }
-}
-
-/// One call, for the words about its failure.
-pub(super) struct Call<'a> {
-    pub(super) name: &'static str,
-    pub(super) action: &'static str,
-    pub(super) place: &'a Place,
-}
-
-/// An error that the service has sent.
-struct Answer<'a> {
-    code: &'a str,
-    message: &'a str,
-    status: u16,
-    /// How far the service's clock is from ours.
-    skew: Option<Duration>,
-}
-
-impl<'a> Answer<'a> {
-    fn new(meta: &'a aws_sdk_ssm::error::ErrorMetadata, raw: &HttpResponse) -> Self {
-        Self {
-            code: meta.code().unwrap_or_default(),
-            message: meta.message().unwrap_or_default(),
-            status: raw.status().as_u16(),
-            skew: raw.headers().get("date").and_then(skew),
-        }
-    }
-
-    fn judge(&self, call: &Call<'_>) -> ApiError {
-        let name = call.name;
-        let quoted = || match (self.code, cut(self.message)) {
-            ("", _) => format!("HTTP {}", self.status),
-            (code, text) if text.is_empty() => cut(code),
-            (code, text) => format!("{}: {text}", cut(code)),
-        };
-        match self.code {
-            "TargetNotConnected" => not_connected(call.place),
-            "AccessDeniedException"
-            | "AccessDenied"
-            | "UnauthorizedOperation"
-            | "OptInRequired" => denied(call, self.message),
-            "ExpiredTokenException" | "ExpiredToken" => {
-                let message = "the temporary AWS credentials have expired";
-                let hint = "Give new ones: in the document, or while the tunnel is up as a `credentials` \
-                            line on stdin";
-                ApiError::new(ApiErrorKind::CredentialsExpired, message, hint)
-            }
-            "UnrecognizedClientException"
-            | "InvalidClientTokenId"
-            | "InvalidAccessKeyId"
-            | "InvalidSignatureException"
-            | "SignatureDoesNotMatch"
-            | "IncompleteSignature"
-            | "IncompleteSignatureException"
-            | "MissingAuthenticationToken"
-            | "MissingAuthenticationTokenException"
-            | "RequestExpired"
-            | "RequestTimeTooSkewed"
-            | "AuthFailure"
-            | "InvalidToken"
-            | "NotAuthorized" => self.bad_credentials(),
-            "ThrottlingException"
-            | "Throttling"
-            | "ThrottledException"
-            | "RequestThrottled"
-            | "RequestThrottledException"
-            | "TooManyRequestsException"
-            | "RequestLimitExceeded"
-            | "SlowDown" => throttled(name),
-            "DoesNotExistException" => {
-                ApiError::new(ApiErrorKind::SessionGone, "the session does not exist any more", "")
-            }
-            _ if self.status == 429 => throttled(name),
-            "InternalServerError"
-            | "InternalFailure"
-            | "InternalError"
-            | "ServiceUnavailable"
-            | "ServiceUnavailableException"
-            | "RequestTimeout"
-            | "RequestTimeoutException" => failed(name, &quoted()),
-            _ if self.status >= 500 => failed(name, &quoted()),
-            // An answer without code is not from AWS, most likely from a proxy on the way.
-            "" => unintelligible(call, self.status),
-            "InvalidDocument" => {
-                let message =
-                    format!("`AWS-StartSSHSession` is not known in `{}`", call.place.region);
-                let hint = "Check `aws.region`; Session Manager must be offered there";
-                ApiError::new(ApiErrorKind::Refused, message, hint)
-            }
-            _ => {
-                let message = format!("{name} was refused: {}", quoted());
-                let hint = match &call.place.subject {
-                    Subject::Instance(_) => {
-                        "Check `bastion.instance_id`, `bastion.ssh_port` and `aws.region`"
-                    }
-                    Subject::Role(_) => "Check `aws.assume_role` and `aws.region`",
-                };
-                ApiError::new(ApiErrorKind::Refused, message, hint)
-            }
-        }
-    }
-
-    fn bad_credentials(&self) -> ApiError {
-        if let Some(skew) = self.skew.filter(|skew| *skew >= MAX_SKEW) {
-            let minutes = skew.as_secs() / 60;
-            let message =
-                format!("AWS refuses the signature: this host's clock is {minutes} min off");
-            return ApiError::new(ApiErrorKind::Credentials, message, "Set the host's clock (NTP)");
-        }
-        let code = cut(self.code);
-        let (message, hint) = match self.code {
-            "InvalidSignatureException" | "SignatureDoesNotMatch" => (
-                format!("AWS refuses the signature ({code})"),
-                "Check `aws.secret_access_key`: it does not belong to `aws.access_key_id`",
-            ),
-            _ => (
-                format!("AWS does not know the credentials ({code})"),
-                "Check `aws.access_key_id`, that the key is active, and that `aws.session_token` is \
-                 given with temporary keys (those that begin with `ASIA`)",
-            ),
-        };
-        ApiError::new(ApiErrorKind::Credentials, message, hint)
-    }
-}
-
-fn not_connected(place: &Place) -> ApiError {
-    let Place { region, subject, .. } = place;
-    let instance = match subject {
-        Subject::Instance(id) | Subject::Role(id) => id,
-    };
-    let message =
-        format!("instance `{instance}` is not connected to Systems Manager in `{region}`");
-    let suffix = suffix(region);
-    let hint = format!(
-        "Check `bastion.instance_id`, `aws.region` and the account of the keys; that the instance runs and \
-         its SSM agent with it; that its instance profile has `AmazonSSMManagedInstanceCore`; and that \
-         it reaches `ssm.{region}.{suffix}` and `ssmmessages.{region}.{suffix}` on port 443"
-    );
-    ApiError::new(ApiErrorKind::InstanceNotConnected, message, hint)
-}
-
-fn throttled(name: &str) -> ApiError {
-    let message = format!("AWS throttles {name}");
-    ApiError::new(ApiErrorKind::Throttled, message, "Start fewer sessions at once in this account")
-}
-
-fn failed(name: &str, quoted: &str) -> ApiError {
-    let message = format!("AWS failed to carry out {name}: {quoted}");
-    ApiError::new(ApiErrorKind::Internal, message, "Try again; see the AWS Health Dashboard")
-}
-
-fn unintelligible(call: &Call<'_>, status: u16) -> ApiError {
-    let Call { name, place, .. } = call;
-    let message =
-        format!("what `{}` answers to {name} is not from AWS (HTTP {status})", place.host);
-    let hint = "Look for a proxy or a captive portal on the way, and check `aws.endpoint_url`";
-    ApiError::new(ApiErrorKind::Internal, message, hint)
-}
-
 fn unreached(call: &Call<'_>, error: &(dyn Error + 'static)) -> ApiError {
     let host = &call.place.host;
     if let Some(reason) = find::<rustls::Error>(error).and_then(distrust) {
@@ -437,65 +194,14 @@ fn unreached(call: &Call<'_>, error: &(dyn Error + 'static)) -> ApiError {
     ApiError { outcome_unknown: connected, ..error }
 }
 
-fn denied(call: &Call<'_>, text: &str) -> ApiError {
-    let place = call.place;
-    let denial = Denial::parse(text);
-    let action = denial.action.unwrap_or(call.action);
-    let resource = denial.resource.map(str::to_owned).or_else(|| match &place.subject {
-        Subject::Role(arn) => Some(arn.clone()),
-        Subject::Instance(_) => None,
-    });
-    let on = resource.as_ref().map(|resource| format!(" on `{resource}`")).unwrap_or_default();
-    let message = format!("`{action}` is not allowed{on}");
-    let who = denial.principal.map(|who| format!(" for `{who}`")).unwrap_or_default();
-    let verb = if text.contains("explicit deny") { "Remove the explicit deny of" } else { "Allow" };
-    let (region, partition) = (&place.region, place.partition());
-    let further = match (&place.subject, call.name) {
-        (Subject::Role(_), _) => {
-            "; the role's trust policy must name it too, with the external id if there is one"
-                .to_owned()
-        }
-        (Subject::Instance(id), "StartSession") => format!(
-            "; it is needed on the instance `{id}` and on \
-             `arn:{partition}:ssm:{region}::document/AWS-StartSSHSession`"
-        ),
-        _ => format!("; it is needed on `arn:{partition}:ssm:*:*:session/${{aws:userid}}-*`"),
-    };
-    let hint = format!("{verb} `{action}`{on}{who}{further}");
-    ApiError::new(ApiErrorKind::AccessDenied, message, hint)
-}
-
-/// What AWS says in "User: U is not authorized to perform: A on resource: R because …".
-#[derive(Debug, Default, Eq, PartialEq)]
-struct Denial<'a> {
-    principal: Option<&'a str>,
-    action: Option<&'a str>,
-    resource: Option<&'a str>,
-}
-
-impl<'a> Denial<'a> {
-    fn parse(text: &'a str) -> Self {
-        let after = |label: &str| {
-            let (_, rest) = text.split_once(label)?;
-            let word = rest.split_whitespace().next()?;
-            Some(word.trim_end_matches(['.', ','])).filter(|word| is_plain(word))
-        };
-        Self {
-            principal: after("User: "),
-            action: after("perform: "),
-            resource: after("on resource: "),
-        }
-    }
-}
-
 /// Whether a word of a peer may be repeated as it is: a name, an ARN, an id.
-fn is_plain(word: &str) -> bool {
+pub(super) fn is_plain(word: &str) -> bool {
     let taken = |byte: u8| byte.is_ascii_alphanumeric() || b"-_:/.*@+=,$".contains(&byte);
     !word.is_empty() && word.len() <= MAX_QUOTED && word.bytes().all(taken)
 }
 
 /// A peer's text on one line, without control characters and not too long.
-fn cut(text: &str) -> String {
+pub(super) fn cut(text: &str) -> String {
     let line = text.chars().map(|c| if c.is_control() { ' ' } else { c });
     let mut short: String = line.take(MAX_QUOTED).collect();
     if text.chars().nth(MAX_QUOTED).is_some() {
@@ -535,18 +241,5 @@ fn cause<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'stati
     }
 }
 
-fn skew(date: &str) -> Option<Duration> {
-    let date = DateTime::from_str(date, DateTimeFormat::HttpDate).ok()?;
-    let (date, now) = (SystemTime::try_from(date).ok()?, SystemTime::now());
-    now.duration_since(date).or_else(|_| date.duration_since(now)).ok()
-}
-
-fn suffix(region: &str) -> &'static str {
-    if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" }
-}
-
 /// Longest text of a peer that is repeated, in characters.
 const MAX_QUOTED: usize = 300;
-
-/// Clock difference at which signatures begin to be refused: 5 min, less the time of the call.
-const MAX_SKEW: Duration = Duration::from_mins(4);

@@ -1,0 +1,228 @@
+//! An error that the service has sent, in words that tell a customer what to change.
+//!
+//! Texts of the service are quoted only where they hold nothing secret: those about signatures are not,
+//! since they repeat the signed request with its session token.
+
+use std::time::{Duration, SystemTime};
+
+use aws_sdk_ssm::{
+    config::http::HttpResponse,
+    error::ErrorMetadata,
+    primitives::{DateTime, DateTimeFormat},
+};
+
+use super::{
+    errors::{ApiError, ApiErrorKind, cut, is_plain},
+    place::{Call, Place, Subject, suffix},
+};
+
+/// An error that the service has sent.
+pub(super) struct Answer<'a> {
+    code: &'a str,
+    message: &'a str,
+    status: u16,
+    /// How far the service's clock is from ours.
+    skew: Option<Duration>,
+}
+
+impl<'a> Answer<'a> {
+    pub(super) fn new(meta: &'a ErrorMetadata, raw: &HttpResponse) -> Self {
+        Self {
+            code: meta.code().unwrap_or_default(),
+            message: meta.message().unwrap_or_default(),
+            status: raw.status().as_u16(),
+            skew: raw.headers().get("date").and_then(skew),
+        }
+    }
+
+    pub(super) fn judge(&self, call: &Call<'_>) -> ApiError {
+        let name = call.name;
+        let quoted = || match (self.code, cut(self.message)) {
+            ("", _) => format!("HTTP {}", self.status),
+            (code, text) if text.is_empty() => cut(code),
+            (code, text) => format!("{}: {text}", cut(code)),
+        };
+        match self.code {
+            "TargetNotConnected" => not_connected(call.place),
+            "AccessDeniedException"
+            | "AccessDenied"
+            | "UnauthorizedOperation"
+            | "OptInRequired" => denied(call, self.message),
+            "ExpiredTokenException" | "ExpiredToken" => {
+                let message = "the temporary AWS credentials have expired";
+                let hint = "Give new ones: in the document, or while the tunnel is up as a `credentials` \
+                            line on stdin";
+                ApiError::new(ApiErrorKind::CredentialsExpired, message, hint)
+            }
+            "UnrecognizedClientException"
+            | "InvalidClientTokenId"
+            | "InvalidAccessKeyId"
+            | "InvalidSignatureException"
+            | "SignatureDoesNotMatch"
+            | "IncompleteSignature"
+            | "IncompleteSignatureException"
+            | "MissingAuthenticationToken"
+            | "MissingAuthenticationTokenException"
+            | "RequestExpired"
+            | "RequestTimeTooSkewed"
+            | "AuthFailure"
+            | "InvalidToken"
+            | "NotAuthorized" => self.bad_credentials(),
+            "ThrottlingException"
+            | "Throttling"
+            | "ThrottledException"
+            | "RequestThrottled"
+            | "RequestThrottledException"
+            | "TooManyRequestsException"
+            | "RequestLimitExceeded"
+            | "SlowDown" => throttled(name),
+            "DoesNotExistException" => {
+                ApiError::new(ApiErrorKind::SessionGone, "the session does not exist any more", "")
+            }
+            _ if self.status == 429 => throttled(name),
+            "InternalServerError"
+            | "InternalFailure"
+            | "InternalError"
+            | "ServiceUnavailable"
+            | "ServiceUnavailableException"
+            | "RequestTimeout"
+            | "RequestTimeoutException" => failed(name, &quoted()),
+            _ if self.status >= 500 => failed(name, &quoted()),
+            // An answer without code is not from AWS, most likely from a proxy on the way.
+            "" => unintelligible(call, self.status),
+            "InvalidDocument" => {
+                let message =
+                    format!("`AWS-StartSSHSession` is not known in `{}`", call.place.region);
+                let hint = "Check `aws.region`; Session Manager must be offered there";
+                ApiError::new(ApiErrorKind::Refused, message, hint)
+            }
+            _ => {
+                let message = format!("{name} was refused: {}", quoted());
+                let hint = match &call.place.subject {
+                    Subject::Instance(_) => {
+                        "Check `bastion.instance_id`, `bastion.ssh_port` and `aws.region`"
+                    }
+                    Subject::Role(_) => "Check `aws.assume_role` and `aws.region`",
+                };
+                ApiError::new(ApiErrorKind::Refused, message, hint)
+            }
+        }
+    }
+
+    fn bad_credentials(&self) -> ApiError {
+        if let Some(skew) = self.skew.filter(|skew| *skew >= MAX_SKEW) {
+            let minutes = skew.as_secs() / 60;
+            let message =
+                format!("AWS refuses the signature: this host's clock is {minutes} min off");
+            return ApiError::new(ApiErrorKind::Credentials, message, "Set the host's clock (NTP)");
+        }
+        let code = cut(self.code);
+        let (message, hint) = match self.code {
+            "InvalidSignatureException" | "SignatureDoesNotMatch" => (
+                format!("AWS refuses the signature ({code})"),
+                "Check `aws.secret_access_key`: it does not belong to `aws.access_key_id`",
+            ),
+            _ => (
+                format!("AWS does not know the credentials ({code})"),
+                "Check `aws.access_key_id`, that the key is active, and that `aws.session_token` is \
+                 given with temporary keys (those that begin with `ASIA`)",
+            ),
+        };
+        ApiError::new(ApiErrorKind::Credentials, message, hint)
+    }
+}
+
+fn not_connected(place: &Place) -> ApiError {
+    let Place { region, subject, .. } = place;
+    let instance = match subject {
+        Subject::Instance(id) | Subject::Role(id) => id,
+    };
+    let message =
+        format!("instance `{instance}` is not connected to Systems Manager in `{region}`");
+    let suffix = suffix(region);
+    let hint = format!(
+        "Check `bastion.instance_id`, `aws.region` and the account of the keys; that the instance runs and \
+         its SSM agent with it; that its instance profile has `AmazonSSMManagedInstanceCore`; and that \
+         it reaches `ssm.{region}.{suffix}` and `ssmmessages.{region}.{suffix}` on port 443"
+    );
+    ApiError::new(ApiErrorKind::InstanceNotConnected, message, hint)
+}
+
+fn throttled(name: &str) -> ApiError {
+    let message = format!("AWS throttles {name}");
+    ApiError::new(ApiErrorKind::Throttled, message, "Start fewer sessions at once in this account")
+}
+
+fn failed(name: &str, quoted: &str) -> ApiError {
+    let message = format!("AWS failed to carry out {name}: {quoted}");
+    ApiError::new(ApiErrorKind::Internal, message, "Try again; see the AWS Health Dashboard")
+}
+
+/// For an answer that the service itself would not give.
+pub(super) fn unintelligible(call: &Call<'_>, status: u16) -> ApiError {
+    let Call { name, place, .. } = call;
+    let message =
+        format!("what `{}` answers to {name} is not from AWS (HTTP {status})", place.host);
+    let hint = "Look for a proxy or a captive portal on the way, and check `aws.endpoint_url`";
+    ApiError::new(ApiErrorKind::Internal, message, hint)
+}
+
+fn denied(call: &Call<'_>, text: &str) -> ApiError {
+    let place = call.place;
+    let denial = Denial::parse(text);
+    let action = denial.action.unwrap_or(call.action);
+    let resource = denial.resource.map(str::to_owned).or_else(|| match &place.subject {
+        Subject::Role(arn) => Some(arn.clone()),
+        Subject::Instance(_) => None,
+    });
+    let on = resource.as_ref().map(|resource| format!(" on `{resource}`")).unwrap_or_default();
+    let message = format!("`{action}` is not allowed{on}");
+    let who = denial.principal.map(|who| format!(" for `{who}`")).unwrap_or_default();
+    let verb = if text.contains("explicit deny") { "Remove the explicit deny of" } else { "Allow" };
+    let (region, partition) = (&place.region, place.partition());
+    let further = match (&place.subject, call.name) {
+        (Subject::Role(_), _) => {
+            "; the role's trust policy must name it too, with the external id if there is one"
+                .to_owned()
+        }
+        (Subject::Instance(id), "StartSession") => format!(
+            "; it is needed on the instance `{id}` and on \
+             `arn:{partition}:ssm:{region}::document/AWS-StartSSHSession`"
+        ),
+        _ => format!("; it is needed on `arn:{partition}:ssm:*:*:session/${{aws:userid}}-*`"),
+    };
+    let hint = format!("{verb} `{action}`{on}{who}{further}");
+    ApiError::new(ApiErrorKind::AccessDenied, message, hint)
+}
+
+/// What AWS says in "User: U is not authorized to perform: A on resource: R because …".
+#[derive(Debug, Default, Eq, PartialEq)]
+struct Denial<'a> {
+    principal: Option<&'a str>,
+    action: Option<&'a str>,
+    resource: Option<&'a str>,
+}
+
+impl<'a> Denial<'a> {
+    fn parse(text: &'a str) -> Self {
+        let after = |label: &str| {
+            let (_, rest) = text.split_once(label)?;
+            let word = rest.split_whitespace().next()?;
+            Some(word.trim_end_matches(['.', ','])).filter(|word| is_plain(word))
+        };
+        Self {
+            principal: after("User: "),
+            action: after("perform: "),
+            resource: after("on resource: "),
+        }
+    }
+}
+
+fn skew(date: &str) -> Option<Duration> {
+    let date = DateTime::from_str(date, DateTimeFormat::HttpDate).ok()?;
+    let (date, now) = (SystemTime::try_from(date).ok()?, SystemTime::now());
+    now.duration_since(date).or_else(|_| date.duration_since(now)).ok()
+}
+
+/// Clock difference at which signatures begin to be refused: 5 min, less the time of the call.
+const MAX_SKEW: Duration = Duration::from_mins(4);

@@ -1,0 +1,193 @@
+//! What the service refuses, through the real client: code, message and hint.
+
+use runner_protocol::ErrorCode;
+
+use super::{
+    control_plane, settings,
+    stub::{Reply::Answer, StubService},
+};
+use crate::session::SessionApi as _;
+
+/// Status and error code of the service; then our code, whether it may pass, and words of message and hint.
+const REFUSALS: [(u16, &str, &str, ErrorCode, bool, &str, &str); 16] = [
+    (
+        400,
+        "TargetNotConnected",
+        "i-0123456789abcdef0 is not connected.",
+        ErrorCode::AwsInstanceNotConnected,
+        true,
+        "instance `i-0123456789abcdef0` is not connected to Systems Manager in `ap-northeast-1`",
+        "`ssmmessages.ap-northeast-1.amazonaws.com` on port 443",
+    ),
+    (
+        400,
+        "AccessDeniedException",
+        "User: arn:aws:iam::123456789012:user/etl is not authorized to perform: ssm:StartSession on \
+         resource: arn:aws:ec2:ap-northeast-1:123456789012:instance/i-0123456789abcdef0 because no \
+         identity-based policy allows the ssm:StartSession action",
+        ErrorCode::AwsAccessDenied,
+        false,
+        "`ssm:StartSession` is not allowed on \
+         `arn:aws:ec2:ap-northeast-1:123456789012:instance/i-0123456789abcdef0`",
+        "Allow `ssm:StartSession` on \
+         `arn:aws:ec2:ap-northeast-1:123456789012:instance/i-0123456789abcdef0` for \
+         `arn:aws:iam::123456789012:user/etl`; it is needed on the instance `i-0123456789abcdef0` and on \
+         `arn:aws:ssm:ap-northeast-1::document/AWS-StartSSHSession`",
+    ),
+    (
+        400,
+        "AccessDeniedException",
+        "User: arn:aws:iam::123456789012:user/etl is not authorized to perform: ssm:StartSession on \
+         resource: arn:aws:ssm:ap-northeast-1::document/AWS-StartSSHSession with an explicit deny in a \
+         service control policy",
+        ErrorCode::AwsAccessDenied,
+        false,
+        "`ssm:StartSession` is not allowed on",
+        "Remove the explicit deny of `ssm:StartSession` on",
+    ),
+    (
+        400,
+        "AccessDeniedException",
+        "",
+        ErrorCode::AwsAccessDenied,
+        false,
+        "`ssm:StartSession` is not allowed",
+        "Allow `ssm:StartSession`; it is needed on the instance",
+    ),
+    (
+        400,
+        "UnrecognizedClientException",
+        "The security token included in the request is invalid.",
+        ErrorCode::AwsCredentials,
+        false,
+        "AWS does not know the credentials",
+        "Check `aws.access_key_id`",
+    ),
+    (
+        403,
+        "InvalidSignatureException",
+        "The Canonical String should have been 'POST / x-amz-security-token:hunter2'",
+        ErrorCode::AwsCredentials,
+        false,
+        "AWS refuses the signature (InvalidSignatureException)",
+        "Check `aws.secret_access_key`",
+    ),
+    (
+        400,
+        "InvalidClientTokenId",
+        "",
+        ErrorCode::AwsCredentials,
+        false,
+        "AWS does not know the credentials",
+        "that the key is active",
+    ),
+    (
+        400,
+        "ExpiredTokenException",
+        "The security token included in the request is expired",
+        ErrorCode::AwsCredentialsExpired,
+        false,
+        "the temporary AWS credentials have expired",
+        "Give new ones",
+    ),
+    (
+        400,
+        "ThrottlingException",
+        "Rate exceeded",
+        ErrorCode::AwsThrottled,
+        true,
+        "AWS throttles StartSession",
+        "",
+    ),
+    (429, "Whatever", "", ErrorCode::AwsThrottled, true, "AWS throttles StartSession", ""),
+    (
+        500,
+        "InternalServerError",
+        "oops\u{7}",
+        ErrorCode::AwsInternal,
+        true,
+        "AWS failed to carry out StartSession: InternalServerError: oops",
+        "",
+    ),
+    (503, "Unheard", "", ErrorCode::AwsInternal, true, "StartSession: Unheard", ""),
+    (
+        400,
+        "DoesNotExistException",
+        "",
+        ErrorCode::SessionEnded,
+        false,
+        "the session does not exist any more",
+        "",
+    ),
+    (
+        400,
+        "InvalidDocument",
+        "",
+        ErrorCode::ConfigInvalid,
+        false,
+        "`AWS-StartSSHSession` is not known in `ap-northeast-1`",
+        "`aws.region`",
+    ),
+    (
+        400,
+        "BadRequest",
+        "not for this target",
+        ErrorCode::ConfigInvalid,
+        false,
+        "StartSession was refused: BadRequest: not for this target",
+        "`bastion.instance_id`",
+    ),
+    (
+        400,
+        "ValidationException",
+        "1 validation error detected",
+        ErrorCode::ConfigInvalid,
+        false,
+        "StartSession was refused: ValidationException: 1 validation error detected",
+        "`bastion.instance_id`",
+    ),
+];
+
+#[tokio::test]
+async fn every_refusal_has_its_code_and_says_what_to_change() {
+    for (status, code, text, expected, may_pass, message, hint) in REFUSALS {
+        let body = refusal(&format!("com.amazonaws.ssm#{code}"), text);
+        let service = StubService::start(move |_| Answer(status, body.clone())).await;
+        let error = control_plane(settings(service.url())).start().await.unwrap_err();
+        assert_eq!(error.code(), expected, "{code}");
+        assert_eq!(error.may_pass(), may_pass, "{code}");
+        assert!(error.to_string().contains(message), "{code}: {error}");
+        assert!(error.hint().contains(hint), "{code}: {}", error.hint());
+        assert_eq!(error.aws_request_id(), Some("req-1"), "{code}");
+        assert!(!error.outcome_unknown(), "{code}: an answer is an answer");
+        let shown = format!("{error} {} {error:?}", error.hint());
+        assert!(!shown.contains("hunter2") && !shown.contains('\u{7}'), "{shown}");
+        assert_eq!(service.operations(), ["StartSession"], "{code}: the SDK does not retry");
+    }
+}
+
+#[tokio::test]
+async fn answer_that_is_not_from_aws_is_told_as_that() {
+    for status in [200, 403, 407, 502] {
+        let page = "<html><body>Please log in</body></html>".to_owned();
+        let service = StubService::start(move |_| Answer(status, page.clone())).await;
+        let error = control_plane(settings(service.url())).start().await.unwrap_err();
+        assert_eq!(error.code(), ErrorCode::AwsInternal, "{status}: {error}");
+        assert!(!error.to_string().contains("log in"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn wrong_clock_is_named() {
+    let headers = "Date: Mon, 01 Jan 2024 00:00:00 GMT\r\n";
+    let body = refusal("InvalidSignatureException", "Signature expired: 20240101T000000Z");
+    let service = StubService::start_with(None, headers, move |_| Answer(400, body.clone())).await;
+    let error = control_plane(settings(service.url())).start().await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::AwsCredentials);
+    assert!(error.to_string().contains("this host's clock is"), "{error}");
+    assert_eq!(error.hint(), "Set the host's clock (NTP)");
+}
+
+fn refusal(code: &str, message: &str) -> String {
+    serde_json::json!({ "__type": code, "message": message }).to_string()
+}

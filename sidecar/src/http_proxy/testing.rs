@@ -1,0 +1,57 @@
+//! A proxy that leads every tunnel to one address, and notes who asked for what.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use tokio::{
+    io::{AsyncWriteExt as _, copy_bidirectional},
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
+
+use super::read_head;
+
+/// Listens on loopback until it is dropped.
+pub(crate) struct StubProxy {
+    pub(crate) address: SocketAddr,
+    heads: Arc<Mutex<Vec<String>>>,
+    _tasks: JoinSet<()>,
+}
+
+impl StubProxy {
+    /// Opens tunnels to `destination`, whatever host was asked for; refuses them with 407 where there is none.
+    pub(crate) async fn start(destination: Option<SocketAddr>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let heads = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&heads);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut tunnels = JoinSet::new();
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let seen = Arc::clone(&seen);
+                tunnels.spawn(async move {
+                    let head = read_head(&mut stream).await.unwrap();
+                    seen.lock().unwrap().push(String::from_utf8(head).unwrap());
+                    let Some(destination) = destination else {
+                        let answer = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n";
+                        return stream.write_all(answer).await.unwrap();
+                    };
+                    stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+                    let mut far = TcpStream::connect(destination).await.unwrap();
+                    // Ends with either side; how is not of interest.
+                    drop(copy_bidirectional(&mut stream, &mut far).await);
+                });
+            }
+        });
+        Self { address, heads, _tasks: tasks }
+    }
+
+    /// The requests so far, each with its headers.
+    pub(crate) fn heads(&self) -> Vec<String> {
+        self.heads.lock().unwrap().clone()
+    }
+}
