@@ -33,7 +33,7 @@ pub struct InvalidProxy;
 impl InvalidProxy {
     /// What to do about it.
     pub const fn hint(self) -> &'static str {
-        "Set `HTTPS_PROXY` to `http://[user:password@]host:port` (or `https://…`), or unset it; other \
+        "set `HTTPS_PROXY` to `http://[user:password@]host:port` (or `https://…`), or unset it; other \
          kinds of proxy, such as SOCKS, are not supported"
     }
 }

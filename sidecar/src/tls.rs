@@ -102,7 +102,7 @@ pub fn distrust(error: &rustls::Error) -> Option<String> {
 }
 
 /// What to do about [`distrust`].
-pub const DISTRUST_HINT: &str = "Set `SSL_CERT_FILE` to a PEM bundle that holds the issuer: where a proxy opens TLS \
+pub const DISTRUST_HINT: &str = "set `SSL_CERT_FILE` to a PEM bundle that holds the issuer: where a proxy opens TLS \
      it is the proxy's own authority, in a bare image the bundle may be missing altogether";
 
 fn client_config(roots: RootCertStore) -> ClientConfig {

@@ -159,27 +159,27 @@ impl OpenError {
     /// What to do about it, in the imperative.
     pub fn hint(&self) -> String {
         match self {
-            Self::Url(_) => "Set `aws.stream_endpoint_url` if the host is yours, and check \
+            Self::Url(_) => "set `aws.stream_endpoint_url` if the host is yours, and check \
                              `aws.endpoint_url` if it is not"
                 .to_owned(),
             Self::Unreachable { host, .. } | Self::TimedOut { host, .. } => format!(
-                "Allow outgoing HTTPS to `{host}`, or name a proxy in `HTTPS_PROXY`; for a private endpoint \
+                "allow outgoing HTTPS to `{host}`, or name a proxy in `HTTPS_PROXY`; for a private endpoint \
                  set `aws.stream_endpoint_url`"
             ),
             Self::Proxy { cause, .. } if cause.contains("407") => {
-                "Put the proxy's user and password into `HTTPS_PROXY`".to_owned()
+                "put the proxy's user and password into `HTTPS_PROXY`".to_owned()
             }
-            Self::Proxy { .. } => "Let the proxy of `HTTPS_PROXY` pass CONNECT to the `ssmmessages` host, or \
+            Self::Proxy { .. } => "let the proxy of `HTTPS_PROXY` pass CONNECT to the `ssmmessages` host, or \
                                    except that host in `NO_PROXY`"
                 .to_owned(),
             Self::Untrusted { .. } => DISTRUST_HINT.to_owned(),
             Self::Refused { signature_refused: true, .. } => {
-                "Allow `ssmmessages:OpenDataChannel` on `arn:aws:ssm:*:*:session/${aws:userid}-*`, and \
+                "allow `ssmmessages:OpenDataChannel` on `arn:aws:ssm:*:*:session/${aws:userid}-*`, and \
                  check that credentials and clock are right"
                     .to_owned()
             }
             Self::Refused { .. } | Self::Broken { .. } => {
-                "Try again; look for a proxy on the way that does not let WebSockets pass".to_owned()
+                "try again; look for a proxy on the way that does not let WebSockets pass".to_owned()
             }
         }
     }

@@ -124,23 +124,23 @@ impl ApiError {
 
     pub(crate) fn timed_out(call: &str) -> Self {
         let message = format!("no answer to {call} in time");
-        Self::new(ApiErrorKind::TimedOut, message, "Try again; see the AWS Health Dashboard")
+        Self::new(ApiErrorKind::TimedOut, message, "try again; see the AWS Health Dashboard")
     }
 
     pub(super) fn unsigned(cause: &str) -> Self {
         let message = format!("the opening of the data channel cannot be signed: {}", cut(cause));
-        Self::new(ApiErrorKind::Credentials, message, "Check the keys of the document")
+        Self::new(ApiErrorKind::Credentials, message, "check the keys of the document")
     }
 
     pub(super) fn incomplete(call: &Call<'_>, missing: &str) -> Self {
         let message = format!("the answer to {} has no {missing}", call.name);
-        let hint = format!("Check what answers as `{}`", call.place.host);
+        let hint = format!("check what answers as `{}`", call.place.host);
         Self::new(ApiErrorKind::Internal, message, hint)
     }
 
     pub(super) fn no_credentials(cause: &str, may_pass: bool) -> Self {
         let message = format!("no credentials in the environment: {}", cut(cause));
-        let hint = "Give the environment credentials (variables, profile, web identity or instance \
+        let hint = "give the environment credentials (variables, profile, web identity or instance \
                     role), or replace `aws.credentials` by `aws.access_key_id` and \
                     `aws.secret_access_key`";
         Self { may_pass, ..Self::new(ApiErrorKind::Credentials, message, hint) }
@@ -170,7 +170,7 @@ impl ApiError {
             other => {
                 let message =
                     format!("{} cannot be called: {}", call.name, cut(&root_cause(other)));
-                let hint = "Check `aws.region` and `aws.endpoint_url`";
+                let hint = "check `aws.region` and `aws.endpoint_url`";
                 Self::new(ApiErrorKind::Refused, message, hint)
             }
         };

@@ -76,7 +76,7 @@ impl Place {
         };
         let host = &self.host;
         format!(
-            "Check `aws.region`, allow outgoing HTTPS to `{host}`, {proxy}; for a private endpoint set \
+            "check `aws.region`, allow outgoing HTTPS to `{host}`, {proxy}; for a private endpoint set \
              `aws.endpoint_url`"
         )
     }

@@ -50,7 +50,7 @@ impl<'a> Answer<'a> {
             | "OptInRequired" => denied(call, self.message),
             "ExpiredTokenException" | "ExpiredToken" => {
                 let message = "the temporary AWS credentials have expired";
-                let hint = "Give new ones: in the document, or while the tunnel is up as a `credentials` \
+                let hint = "give new ones: in the document, or while the tunnel is up as a `credentials` \
                             line on stdin";
                 ApiError::new(ApiErrorKind::CredentialsExpired, message, hint)
             }
@@ -93,16 +93,16 @@ impl<'a> Answer<'a> {
             "InvalidDocument" => {
                 let message =
                     format!("`AWS-StartSSHSession` is not known in `{}`", call.place.region);
-                let hint = "Check `aws.region`; Session Manager must be offered there";
+                let hint = "check `aws.region`; Session Manager must be offered there";
                 ApiError::new(ApiErrorKind::Refused, message, hint)
             }
             _ => {
                 let message = format!("{name} was refused: {}", quoted());
                 let hint = match &call.place.subject {
                     Subject::Instance(_) => {
-                        "Check `bastion.instance_id`, `bastion.ssh_port` and `aws.region`"
+                        "check `bastion.instance_id`, `bastion.ssh_port` and `aws.region`"
                     }
-                    Subject::Role(_) => "Check `aws.assume_role` and `aws.region`",
+                    Subject::Role(_) => "check `aws.assume_role` and `aws.region`",
                 };
                 ApiError::new(ApiErrorKind::Refused, message, hint)
             }
@@ -114,17 +114,17 @@ impl<'a> Answer<'a> {
             let minutes = skew.as_secs() / 60;
             let message =
                 format!("AWS refuses the signature: this host's clock is {minutes} min off");
-            return ApiError::new(ApiErrorKind::Credentials, message, "Set the host's clock (NTP)");
+            return ApiError::new(ApiErrorKind::Credentials, message, "set the host's clock (NTP)");
         }
         let code = cut(self.code);
         let (message, hint) = match self.code {
             "InvalidSignatureException" | "SignatureDoesNotMatch" => (
                 format!("AWS refuses the signature ({code})"),
-                "Check `aws.secret_access_key`: it does not belong to `aws.access_key_id`",
+                "check `aws.secret_access_key`: it does not belong to `aws.access_key_id`",
             ),
             _ => (
                 format!("AWS does not know the credentials ({code})"),
-                "Check `aws.access_key_id`, that the key is active, and that `aws.session_token` is \
+                "check `aws.access_key_id`, that the key is active, and that `aws.session_token` is \
                  given with temporary keys (those that begin with `ASIA`)",
             ),
         };
@@ -141,7 +141,7 @@ fn not_connected(place: &Place) -> ApiError {
         format!("instance `{instance}` is not connected to Systems Manager in `{region}`");
     let suffix = suffix(region);
     let hint = format!(
-        "Check `bastion.instance_id`, `aws.region` and the account of the keys; that the instance runs and \
+        "check `bastion.instance_id`, `aws.region` and the account of the keys; that the instance runs and \
          its SSM agent with it; that its instance profile has `AmazonSSMManagedInstanceCore`; and that \
          it reaches `ssm.{region}.{suffix}` and `ssmmessages.{region}.{suffix}` on port 443"
     );
@@ -150,12 +150,12 @@ fn not_connected(place: &Place) -> ApiError {
 
 fn throttled(name: &str) -> ApiError {
     let message = format!("AWS throttles {name}");
-    ApiError::new(ApiErrorKind::Throttled, message, "Start fewer sessions at once in this account")
+    ApiError::new(ApiErrorKind::Throttled, message, "start fewer sessions at once in this account")
 }
 
 fn failed(name: &str, quoted: &str) -> ApiError {
     let message = format!("AWS failed to carry out {name}: {quoted}");
-    ApiError::new(ApiErrorKind::Internal, message, "Try again; see the AWS Health Dashboard")
+    ApiError::new(ApiErrorKind::Internal, message, "try again; see the AWS Health Dashboard")
 }
 
 /// For an answer that the service itself would not give.
@@ -163,7 +163,7 @@ pub(super) fn unintelligible(call: &Call<'_>, status: u16) -> ApiError {
     let Call { name, place, .. } = call;
     let message =
         format!("what `{}` answers to {name} is not from AWS (HTTP {status})", place.host);
-    let hint = "Look for a proxy or a captive portal on the way, and check `aws.endpoint_url`";
+    let hint = "look for a proxy or a captive portal on the way, and check `aws.endpoint_url`";
     ApiError::new(ApiErrorKind::Internal, message, hint)
 }
 
@@ -178,7 +178,7 @@ fn denied(call: &Call<'_>, text: &str) -> ApiError {
     let on = resource.as_ref().map(|resource| format!(" on `{resource}`")).unwrap_or_default();
     let message = format!("`{action}` is not allowed{on}");
     let who = denial.principal.map(|who| format!(" for `{who}`")).unwrap_or_default();
-    let verb = if text.contains("explicit deny") { "Remove the explicit deny of" } else { "Allow" };
+    let verb = if text.contains("explicit deny") { "remove the explicit deny of" } else { "allow" };
     let (region, partition) = (&place.region, place.partition());
     let further = match (&place.subject, call.name) {
         (Subject::Role(_), _) => {

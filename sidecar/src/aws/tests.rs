@@ -137,6 +137,17 @@ async fn connection_lost_after_the_call_leaves_its_outcome_unknown() {
     assert!(error.may_pass() && error.outcome_unknown(), "{error:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn service_that_does_not_answer_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+    let began = tokio::time::Instant::now();
+    let error = control_plane(settings(url)).start().await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::TimeoutStartSession);
+    assert!(error.may_pass() && error.outcome_unknown(), "{error:?}");
+    assert!(began.elapsed() >= ATTEMPT);
+}
+
 #[tokio::test]
 async fn renewed_keys_sign_the_next_call() {
     let service = StubService::start(|_| started()).await;

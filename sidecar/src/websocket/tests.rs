@@ -277,7 +277,7 @@ async fn proxy_that_refuses_is_told_from_the_service() {
     let settings = Settings { proxy: proxied, ..settings };
     let error = open(&settings, &Signer(None), PUBLIC_URL, String::new()).await.unwrap_err();
     assert!(matches!(error, OpenError::Proxy { .. }), "{error:?}");
-    assert_eq!(error.hint(), "Put the proxy's user and password into `HTTPS_PROXY`");
+    assert_eq!(error.hint(), "put the proxy's user and password into `HTTPS_PROXY`");
 }
 
 #[tokio::test]

@@ -29,7 +29,7 @@ const REFUSALS: [(u16, &str, &str, ErrorCode, bool, &str, &str); 16] = [
         false,
         "`ssm:StartSession` is not allowed on \
          `arn:aws:ec2:ap-northeast-1:123456789012:instance/i-0123456789abcdef0`",
-        "Allow `ssm:StartSession` on \
+        "allow `ssm:StartSession` on \
          `arn:aws:ec2:ap-northeast-1:123456789012:instance/i-0123456789abcdef0` for \
          `arn:aws:iam::123456789012:user/etl`; it is needed on the instance `i-0123456789abcdef0` and on \
          `arn:aws:ssm:ap-northeast-1::document/AWS-StartSSHSession`",
@@ -43,7 +43,7 @@ const REFUSALS: [(u16, &str, &str, ErrorCode, bool, &str, &str); 16] = [
         ErrorCode::AwsAccessDenied,
         false,
         "`ssm:StartSession` is not allowed on",
-        "Remove the explicit deny of `ssm:StartSession` on",
+        "remove the explicit deny of `ssm:StartSession` on",
     ),
     (
         400,
@@ -52,7 +52,7 @@ const REFUSALS: [(u16, &str, &str, ErrorCode, bool, &str, &str); 16] = [
         ErrorCode::AwsAccessDenied,
         false,
         "`ssm:StartSession` is not allowed",
-        "Allow `ssm:StartSession`; it is needed on the instance",
+        "allow `ssm:StartSession`; it is needed on the instance",
     ),
     (
         400,
@@ -61,7 +61,7 @@ const REFUSALS: [(u16, &str, &str, ErrorCode, bool, &str, &str); 16] = [
         ErrorCode::AwsCredentials,
         false,
         "AWS does not know the credentials",
-        "Check `aws.access_key_id`",
+        "check `aws.access_key_id`",
     ),
     (
         403,
@@ -70,7 +70,7 @@ const REFUSALS: [(u16, &str, &str, ErrorCode, bool, &str, &str); 16] = [
         ErrorCode::AwsCredentials,
         false,
         "AWS refuses the signature (InvalidSignatureException)",
-        "Check `aws.secret_access_key`",
+        "check `aws.secret_access_key`",
     ),
     (
         400,
@@ -88,7 +88,7 @@ const REFUSALS: [(u16, &str, &str, ErrorCode, bool, &str, &str); 16] = [
         ErrorCode::AwsCredentialsExpired,
         false,
         "the temporary AWS credentials have expired",
-        "Give new ones",
+        "give new ones",
     ),
     (
         400,
@@ -185,7 +185,7 @@ async fn wrong_clock_is_named() {
     let error = control_plane(settings(service.url())).start().await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::AwsCredentials);
     assert!(error.to_string().contains("this host's clock is"), "{error}");
-    assert_eq!(error.hint(), "Set the host's clock (NTP)");
+    assert_eq!(error.hint(), "set the host's clock (NTP)");
 }
 
 fn refusal(code: &str, message: &str) -> String {
