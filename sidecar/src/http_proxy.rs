@@ -265,6 +265,30 @@ mod tests {
         assert!(!shown.contains("dXNlcjpodW50ZXIy"), "{shown}");
     }
 
+    #[test]
+    fn environment_is_read_in_the_usual_order() {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child
+            .args(["--exact", "http_proxy::tests::from_environment", "--ignored"])
+            .env("HTTPS_PROXY", "http://proxy.example:1")
+            .env("https_proxy", "http://lower.example:2")
+            .env("ALL_PROXY", "socks5://socks.example:3")
+            .env("HTTP_PROXY", "http://plain.example:4")
+            .env("NO_PROXY", "")
+            .env("no_proxy", "excepted.example");
+        let output = child.output().unwrap();
+        let report = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && report.contains("1 passed"), "{report}");
+    }
+
+    #[test]
+    #[ignore = "started by the test above, in an environment of its own"]
+    fn from_environment() {
+        let proxy = Proxy::from_env().unwrap();
+        assert_eq!(proxy.towards("a.example").unwrap().host, "proxy.example");
+        assert!(proxy.towards("excepted.example").is_none());
+    }
+
     #[tokio::test]
     async fn answers_of_a_proxy_are_judged_by_their_status() {
         for (answer, expected) in [

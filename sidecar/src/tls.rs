@@ -145,3 +145,39 @@ const PEM_LINE: usize = 64;
 
 #[cfg(test)]
 pub(crate) mod testing;
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::{testing::Authority, *};
+
+    #[test]
+    fn bundle_of_ssl_cert_file_replaces_the_systems_roots() {
+        let path = std::env::temp_dir().join(format!("ssm-sidecar-roots-{}", std::process::id()));
+        let mut bundle = Authority::new().pem().to_vec();
+        bundle.extend_from_slice(Authority::new().pem());
+        std::fs::write(&path, bundle).unwrap();
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "tls::tests::two_roots", "--ignored"]);
+        let output = child.env("SSL_CERT_FILE", &path).env_remove("SSL_CERT_DIR").output().unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let report = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && report.contains("1 passed"), "{report}");
+    }
+
+    #[test]
+    #[ignore = "started by the test above, in an environment of its own"]
+    fn two_roots() {
+        assert_eq!(Trust::load().roots(), 2);
+    }
+
+    #[test]
+    fn what_is_no_certificate_is_left_out() {
+        let good = Authority::new();
+        let mut pem = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_vec();
+        pem.extend_from_slice(good.pem());
+        assert_eq!(Trust::from_pem(&pem).roots(), 1);
+        assert_eq!(Trust::from_pem(b"no PEM at all").roots(), 0);
+    }
+}
