@@ -21,8 +21,6 @@ pub(crate) struct Sent {
     pub(crate) due: Option<Instant>,
     /// How often it was overdue on this path.
     pub(crate) timeouts: u32,
-    /// How often of these a later message was acknowledged while this one was waited for.
-    pub(crate) overtaken: u32,
     /// Whether the time to its acknowledgement says something about the path.
     pub(crate) timed: bool,
 }
@@ -69,11 +67,12 @@ impl InFlight {
         Some(sent)
     }
 
-    pub(crate) fn get_mut(&mut self, number: SequenceNumber) -> Option<&mut Sent> {
+    /// Finds a message, and whether it counts.
+    pub(crate) fn get_mut(&mut self, number: SequenceNumber) -> Option<(bool, &mut Sent)> {
         let index = number.offset_from(self.first);
         match index.and_then(|index| self.slots.get_mut(index)) {
-            Some(Some(sent)) => Some(sent),
-            _ => self.aside.get_mut(&number),
+            Some(Some(sent)) => Some((true, sent)),
+            _ => self.aside.get_mut(&number).map(|sent| (false, sent)),
         }
     }
 
@@ -164,8 +163,8 @@ mod tests {
 
     fn sent(payload_bytes: usize) -> Sent {
         let at = Instant::now();
-        let (frame, due, timeouts, overtaken) = (Bytes::new(), Some(at), 0, 0);
-        Sent { frame, payload_bytes, at, due, timeouts, overtaken, timed: true }
+        let (frame, due, timeouts) = (Bytes::new(), Some(at), 0);
+        Sent { frame, payload_bytes, at, due, timeouts, timed: true }
     }
 
     fn filled(from: i64, to: i64) -> InFlight {

@@ -52,11 +52,16 @@ mod incoming;
 pub mod message;
 mod outgoing;
 pub mod payload;
+#[cfg(test)]
+mod random;
 mod rtt;
 mod sequence;
 mod statistics;
 mod timers;
 mod window;
+
+#[cfg(test)]
+mod tests;
 
 pub use channel::{Config, DataChannel, Event};
 pub use error::ProtocolError;

@@ -54,6 +54,10 @@ pub(crate) struct Outgoing {
     resend: VecDeque<SequenceNumber>,
     pacing: Pacing,
     window: Window,
+    /// Whether the window held bytes back when something was to be sent last.
+    limited: bool,
+    /// One message may go beyond the window, to find out whether the agent still takes any.
+    probe: bool,
     rtt: RoundTrip,
     /// No deadline in flight is earlier; it may be that none is there any more.
     earliest_due: Option<Instant>,
@@ -85,6 +89,8 @@ impl Outgoing {
             resend: VecDeque::new(),
             pacing: Pacing::default(),
             window: Window::new(),
+            limited: false,
+            probe: false,
             rtt: RoundTrip::new(),
             earliest_due: None,
             frozen_since: None,
@@ -104,7 +110,10 @@ impl Outgoing {
         if self.next.is_none() || self.termination != Termination::Unwanted {
             return 0;
         }
-        self.limit_bytes.saturating_sub(self.unsent.len() + self.in_flight.counted_bytes())
+        let room =
+            self.limit_bytes.saturating_sub(self.unsent.len() + self.in_flight.counted_bytes());
+        // Without something to send there is nothing to find out with.
+        if self.probe && self.unsent.is_empty() { room.max(self.message_bytes) } else { room }
     }
 
     pub(crate) fn write(&mut self, data: &[u8]) -> usize {
@@ -137,7 +146,9 @@ impl Outgoing {
             return self.send(PayloadType::HandshakeResponse, &response, now, encoder);
         }
         let ending = self.termination == Termination::Wanted;
-        if !self.unsent.is_empty() && self.has_room() && (ending || !held) {
+        let room = self.has_room();
+        self.limited = !room && !self.unsent.is_empty();
+        if !self.unsent.is_empty() && (room || mem::take(&mut self.probe)) && (ending || !held) {
             let mut unsent = mem::take(&mut self.unsent);
             let length = self.message_bytes.min(unsent.len());
             let payload = unsent.get(..length).unwrap_or_default();
@@ -159,12 +170,11 @@ impl Outgoing {
     /// Takes the acknowledgement of a message, whatever its id and type say: both official programs go by
     /// the number alone.
     pub(crate) fn on_acknowledged(&mut self, number: SequenceNumber, now: Instant) -> Acknowledged {
-        let in_flight = self.in_flight.counted();
         let Some(sent) = self.in_flight.remove(number) else { return Acknowledged::Nothing };
         if sent.timed {
             self.rtt.on_sample(now.saturating_duration_since(sent.at));
         }
-        self.window.on_acknowledged(in_flight, &self.rtt, now);
+        self.window.on_acknowledged(self.limited, &self.rtt, now);
         let highest = self.progress.map_or(number, |(highest, _)| highest.max(number));
         self.progress = Some((highest, now));
         if self.in_flight.is_empty() {
@@ -202,16 +212,20 @@ impl Outgoing {
             sent.due = None;
             sent.timed = false;
             sent.timeouts = sent.timeouts.saturating_add(1);
-            sent.overtaken += u32::from(others_progress);
             self.resend.push_back(number);
             if sent.timeouts == 1 {
                 newest_lost = newest_lost.max(Some(sent.at));
             }
-            // If nothing moves at all, only the oldest: room for one new message shows whether the agent
-            // has them all and merely does not say so again.
-            let stuck = sent.timeouts >= HOPELESS_TIMEOUTS && oldest == Some(number);
-            if counted && (stuck || sent.overtaken >= HOPELESS_TIMEOUTS) {
+            if !counted || sent.timeouts < HOPELESS_TIMEOUTS {
+                continue;
+            }
+            if others_progress {
+                sent.timeouts = HOPELESS_TIMEOUTS;
                 hopeless.push(number);
+            } else if oldest == Some(number) {
+                // Nothing moves. One new message shows whether the agent has all these and merely does
+                // not say so again.
+                self.probe = true;
             }
         }
         self.resend.make_contiguous().sort_unstable();
@@ -243,13 +257,13 @@ impl Outgoing {
     /// known of what the old one still delivered.
     pub(crate) fn on_new_path(&mut self) {
         self.frozen_since = None;
+        self.probe = false;
         self.rtt.on_new_path();
         self.resend.clear();
         for (number, _, sent) in self.in_flight.iter_mut() {
             sent.due = None;
             sent.timed = false;
             sent.timeouts = 0;
-            sent.overtaken = 0;
             self.resend.push_back(number);
         }
         self.resend.make_contiguous().sort_unstable();
@@ -300,7 +314,6 @@ impl Outgoing {
             at: now,
             due: Some(due),
             timeouts: 0,
-            overtaken: 0,
             // What is sent while the clocks stand still meets a path that does, too.
             timed: self.frozen_since.is_none(),
         };
@@ -315,7 +328,7 @@ impl Outgoing {
                 self.pacing.exempt = 0;
                 return None;
             };
-            let Some(sent) = self.in_flight.get_mut(number) else {
+            let Some((counted, sent)) = self.in_flight.get_mut(number) else {
                 // Acknowledged in the meantime.
                 self.resend.pop_front();
                 continue;
@@ -324,9 +337,11 @@ impl Outgoing {
                 return None;
             }
             self.resend.pop_front();
-            let timeout = match sent.overtaken.checked_sub(SILENT_TIMEOUTS) {
-                None => self.rtt.timeout_after(sent.timeouts),
-                Some(more) => (MAXIMUM_TIMEOUT * (1 << more.min(8))).min(SILENT_TIMEOUT),
+            let timeout = if counted {
+                self.rtt.timeout_after(sent.timeouts)
+            } else {
+                let more = sent.timeouts.saturating_sub(HOPELESS_TIMEOUTS).min(8);
+                (MAXIMUM_TIMEOUT * (2 << more)).min(ASIDE_TIMEOUT)
             };
             let due = now + timeout;
             sent.at = now;
@@ -377,16 +392,13 @@ impl Pacing {
     }
 }
 
-/// After so many timeouts of one message while others got through, waiting for it helps nobody:
-/// 0.2 + 0.4 + 0.8 + 1.6 + 3 s on a fast path.
+/// After so many timeouts of one message, the last of them while later ones were acknowledged, waiting for
+/// it helps nobody: 0.2 + 0.4 + 0.8 + 1.6 + 3 s on a fast path.
 const HOPELESS_TIMEOUTS: u32 = 5;
 
-/// After so many it is all but certain that the agent has it and will never say so (before 3.2.1041.0
-/// agents are silent about what they have seen): the wait doubles up to [`SILENT_TIMEOUT`].
-const SILENT_TIMEOUTS: u32 = 10;
-
-/// How rarely such a message is sent in the end.
-const SILENT_TIMEOUT: Duration = Duration::from_mins(1);
+/// The wait of a message that was set aside doubles from 6 s up to this. Agents before 3.2.1041.0 have it and
+/// will never say so; should another one lack it, it comes late, but it comes.
+const ASIDE_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// The agent stores 100,000 messages behind a gap; with a margin.
 const MAXIMUM_SPAN: usize = 65_536;

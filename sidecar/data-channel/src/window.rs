@@ -30,21 +30,20 @@ impl Window {
         self.messages
     }
 
-    /// Takes the acknowledgement of a message while `in_flight` messages, itself included, were on
-    /// their way.
-    pub(crate) fn on_acknowledged(&mut self, in_flight: usize, rtt: &RoundTrip, now: Instant) {
+    /// Takes the acknowledgement of a message. `limited`: the window, not the writer, held more back; one
+    /// that was not used up proves nothing about a larger one.
+    pub(crate) fn on_acknowledged(&mut self, limited: bool, rtt: &RoundTrip, now: Instant) {
         let (Some(smoothed), Some(minimum)) = (rtt.smoothed(), rtt.minimum()) else { return };
         if smoothed > minimum * 2 + SLACK * 2 {
             // Once a round trip, or one queue would be paid for many times.
-            let rested = self.cut_at.is_none_or(|cut_at| now.duration_since(cut_at) >= smoothed);
+            let rested =
+                self.cut_at.is_none_or(|cut_at| now.saturating_duration_since(cut_at) >= smoothed);
             if rested {
                 self.shrink_to(self.messages - self.messages / 8, now);
             }
             return;
         }
-        // A window that was not used proves nothing about a larger one.
-        let used = in_flight * 2 > self.messages;
-        if !used || smoothed > minimum + minimum / 2 + SLACK {
+        if !limited || smoothed > minimum + minimum / 2 + SLACK {
             return;
         }
         self.credit += 1;
@@ -109,7 +108,7 @@ mod tests {
         let (mut window, now, rtt) = (Window::new(), Instant::now(), path(50, 50));
         for expected in [128, 256, 512, 1_024, 2_048, 4_096, 4_096] {
             for _ in 0..window.messages() {
-                window.on_acknowledged(window.messages(), &rtt, now);
+                window.on_acknowledged(true, &rtt, now);
             }
             assert_eq!(window.messages(), expected);
         }
@@ -119,7 +118,7 @@ mod tests {
     fn a_window_that_is_not_used_does_not_grow() {
         let (mut window, now, rtt) = (Window::new(), Instant::now(), path(50, 50));
         for _ in 0..1_000 {
-            window.on_acknowledged(window.messages() / 2, &rtt, now);
+            window.on_acknowledged(false, &rtt, now);
         }
         assert_eq!(window.messages(), INITIAL);
     }
@@ -128,7 +127,7 @@ mod tests {
     fn growth_ends_where_the_round_trip_grows() {
         let (mut window, now) = (Window::new(), Instant::now());
         for _ in 0..1_000 {
-            window.on_acknowledged(window.messages(), &path(50, 90), now);
+            window.on_acknowledged(true, &path(50, 90), now);
         }
         assert_eq!(window.messages(), INITIAL);
     }
@@ -137,10 +136,10 @@ mod tests {
     fn a_queue_shrinks_the_window_once_each_round_trip() {
         let (mut window, now, rtt) = (Window::new(), Instant::now(), path(50, 200));
         for _ in 0..100 {
-            window.on_acknowledged(64, &rtt, now);
+            window.on_acknowledged(true, &rtt, now);
         }
         assert_eq!(window.messages(), 56);
-        window.on_acknowledged(56, &rtt, now + ms(200));
+        window.on_acknowledged(true, &rtt, now + ms(200));
         assert_eq!(window.messages(), 49);
     }
 
@@ -161,7 +160,7 @@ mod tests {
         let (mut window, now, rtt) = (Window::new(), Instant::now(), path(50, 50));
         window.on_lost(now, now);
         for _ in 0..32 {
-            window.on_acknowledged(window.messages(), &rtt, now);
+            window.on_acknowledged(true, &rtt, now);
         }
         assert_eq!(window.messages(), 36);
     }

@@ -1,0 +1,99 @@
+//! How much is sent before an answer comes.
+
+use std::time::{Duration, Instant};
+
+use super::{agent::Behaviour, link::Faults, pair::Pair};
+use crate::{Config, Message};
+
+#[test]
+fn the_first_window_is_64_messages_and_doubles_each_round_trip() {
+    let mut pair = Pair::open(Behaviour::default(), Faults::default());
+    pair.set_faults(Faults { delay: Duration::from_millis(4), ..Faults::default() });
+    pair.unwritten = vec![1; 1 << 20];
+    let mut sent = Vec::new();
+    for _ in 0..4 {
+        pair.settle();
+        sent.push(pair.sent.len());
+        pair.run_for(Duration::from_millis(8));
+    }
+    assert_eq!(sent, [64, 192, 448, 960]);
+}
+
+#[test]
+fn small_writes_share_a_message_while_they_wait() {
+    let mut pair = Pair::open(Behaviour::default(), Faults::default());
+    for _ in 0..100 {
+        assert_eq!(pair.client.write(&[1; 30]), 30);
+    }
+    pair.settle();
+    let lengths: Vec<_> =
+        pair.sent.iter().map(|frame| Message::decode(frame).unwrap().payload.len()).collect();
+    assert_eq!(lengths, [1_024, 1_024, 952]);
+}
+
+#[test]
+fn a_lone_byte_is_sent_at_once_and_nothing_is_sent_for_nothing() {
+    let mut pair = Pair::open(Behaviour::default(), Faults::default());
+    assert_eq!(pair.client.write(b""), 0);
+    assert_eq!(pair.client.poll_transmit(pair.now), None, "never an empty payload");
+    assert_eq!(pair.client.write(b"\n"), 1);
+    pair.settle();
+    assert_eq!(pair.agent.written, b"\n");
+}
+
+#[test]
+fn writing_stops_at_the_bound_until_something_is_acknowledged() {
+    let config = Config { outgoing_bytes: 3_000, ..Config::default() };
+    let mut pair = Pair::with(config, Behaviour::default(), Faults::default(), 1);
+    pair.run_until(|pair| pair.client.is_open() && pair.client.unacknowledged() == 0);
+    pair.set_faults(Faults { delay: Duration::from_millis(10), ..Faults::default() });
+    assert_eq!(pair.client.write(&[1; 5_000]), 3_000);
+    assert_eq!((pair.client.write(b"x"), pair.client.writable()), (0, 0));
+    pair.settle();
+    assert_eq!(pair.client.writable(), 0, "sent is not acknowledged");
+    pair.run_for(Duration::from_millis(20));
+    pair.settle();
+    assert_eq!(pair.client.writable(), 3_000);
+}
+
+#[test]
+fn message_sizes_keep_to_their_range() {
+    for (asked, used) in [(0, 256), (1_024, 1_024), (usize::MAX, 65_536)] {
+        let config = Config { message_bytes: asked, ..Config::default() };
+        let mut pair = Pair::with(config, Behaviour::default(), Faults::default(), 1);
+        pair.run_until(|pair| pair.client.is_open());
+        pair.sent.clear();
+        pair.client.write(&vec![1; 70_000]);
+        pair.settle();
+        assert_eq!(Message::decode(&pair.sent[0]).unwrap().payload.len(), used);
+    }
+}
+
+#[test]
+fn dates_follow_the_clock_of_the_caller() {
+    let mut pair = Pair::open(Behaviour::default(), Faults::default());
+    pair.now += Duration::from_secs(100);
+    pair.client.write(b"x");
+    let frame = pair.client.poll_transmit(pair.now).unwrap();
+    let passed = u64::try_from((pair.now - pair.start).as_millis()).unwrap();
+    assert_eq!(Message::decode(&frame).unwrap().created_date_ms, 1_767_225_600_000 + passed);
+}
+
+/// A run can be repeated bit by bit.
+#[test]
+fn the_same_calls_give_the_same_bytes() {
+    let start = Instant::now();
+    let run = |seed: u64| {
+        let mut pair = Pair::with(Config::default(), Behaviour::default(), Faults::default(), seed);
+        pair.client = crate::DataChannel::new(Config::default(), start, 5, u128::from(seed));
+        pair.now = start.max(pair.now);
+        pair.unwritten = vec![1; 5_000];
+        let opening = pair.client.opening("token");
+        let frame = pair.agent.poll_transmit().unwrap();
+        pair.client.handle_message(start, frame).unwrap();
+        let sent: Vec<_> = std::iter::from_fn(|| pair.client.poll_transmit(start)).collect();
+        (opening, sent)
+    };
+    assert_eq!(run(3), run(3));
+    assert_ne!(run(3), run(4));
+}
