@@ -7,7 +7,7 @@ use serde_json::json;
 use tests::fixtures::{FullQueue, KeyPair, KeyType, Sshd, TcpServer, free_port};
 use tokio::net::TcpListener;
 
-use crate::world::{Failure, World, assert_fails, assert_fails_within};
+use crate::world::{Failure, World, assert_fails, assert_fails_within, may_terminate};
 
 #[tokio::test]
 async fn ssh_unreachable_when_nothing_listens() {
@@ -146,7 +146,7 @@ async fn timeout_target_by_the_limit_for_the_start() {
 
 #[tokio::test]
 async fn timeout_session_when_the_gateway_does_not_answer() {
-    let world = World::with(|builder| builder.policy(crate::world::may_terminate())).await;
+    let world = World::with(|builder| builder.policy(may_terminate())).await;
     let gateway = TcpServer::deaf().await.unwrap();
     let document = world.document(5432).with(&json!({
         "aws": { "stream_endpoint_url": format!("ws://127.0.0.1:{}", gateway.port()) },

@@ -1,18 +1,21 @@
 //! Whoever asks the sidecar to stop, and whenever: it ends within five seconds with status 0, says
 //! nothing of a failure, and leaves no session behind.
 
-use std::{os::fd::OwnedFd, process::Stdio};
+use std::{os::fd::OwnedFd, process::Stdio, time::Duration};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
-use tests::fixtures::{Document, Exit, FullQueue, Sidecar, TcpServer, eventually};
+use tests::{
+    emulator::{Action, AgentSettings, ApiFault, Failure as Failing, Plan},
+    fixtures::{Document, Exit, FullQueue, Sidecar, TcpServer, eventually},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     time::{Instant, timeout},
 };
 
-use crate::world::{Failure, LIMIT, STOP, Tunnel, World};
+use crate::world::{Failure, LIMIT, STOP, Tunnel, World, may_terminate};
 
 /// The ways to stop a sidecar.
 const WAYS: [Way; 3] = [Way::EndOfInput, Way::Signal(Signal::SIGTERM), Way::Signal(Signal::SIGINT)];
@@ -49,12 +52,45 @@ async fn end_of_input_before_the_document_is_complete_is_a_broken_document() {
 }
 
 #[tokio::test]
+async fn while_start_session_is_under_way() {
+    for way in WAYS {
+        // The answer comes after the stop: its session must be seen and ended all the same.
+        let late = ApiFault::new(Failing::Delayed(Duration::from_secs(1))).on(Action::StartSession);
+        let plan = Plan::default().api(late);
+        let world = World::with(|builder| builder.policy(may_terminate()).faults(plan)).await;
+        stop_in_phase(&world.document(5432), "start_session", way).await;
+        world.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn while_start_session_is_under_way_with_nothing_but_leave_to_start() {
+    for way in WAYS {
+        let late = ApiFault::new(Failing::Delayed(Duration::from_secs(1))).on(Action::StartSession);
+        let world = World::with(|builder| builder.faults(Plan::default().api(late))).await;
+        stop_in_phase(&world.document(5432), "start_session", way).await;
+        world.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn while_the_handshake_is_awaited() {
+    for way in WAYS {
+        // The agent's first word is late by more than anybody waits here.
+        let agent = AgentSettings::default().start_delay(Duration::from_mins(1));
+        let world = World::with(|builder| builder.policy(may_terminate()).agent(agent)).await;
+        stop_in_phase(&world.document(5432), "session", way).await;
+        world.finish().await;
+    }
+}
+
+#[tokio::test]
 async fn while_the_websocket_is_opening() {
     // Accepts and says nothing: the upgrade is never answered.
     let gateway = TcpServer::deaf().await.unwrap();
     let endpoint = format!("ws://127.0.0.1:{}", gateway.port());
     for way in WAYS {
-        let world = World::with(|builder| builder.policy(crate::world::may_terminate())).await;
+        let world = World::with(|builder| builder.policy(may_terminate())).await;
         let document =
             world.document(5432).with(&json!({ "aws": { "stream_endpoint_url": endpoint } }));
         stop_in_phase(&document, "session", way).await;

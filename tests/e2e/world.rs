@@ -189,7 +189,8 @@ pub(crate) fn assert_no_secret(text: &str, document: &Document) {
 
 /// The least-privilege policy, and leave to terminate what one has started.
 pub(crate) fn may_terminate() -> Policy {
-    Policy::least_privilege(INSTANCE)
+    let own = "arn:aws:ssm:*:*:session/${aws:userid}-*";
+    Policy::least_privilege(INSTANCE).allowing("ssm:TerminateSession", own)
 }
 
 /// PostgreSQL, shared by all tests.

@@ -1,0 +1,211 @@
+//! Each code of the contract that AWS or the agent can provoke: the whole `failed` line, the exit
+//! status, no secret, and no session left. Those of the customer's side are in `failures.rs`.
+
+use std::time::Duration;
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use serde_json::json;
+use tests::{
+    emulator::{Action, AgentSettings, ApiFault, Break, Cut, Failure as Fault, Plan, Policy},
+    fixtures::{Sidecar, TcpServer},
+};
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::world::{
+    ACCESS_KEY_ID, Failure, INSTANCE, LIMIT, World, assert_fails, assert_fails_within,
+    may_terminate,
+};
+
+#[tokio::test]
+async fn aws_instance_not_connected() {
+    let world = faulty(ApiFault::new(Fault::TargetNotConnected)).await;
+    let document = world.document(5432).with(&json!({ "timeouts": { "ready_s": 3 } }));
+    let failure = Failure {
+        code: "aws.instance_not_connected",
+        status: 69,
+        phase: "start_session",
+        blame: "customer",
+    };
+    let line = assert_fails_within(&document, failure, Duration::from_secs(15)).await;
+    assert!(line.to_string().contains(INSTANCE), "names the instance: {line}");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn instance_that_connects_in_time_is_waited_for() {
+    let fault = ApiFault::new(Fault::TargetNotConnected).times(2).on(Action::StartSession);
+    let world = faulty(fault).await;
+    let server = TcpServer::echo().await.unwrap();
+    world.tunnel(server.port()).await.close().await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn aws_throttled_when_it_does_not_pass() {
+    let world = faulty(ApiFault::new(Fault::Throttled)).await;
+    let document = world.document(5432).with(&json!({ "timeouts": { "ready_s": 3 } }));
+    let line = assert_fails_within(&document, passing("aws.throttled"), Duration::from_secs(15));
+    let line = line.await;
+    assert!(line["aws_request_id"].is_string(), "names the request: {line}");
+    let calls = world.emulator.journal().calls("StartSession");
+    assert!((2..=8).contains(&calls.len()), "backs off: {} calls", calls.len());
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn throttling_that_passes_is_sat_out() {
+    let world = faulty(ApiFault::new(Fault::Throttled).times(2).on(Action::StartSession)).await;
+    let server = TcpServer::echo().await.unwrap();
+    world.tunnel(server.port()).await.close().await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn aws_internal() {
+    let world = faulty(ApiFault::new(Fault::InternalServerError)).await;
+    let document = world.document(5432).with(&json!({ "timeouts": { "ready_s": 3 } }));
+    assert_fails_within(&document, passing("aws.internal"), Duration::from_secs(15)).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn aws_access_denied() {
+    let world = World::with(|builder| builder.policy(Policy::nothing())).await;
+    let line = assert_fails(&world.document(5432), refused("aws.access_denied")).await;
+    assert!(line.to_string().contains("ssm:StartSession"), "names the action: {line}");
+    let calls = world.emulator.journal().calls("StartSession");
+    assert_eq!(calls.len(), 1, "never tried again");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn aws_credentials() {
+    let world = World::start().await;
+    let wrong_secret =
+        json!({ "aws": { "secret_access_key": "wrongSecretWrongSecretWrongSecretWrongSe" } });
+    let wrong_id = json!({ "aws": { "access_key_id": "AKIAI44QH8DHBEXAMPLE" } });
+    for change in [wrong_secret, wrong_id] {
+        let document = world.document(5432).with(&change);
+        assert_fails(&document, refused("aws.credentials")).await;
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn aws_credentials_expired() {
+    let world = World::start().await;
+    world.emulator.control().expire_key(ACCESS_KEY_ID);
+    assert_fails(&world.document(5432), refused("aws.credentials_expired")).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn timeout_start_session() {
+    let world = faulty(ApiFault::new(Fault::Hangs).on(Action::StartSession)).await;
+    let document = world.document(5432).with(&json!({ "timeouts": { "ready_s": 3 } }));
+    assert_fails_within(&document, passing("timeout.start_session"), Duration::from_secs(15)).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn session_ended_by_somebody_else_during_the_start() {
+    let world = World::start().await;
+    let silent = TcpServer::banner(b"SSH-2.0-silent\r\n").await.unwrap();
+    let document = world.document(5432).with(&json!({
+        "bastion": { "ssh_port": silent.port() },
+        "events": true,
+    }));
+    let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+    while sidecar.word("phase", LIMIT).await.unwrap() != "ssh" {}
+    for session in world.emulator.journal().open_sessions() {
+        world.emulator.control().terminate(&session);
+    }
+    let exit = sidecar.exit(LIMIT).await.unwrap();
+    let failure = Failure { code: "session.ended", status: 69, phase: "ssh", blame: "customer" };
+    failure.assert(&exit, &document);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn session_lost_when_the_path_does_not_come_back() {
+    let world = World::start().await;
+    let server = TcpServer::echo().await.unwrap();
+    let document = world.document(server.port()).with(&json!({
+        "timeouts": { "reconnect_s": 3 },
+        "events": true,
+    }));
+    let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+    sidecar.ready(LIMIT).await.unwrap();
+    let gone = ApiFault::new(Fault::ConnectionClosed);
+    world.emulator.control().set_plan(Plan::default().api(gone).cut(Cut::after(0, Break::Reset)));
+    sidecar.word("degraded", LIMIT).await.unwrap();
+    let exit = sidecar.exit(LIMIT).await.unwrap();
+    let failure = Failure { code: "session.lost", status: 75, phase: "tunnel", blame: "aws" };
+    failure.assert(&exit, &document);
+    // Nobody could reach it any more to end it.
+    for session in world.emulator.journal().open_sessions() {
+        world.emulator.control().terminate(&session);
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn session_unsupported_by_an_agent_without_port_sessions() {
+    unsupported(AgentSettings::default().version([2, 3, 600, 0])).await;
+}
+
+#[tokio::test]
+async fn session_unsupported_when_the_agent_wants_encryption() {
+    unsupported(AgentSettings::default().encryption()).await;
+}
+
+#[tokio::test]
+async fn session_protocol_when_the_gateway_sends_what_is_no_message() {
+    let frames: [&'static [u8]; 3] = [b"\0\0\0", &[0xff; 120], &[0; 200]];
+    for frame in frames {
+        let gateway = TcpServer::start(move |stream| async move {
+            let socket = tokio_tungstenite::accept_async(stream).await;
+            let mut socket = socket.map_err(std::io::Error::other)?;
+            drop(socket.next().await);
+            for _ in 0..100 {
+                let message = Message::Binary(frame.into());
+                socket.send(message).await.map_err(std::io::Error::other)?;
+            }
+            while let Some(Ok(_)) = socket.next().await {}
+            Ok(())
+        });
+        let gateway = gateway.await.unwrap();
+        let world = World::with(|builder| builder.policy(may_terminate())).await;
+        let endpoint = format!("ws://127.0.0.1:{}", gateway.port());
+        let document =
+            world.document(5432).with(&json!({ "aws": { "stream_endpoint_url": endpoint } }));
+        let failure =
+            Failure { code: "session.protocol", status: 76, phase: "session", blame: "aws" };
+        assert_fails(&document, failure).await;
+        world.finish().await;
+    }
+}
+
+/// Meets an agent with which there can be no port session.
+async fn unsupported(agent: AgentSettings) {
+    let world = World::with(|builder| builder.agent(agent)).await;
+    let failure =
+        Failure { code: "session.unsupported", status: 76, phase: "session", blame: "customer" };
+    assert_fails(&world.document(5432), failure).await;
+    world.finish().await;
+}
+
+/// A world in which the API fails.
+async fn faulty(fault: ApiFault) -> World {
+    World::with(|builder| builder.faults(Plan::default().api(fault))).await
+}
+
+/// Passing trouble with StartSession.
+fn passing(code: &'static str) -> Failure {
+    Failure { code, status: 75, phase: "start_session", blame: "aws" }
+}
+
+/// StartSession refused.
+fn refused(code: &'static str) -> Failure {
+    Failure { code, status: 77, phase: "start_session", blame: "customer" }
+}
