@@ -1,1 +1,115 @@
-//! The contract between a job runner and its ssm-sidecar, as types.
+//! The contract between a job runner and its ssm-sidecar, version 1, as types.
+//!
+//! A runner starts one `ssm-sidecar` process per job, writes **one JSON document** to its stdin and keeps that
+//! pipe open. The sidecar opens a tunnel to the database that the document describes and says `ready <port>` on
+//! stdout. The open stdin is the job's lease: when it closes, the tunnel closes, every SSM session that was
+//! started is terminated, and the process exits with status 0. SIGTERM and SIGINT do the same.
+//!
+//! # stdin
+//!
+//! The sidecar starts as soon as the document's closing brace has arrived ([`DocumentReader`]), pretty-printed or
+//! not. Reading it ([`Request::from_json`]) finds all mistakes at once, names each by its path, and repeats no
+//! value that could be secret.
+//!
+//! ```
+//! use runner_protocol::{Failure, Request};
+//!
+//! let document = r#"{
+//!     "name": "orders, nightly",
+//!     "aws": { "access_key_id": "AKIAIOSFODNN7EXAMPLE", "secret_access_key": "wJalrXUtnFEMI" },
+//!     "bastion": { "instance_id": "i-0123456789abcdef0", "ssh_private_key": "-----BEGIN …" },
+//!     "target": { "engine": "mysql", "host": "orders.internal" }
+//! }"#;
+//! let request = Request::from_json(document)?;
+//! assert_eq!(request.target.port, 3306);
+//! assert_eq!(request.bastion.ssh_user, "ec2-user");
+//!
+//! let wrong = document.replace("i-0123456789abcdef0", "bastion-1").replace("host", "hots");
+//! let failure = Failure::from(Request::from_json(&wrong).unwrap_err());
+//! assert_eq!(
+//!     failure.message,
+//!     "bastion.instance_id: not an instance id; target.host: missing; target.hots: unknown field",
+//! );
+//! # Ok::<(), runner_protocol::RequestError>(())
+//! ```
+//!
+//! After the document stdin may carry one JSON object per line ([`MessageReader`]). Version 1 knows
+//! `{"type":"credentials", …}`, which replaces the keys for all later calls. Unknown types and broken lines are
+//! ignored and logged, never fatal.
+//!
+//! ```
+//! use runner_protocol::{DocumentReader, Message, MessageReader};
+//!
+//! let mut document = DocumentReader::new();
+//! assert!(document.push(b"{ \"name\": \"a")?.is_none());
+//! let framed = document.push(b"} b\" }\n{\"type\":\"weather\"}\n{\"type\":\"credentials\",")?.unwrap();
+//! assert_eq!(framed.document.as_str(), r#"{ "name": "a} b" }"#);
+//!
+//! let mut messages = MessageReader::new();
+//! let [unknown] = messages.push(framed.rest).try_into().unwrap();
+//! assert_eq!(unknown.unwrap_err().to_string(), "type of message is not known: weather");
+//! let rest = b"\"access_key_id\":\"AKIA\",\"secret_access_key\":\"wJal\"}\n";
+//! let messages = messages.push(rest);
+//! let [Ok(Message::Credentials(keys))] = messages.as_slice() else { panic!() };
+//! assert_eq!(keys.access_key_id.expose(), "AKIA");
+//! # Ok::<(), runner_protocol::Malformed>(())
+//! ```
+//!
+//! # stdout
+//!
+//! Lines of `word SP rest` ([`Line`]): `ready <port>` once, and `failed <json>` at most once, last, before an exit
+//! status other than 0. More lines come with `"events": true`. A runner ignores words that it does not know, and
+//! what stands behind the parts that it knows; [`Line::parse`] does.
+//!
+//! ```
+//! use runner_protocol::{ErrorCode, Line};
+//!
+//! assert_eq!(Line::parse("ready 40123"), Some(Line::Ready(40123)));
+//! assert_eq!(Line::parse("a word of version 1.7"), None);
+//! let line = r#"failed {"code":"ssh.auth_rejected","message":"…","hint":"…","retryable":false,"phase":"ssh","blame":"customer"}"#;
+//! let Some(Line::Failed(failure)) = Line::parse(line) else { panic!() };
+//! assert_eq!(failure.code, ErrorCode::SshAuthRejected);
+//! ```
+//!
+//! stderr carries logs.
+//!
+//! # Exit status
+//!
+//! All that a runner needs in order to choose between "retry", "tell the customer" and "page the operator"
+//! ([`ExitStatus`], [`ErrorCode`]).
+//!
+//! ```
+//! use runner_protocol::{ErrorCode, ExitStatus};
+//!
+//! assert_eq!(ErrorCode::AwsThrottled.exit_status(), ExitStatus::Passing);
+//! assert_eq!(ExitStatus::from_code(75), Some(ExitStatus::Passing));
+//! ```
+//!
+//! # Versions
+//!
+//! Within version 1 names, codes, statuses and formats do not change; optional fields, codes and words may be
+//! added. So a sidecar refuses fields that it does not know, and a runner ignores words that it does not know.
+
+mod endpoint;
+mod failure;
+mod fields;
+mod framing;
+mod message;
+mod mistake;
+mod output;
+pub mod request;
+mod rules;
+mod schema;
+mod secret;
+mod unknown;
+mod value;
+
+pub use endpoint::EndpointUrl;
+pub use failure::{Blame, ErrorCode, ExitStatus, Failure};
+pub use framing::{DocumentReader, Framed, MAX_DEPTH, MAX_DOCUMENT_BYTES, Malformed};
+pub use message::{MAX_MESSAGE_BYTES, Message, MessageError, MessageReader};
+pub use mistake::{Mistake, Mistakes};
+pub use output::{Line, PhaseTimes, Summary};
+pub use request::{Keys, Request, RequestError};
+pub use schema::schema;
+pub use secret::Secret;

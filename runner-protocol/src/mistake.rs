@@ -1,0 +1,103 @@
+//! What is wrong with the fields of a document.
+
+use std::fmt;
+
+use crate::{ErrorCode, Failure};
+
+/// One thing that is wrong with a document.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Mistake {
+    /// The field, such as `bastion.instance_id` or `listen.allowed_uids[2]`.
+    pub path: String,
+    /// What is wrong with it; never its value, unless that is a short number.
+    pub what: String,
+    /// What to do, in the imperative, naming the field.
+    pub hint: String,
+}
+
+/// All that is wrong with a document, in the order of the contract's fields; unknown fields last.
+///
+/// Shown as `path: what; path: what`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Mistakes(Vec<Mistake>);
+
+impl Mistakes {
+    /// Takes what was found; `None` for nothing.
+    pub fn new(mistakes: Vec<Mistake>) -> Option<Self> {
+        (!mistakes.is_empty()).then_some(Self(mistakes))
+    }
+
+    /// Each mistake.
+    pub fn iter(&self) -> impl Iterator<Item = &Mistake> {
+        self.0.iter()
+    }
+
+    /// What to do about all of them.
+    pub fn hint(&self) -> String {
+        let mut hints: Vec<&str> = Vec::new();
+        for mistake in self.0.iter().take(MAX_SHOWN) {
+            if !hints.contains(&mistake.hint.as_str()) {
+                hints.push(&mistake.hint);
+            }
+        }
+        hints.join("; ")
+    }
+}
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, Mistake { path, what, .. }) in self.0.iter().take(MAX_SHOWN).enumerate() {
+            let separator = if index == 0 { "" } else { "; " };
+            write!(formatter, "{separator}{path}: {what}")?;
+        }
+        match self.0.len().checked_sub(MAX_SHOWN) {
+            Some(more @ 1..) => write!(formatter, "; and {more} more"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Mistakes {}
+
+impl From<Mistakes> for Failure {
+    fn from(mistakes: Mistakes) -> Self {
+        Self::new(ErrorCode::ConfigInvalid, mistakes.to_string(), mistakes.hint(), "config")
+    }
+}
+
+/// Mistakes that are told one by one, so that a line stays readable: half of all fields.
+const MAX_SHOWN: usize = 24;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mistakes(count: usize) -> Mistakes {
+        let mistake = |index| Mistake {
+            path: format!("a.b{index}"),
+            what: "missing".to_owned(),
+            hint: if index < 2 { "give both".to_owned() } else { format!("give `a.b{index}`") },
+        };
+        Mistakes::new((0..count).map(mistake).collect()).unwrap()
+    }
+
+    #[test]
+    fn all_are_told_in_one_line_and_each_hint_once() {
+        let failure = Failure::from(mistakes(3));
+        assert_eq!(failure.message, "a.b0: missing; a.b1: missing; a.b2: missing");
+        assert_eq!(failure.hint, "give both; give `a.b2`");
+        assert_eq!(failure.code, ErrorCode::ConfigInvalid);
+    }
+
+    #[test]
+    fn a_thousand_mistakes_do_not_make_an_endless_line() {
+        let text = mistakes(1000).to_string();
+        assert!(text.ends_with("a.b23: missing; and 976 more"), "{text}");
+        assert!(mistakes(MAX_SHOWN).to_string().ends_with("a.b23: missing"));
+    }
+
+    #[test]
+    fn no_mistake_is_no_list_of_mistakes() {
+        assert_eq!(Mistakes::new(Vec::new()), None);
+    }
+}
