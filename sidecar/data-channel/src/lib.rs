@@ -45,6 +45,8 @@
 mod channel;
 mod encoder;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod handshake;
 mod identifiers;
 mod in_flight;
