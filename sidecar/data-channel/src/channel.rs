@@ -1,14 +1,19 @@
 //! The state machine that joins handshake, both streams, timers and events.
 
-use std::{collections::VecDeque, time::Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
+    config::Config,
     encoder::Encoder,
     error::ProtocolError,
+    event::Event,
     handshake::{Handshake, Step},
     incoming::{Accepted, Incoming, Stored},
     message::{DecodeError, Message, MessageType},
@@ -18,71 +23,6 @@ use crate::{
     statistics::Statistics,
     timers::{Timer, Timers},
 };
-
-/// Sizes and names that a channel keeps to.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Config {
-    /// Version reported to service and agent, four numbers; not below the smallest that AWS supports.
-    pub client_version: String,
-    /// Payload bytes of each outgoing message, 256 to 65,536; values outside are moved to the bound.
-    pub message_bytes: usize,
-    /// Bound of the reorder buffer, and of what waits to be read, each in bytes of whole frames.
-    pub incoming_bytes: usize,
-    /// The same in messages.
-    pub incoming_messages: usize,
-    /// Bound of what [`DataChannel::write`] accepts and the agent has not acknowledged, in bytes.
-    pub outgoing_bytes: usize,
-}
-
-impl Default for Config {
-    /// Version 1.2.764.0, 1,024 bytes a message as the official client sends, 8 MiB or 16,384 messages
-    /// incoming, 2 MiB outgoing.
-    fn default() -> Self {
-        Self {
-            client_version: "1.2.764.0".to_owned(),
-            message_bytes: 1_024,
-            incoming_bytes: 8 << 20,
-            incoming_messages: 16_384,
-            outgoing_bytes: 2 << 20,
-        }
-    }
-}
-
-/// What happened on a channel.
-#[derive(Clone, Debug, Eq, PartialEq)]
-#[non_exhaustive]
-pub enum Event {
-    /// The handshake is complete: the stream flows both ways.
-    Open {
-        /// Version of the agent, four numbers.
-        agent_version: String,
-        /// Message for people from the session preferences of the account, often empty.
-        customer_message: String,
-    },
-    /// The service asks to hold data back: the agent is away.
-    Paused,
-    /// Data flows again.
-    Started,
-    /// The service has ended the session. Don't resume; nothing more is sent.
-    Closed {
-        /// Why, for people; often empty.
-        reason: String,
-    },
-    /// The agent has acknowledged the request to end the session. Go on until [`Event::Closed`] or the end
-    /// of the socket: unacknowledged messages keep the agent from ending for 2 s.
-    Terminated,
-    /// The agent said something that is not part of the stream. At most a few wait to be polled; more are
-    /// only counted.
-    Notice {
-        /// How it was marked.
-        payload_type: PayloadType,
-        /// What it said, cut and made printable.
-        text: String,
-    },
-    /// The channel cannot go on, and what there was to say about it has been sent. The next
-    /// [`DataChannel::handle_message`] returns the same error.
-    Failed(ProtocolError),
-}
 
 /// The client's side of one SSM data channel, over every WebSocket of its session.
 ///
@@ -540,4 +480,4 @@ const MAXIMUM_EVENTS: usize = 64;
 
 /// How long a pause lasts without a word that ends it, since `start_publication` may get lost. The agent's
 /// own attempts to come back take 6 s.
-const MAXIMUM_PAUSE: std::time::Duration = std::time::Duration::from_secs(10);
+const MAXIMUM_PAUSE: Duration = Duration::from_secs(10);

@@ -1,8 +1,9 @@
-//! Makes frames, many in one piece of memory.
+//! Makes frames, with ids and dates.
 
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
+use uuid::Uuid;
 
 use crate::{
     identifiers::Identifiers,
@@ -10,16 +11,14 @@ use crate::{
     payload,
     sequence::SequenceNumber,
 };
-use uuid::Uuid;
 
 /// Writes messages with ids and dates of their own.
 #[derive(Debug)]
 pub(crate) struct Encoder {
     identifiers: Identifiers,
     clock: Clock,
-    /// Frames are split off its front; they keep the memory alive together. Those that wait for an
-    /// acknowledgement and those that don't come from different pieces.
-    stream: BytesMut,
+    /// Acknowledgements are split off its front and keep it alive together. They are gone as soon as they
+    /// are sent; stream messages may stay long, so each of those has memory of its own.
     acknowledgements: BytesMut,
     json: Vec<u8>,
 }
@@ -29,7 +28,6 @@ impl Encoder {
         Self {
             identifiers: Identifiers::new(seed),
             clock: Clock { start: now, unix_ms },
-            stream: BytesMut::new(),
             acknowledgements: BytesMut::new(),
             json: Vec::new(),
         }
@@ -54,7 +52,9 @@ impl Encoder {
             message_id: self.identifiers.next(),
             payload_type,
         };
-        write(&mut self.stream, &envelope, payload)
+        let mut frame = BytesMut::with_capacity(PAYLOAD_OFFSET + payload.len());
+        envelope.encode(payload, &mut frame);
+        frame.freeze()
     }
 
     pub(crate) fn acknowledgement(
@@ -74,18 +74,13 @@ impl Encoder {
             message_id: self.identifiers.next(),
             payload_type: 0,
         };
-        write(&mut self.acknowledgements, &envelope, &self.json)
+        if self.acknowledgements.capacity() < PAYLOAD_OFFSET + self.json.len() {
+            // A fresh piece, not a larger one: the old one is owned by the frames in it.
+            self.acknowledgements = BytesMut::with_capacity(PIECE_BYTES);
+        }
+        envelope.encode(&self.json, &mut self.acknowledgements);
+        self.acknowledgements.split().freeze()
     }
-}
-
-fn write(memory: &mut BytesMut, envelope: &Envelope, payload: &[u8]) -> Bytes {
-    let needed = PAYLOAD_OFFSET + payload.len();
-    if memory.capacity() < needed {
-        // A fresh piece, not a larger one: those before it are owned by the frames in them.
-        *memory = BytesMut::with_capacity(needed.max(PIECE_BYTES));
-    }
-    envelope.encode(payload, memory);
-    memory.split().freeze()
 }
 
 /// Two readings of one moment; dates are the second plus what has passed since the first.
@@ -103,8 +98,7 @@ impl Clock {
     }
 }
 
-/// Memory for a few dozen messages of the default size: few allocations, and little that one
-/// unacknowledged message keeps.
+/// Memory for a hundred acknowledgements.
 const PIECE_BYTES: usize = 32 << 10;
 
 #[cfg(test)]
@@ -130,18 +124,18 @@ mod tests {
     }
 
     #[test]
-    fn frames_stay_as_they_are_while_more_are_made() {
+    fn acknowledgements_stay_as_they_are_while_more_are_made() {
         let now = Instant::now();
         let mut encoder = Encoder::new(1, now, 1);
-        let payloads: Vec<Vec<u8>> =
-            (0..200).map(|index: usize| vec![u8::try_from(index).unwrap(); index * 13]).collect();
-        let frames: Vec<Bytes> = payloads
-            .iter()
-            .map(|payload| encoder.stream_message(SequenceNumber::FIRST, 1, payload, now))
+        let numbers = || (0..1_000).map(|raw| SequenceNumber::from_wire(raw * raw * raw).unwrap());
+        let frames: Vec<Bytes> = numbers()
+            .map(|number| encoder.acknowledgement(Uuid::from_u128(5), number, now))
             .collect();
-        for (frame, payload) in frames.iter().zip(&payloads) {
+        for (frame, number) in frames.iter().zip(numbers()) {
             let message = Message::decode(frame).unwrap();
-            assert!(message.payload == payload && message.is_intact());
+            assert!(message.is_intact());
+            let acknowledged = payload::parse_acknowledgement(&message.payload);
+            assert_eq!(acknowledged, Ok(number.to_wire()));
         }
     }
 }

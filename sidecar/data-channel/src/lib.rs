@@ -43,8 +43,10 @@
 //! before the agent has completed the handshake, since it throws such input away.
 
 mod channel;
+mod config;
 mod encoder;
 mod error;
+mod event;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod handshake;
@@ -53,6 +55,7 @@ mod in_flight;
 mod incoming;
 pub mod message;
 mod outgoing;
+mod pacing;
 pub mod payload;
 #[cfg(test)]
 mod random;
@@ -65,8 +68,10 @@ mod window;
 #[cfg(test)]
 mod tests;
 
-pub use channel::{Config, DataChannel, Event};
+pub use channel::DataChannel;
+pub use config::Config;
 pub use error::ProtocolError;
+pub use event::Event;
 pub use message::{DecodeError, Message, MessageType};
 pub use payload::{Flag, PayloadType};
 pub use sequence::SequenceNumber;

@@ -12,6 +12,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use crate::{
     encoder::Encoder,
     in_flight::{InFlight, Sent},
+    pacing::Pacing,
     payload::{Flag, PayloadType},
     rtt::{MAXIMUM_TIMEOUT, RoundTrip},
     sequence::SequenceNumber,
@@ -148,7 +149,7 @@ impl Outgoing {
         let ending = self.termination == Termination::Wanted;
         let room = self.has_room();
         self.limited = !room && !self.unsent.is_empty();
-        if !self.unsent.is_empty() && (room || mem::take(&mut self.probe)) && (ending || !held) {
+        if !self.unsent.is_empty() && (ending || !held) && (room || mem::take(&mut self.probe)) {
             let mut unsent = mem::take(&mut self.unsent);
             let length = self.message_bytes.min(unsent.len());
             let payload = unsent.get(..length).unwrap_or_default();
@@ -268,7 +269,7 @@ impl Outgoing {
         }
         self.resend.make_contiguous().sort_unstable();
         self.earliest_due = None;
-        self.pacing.exempt = self.resend.len();
+        self.pacing.exempt(self.resend.len());
     }
 
     /// When `handle_timeout` is due.
@@ -325,7 +326,7 @@ impl Outgoing {
     fn poll_resend(&mut self, now: Instant) -> Option<Bytes> {
         loop {
             let Some(number) = self.resend.front().copied() else {
-                self.pacing.exempt = 0;
+                self.pacing.end_exemption();
                 return None;
             };
             let Some((counted, sent)) = self.in_flight.get_mut(number) else {
@@ -357,41 +358,6 @@ impl Outgoing {
     }
 }
 
-/// Spreads what is sent again, so that a path that has just lost messages is not flooded.
-#[derive(Clone, Copy, Debug, Default)]
-struct Pacing {
-    /// So many go at once: all that was in flight when a new path began.
-    exempt: usize,
-    /// What is left of the current burst, and when the next one may start.
-    burst: Option<(usize, Instant)>,
-}
-
-impl Pacing {
-    fn admits(&mut self, window: usize, now: Instant) -> bool {
-        if self.exempt > 0 {
-            self.exempt -= 1;
-            return true;
-        }
-        let (left, next) = match self.burst {
-            Some((left, next)) if now < next => (left, next),
-            _ => ((window / BURST_FRACTION).max(MINIMUM_BURST), now + BURST_INTERVAL),
-        };
-        self.burst = Some((left.saturating_sub(1), next));
-        left > 0
-    }
-
-    /// Forgets a burst whose time is over, so that its end is no deadline any more.
-    fn handle_timeout(&mut self, now: Instant) {
-        self.burst.take_if(|(_, next)| *next <= now);
-    }
-
-    /// `None` if a message may go at once.
-    fn next_burst(&self) -> Option<Instant> {
-        let (_, next) = self.burst.filter(|(left, _)| *left == 0 && self.exempt == 0)?;
-        Some(next)
-    }
-}
-
 /// After so many timeouts of one message, the last of them while later ones were acknowledged, waiting for
 /// it helps nobody: 0.2 + 0.4 + 0.8 + 1.6 + 3 s on a fast path.
 const HOPELESS_TIMEOUTS: u32 = 5;
@@ -403,10 +369,47 @@ const ASIDE_TIMEOUT: Duration = Duration::from_mins(1);
 /// The agent stores 100,000 messages behind a gap; with a margin.
 const MAXIMUM_SPAN: usize = 65_536;
 
-/// Overdue messages go in bursts of this part of the window.
-const BURST_FRACTION: usize = 8;
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Never fewer at once.
-const MINIMUM_BURST: usize = 16;
+    #[test]
+    fn numbers_are_used_to_the_end_of_the_wire_field() {
+        let now = Instant::now();
+        let mut encoder = Encoder::new(1, now, 1);
+        let mut outgoing = Outgoing::new(256, 10_000);
+        outgoing.next = Some(SequenceNumber::LAST);
+        assert_eq!(outgoing.write(&[1; 300]), 300);
+        let last = outgoing.poll_transmit(now, false, &mut encoder).unwrap();
+        let last = crate::Message::decode(&last.frame).unwrap();
+        assert_eq!((last.sequence_number, last.payload.len()), (i64::MAX, 256));
+        assert!(outgoing.poll_transmit(now, false, &mut encoder).is_none(), "no number is left");
+        assert_eq!((outgoing.writable(), outgoing.write(b"x")), (0, 0));
+        let acknowledged = outgoing.on_acknowledged(SequenceNumber::LAST, now);
+        assert_eq!(acknowledged, Acknowledged::Message);
+    }
 
-const BURST_INTERVAL: Duration = Duration::from_millis(10);
+    #[test]
+    fn a_gap_never_grows_beyond_what_the_agent_stores() {
+        let now = Instant::now();
+        let mut encoder = Encoder::new(1, now, 1);
+        let mut outgoing = Outgoing::new(256, 1 << 30);
+        let mut sent = 0;
+        let mut acknowledged = 1;
+        loop {
+            outgoing.write(b"x");
+            if outgoing.poll_transmit(now, false, &mut encoder).is_none() {
+                break;
+            }
+            sent += 1;
+            // All but the first.
+            if sent > 10 {
+                outgoing.on_acknowledged(SequenceNumber::from_wire(acknowledged).unwrap(), now);
+                acknowledged += 1;
+            }
+        }
+        assert_eq!(sent, MAXIMUM_SPAN);
+        outgoing.on_acknowledged(SequenceNumber::FIRST, now);
+        assert!(outgoing.poll_transmit(now, false, &mut encoder).is_some());
+    }
+}
