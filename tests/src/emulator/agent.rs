@@ -1,0 +1,196 @@
+//! The agent's part of one session, with the real one's habits (sections 4 to 6 of the specification): it checks
+//! little, throws away what comes too early, and repairs slowly.
+//!
+//! Three loops, as in the real agent: one takes what the client sends and writes it to sshd; one reads from sshd
+//! and sends; one sends the oldest message again every 100 ms. Only sshd's own pace holds the first one up,
+//! and with it the acknowledges.
+
+mod input;
+mod outgoing;
+mod pump;
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{
+    net::TcpStream,
+    sync::{Notify, mpsc},
+    time::{Instant, MissedTickBehavior, interval, sleep},
+};
+use uuid::Uuid;
+
+use super::{
+    builder::{AgentSettings, Pacing},
+    codec::{Message, OUTPUT, SYN, payload_type},
+    faults::Rng,
+    journal::{Ending, Record, count, lock},
+    payload,
+    session::Session,
+};
+
+use input::Input;
+use outgoing::Outgoing;
+
+/// The state that the loops share.
+pub(crate) struct Agent {
+    session: Arc<Session>,
+    settings: AgentSettings,
+    pacing: Pacing,
+    outgoing: Mutex<Outgoing>,
+    rng: Mutex<Rng>,
+    /// Wakes the loop that reads from sshd after a pause.
+    resumed: Notify,
+}
+
+/// What the other loops tell the one that takes input.
+enum Event {
+    /// The time in which data is still thrown away is over.
+    Ready,
+    Dialled(std::io::Result<TcpStream>),
+    /// All that sshd said has been sent.
+    ServerClosed,
+}
+
+/// Why the agent is done.
+struct Done {
+    by: Ending,
+    output: String,
+}
+
+/// Plays the agent for a session, until either of them ends.
+pub(crate) async fn run(
+    session: Arc<Session>,
+    inbox: mpsc::Receiver<Bytes>,
+    settings: AgentSettings,
+    pacing: Pacing,
+    rng: Rng,
+) {
+    let outgoing = Mutex::new(Outgoing::new());
+    let (rng, resumed) = (Mutex::new(rng), Notify::new());
+    let agent =
+        Arc::new(Agent { session: Arc::clone(&session), settings, pacing, outgoing, rng, resumed });
+    let over = session.ended();
+    let done = tokio::select! {
+        done = agent.live(inbox) => done,
+        _ = over => return,
+    };
+    session.end(done.by, &done.output);
+}
+
+impl Agent {
+    async fn live(self: &Arc<Self>, inbox: mpsc::Receiver<Bytes>) -> Done {
+        sleep(self.settings.start_delay).await;
+        if self.settings.version < PORT_PLUGIN {
+            return Done { by: Ending::Unsupported, output: UNSUPPORTED.to_owned() };
+        }
+        let (events, heard) = mpsc::channel(4);
+        let start = Instant::now();
+        self.send(payload_type::HANDSHAKE_REQUEST, self.handshake_request()).await;
+        let mut input = Input::new(self, inbox, heard, events, start);
+        tokio::select! {
+            done = input.run() => done,
+            () = self.resend() => unreachable(),
+        }
+    }
+
+    fn handshake_request(&self) -> Bytes {
+        let [a, b, c, d] = self.settings.version;
+        let version = format!("{a}.{b}.{c}.{d}");
+        let challenge = lock(&self.rng).hex(24);
+        payload::handshake_request(
+            &version,
+            self.session.port,
+            self.settings.encryption,
+            &challenge,
+        )
+    }
+
+    /// Sends a stream message. One loop at a time does so, which keeps them in order.
+    async fn send(&self, payload_type: u32, payload: Bytes) {
+        let id = self.uuid();
+        let frame = lock(&self.outgoing).add(Instant::now(), |sequence| {
+            let mut message = Message::new(OUTPUT, sequence, payload_type, payload);
+            if sequence == 0 {
+                message.flags = SYN;
+            }
+            message.id = id;
+            message.encode()
+        });
+        count(&self.session.counters.output_messages, 1);
+        self.session.deliver(frame).await;
+    }
+
+    /// Acknowledges a message of the client.
+    async fn acknowledge(&self, message: &Message) {
+        self.session.deliver(payload::acknowledge(message, self.uuid())).await;
+    }
+
+    /// Sends the oldest message again where it is overdue.
+    async fn resend(&self) {
+        let mut ticks = interval(RESEND);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let overdue = lock(&self.outgoing).overdue(Instant::now());
+            if let Some(frame) = overdue {
+                count(&self.session.counters.output_repeated, 1);
+                self.session.deliver(frame).await;
+            }
+        }
+    }
+
+    /// Anything of the client ends a pause.
+    fn resume(&self) {
+        if lock(&self.outgoing).set_paused(false) {
+            self.resumed.notify_waiters();
+        }
+    }
+
+    fn pause(&self) {
+        if self.settings.version >= PAUSE {
+            lock(&self.outgoing).set_paused(true);
+        }
+    }
+
+    /// Waits while the agent is told to pause.
+    async fn unpaused(&self) {
+        loop {
+            let resumed = self.resumed.notified();
+            if !lock(&self.outgoing).is_paused() {
+                return;
+            }
+            resumed.await;
+        }
+    }
+
+    fn uuid(&self) -> Uuid {
+        lock(&self.rng).uuid()
+    }
+
+    fn record_dialled(&self, reached: bool) {
+        let session = self.session.id.clone();
+        self.session.journal.add(Record::Dialled { session, reached });
+    }
+}
+
+/// For loops without end.
+fn unreachable() -> Done {
+    Done { by: Ending::Operator, output: String::new() }
+}
+
+/// Versions from which an agent does what its name says (specification, section 6).
+const PORT_PLUGIN: [u32; 4] = [2, 3, 672, 0];
+const PAUSE: [u32; 4] = [3, 0, 732, 0];
+const ACKNOWLEDGES_AGAIN: [u32; 4] = [3, 2, 1041, 0];
+/// Newer than this.
+const TERMINATE_FLAG: [u32; 4] = [2, 3, 722, 0];
+
+/// Between two looks at the oldest message.
+const RESEND: Duration = Duration::from_millis(100);
+
+/// Seen live (specification, section 9).
+const UNSUPPORTED: &str = "Plugin with name Port is not supported by this version of ssm agent, please update to \
+                           latest version";

@@ -1,0 +1,391 @@
+//! From the client to sshd: handshake, order, acknowledges, flags, and the end.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use serde_json::Value;
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{TcpStream, tcp::OwnedWriteHalf},
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until},
+};
+
+use super::{ACKNOWLEDGES_AGAIN, Agent, Done, Event, PAUSE, TERMINATE_FLAG, pump};
+use crate::emulator::{
+    codec::{ACKNOWLEDGE, INPUT, Message, PAUSE_PUBLICATION, START_PUBLICATION, payload_type},
+    journal::{Ending, Record, count, lock},
+    payload::{self, Acknowledge},
+};
+
+/// The loop that takes what the client sends.
+pub(super) struct Input<'a> {
+    agent: &'a Arc<Agent>,
+    inbox: mpsc::Receiver<Bytes>,
+    heard: mpsc::Receiver<Event>,
+    events: mpsc::Sender<Event>,
+    /// Loops and timers of this session, which end with it.
+    tasks: JoinSet<()>,
+    started: Instant,
+    expected: i64,
+    /// Acknowledged, and waiting for their turn.
+    early: BTreeMap<i64, Message>,
+    phase: Phase,
+    /// For sshd, from messages that are taken but not acknowledged yet.
+    to_write: BytesMut,
+    written: Vec<Message>,
+    /// A message broke the reader: nothing is heard any more.
+    deaf: bool,
+}
+
+enum Phase {
+    /// Until the answer comes, or too late.
+    Handshake(Instant),
+    /// `HandshakeComplete` is sent, and data still thrown away.
+    Completing,
+    Dialling,
+    Open(OwnedWriteHalf),
+    /// The worker is gone without a word; until its parent notices.
+    Crashed(Instant),
+    /// Until all is acknowledged, or too late.
+    Draining(Instant, Ending),
+}
+
+/// Whether a message was processed, which is what an acknowledge says.
+enum Outcome {
+    Processed,
+    /// Not acknowledged: it comes again.
+    Rejected,
+    /// For sshd: acknowledged once it is written.
+    ToWrite,
+    /// The handshake is answered, by a client of this version.
+    Answer(String),
+}
+
+impl<'a> Input<'a> {
+    pub(super) fn new(
+        agent: &'a Arc<Agent>,
+        inbox: mpsc::Receiver<Bytes>,
+        heard: mpsc::Receiver<Event>,
+        events: mpsc::Sender<Event>,
+        started: Instant,
+    ) -> Self {
+        Self {
+            agent,
+            inbox,
+            heard,
+            events,
+            tasks: JoinSet::new(),
+            started,
+            expected: 0,
+            early: BTreeMap::new(),
+            phase: Phase::Handshake(started + agent.settings.handshake_timeout),
+            to_write: BytesMut::new(),
+            written: Vec::new(),
+            deaf: false,
+        }
+    }
+
+    pub(super) async fn run(&mut self) -> Done {
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            if let Some(done) = self.is_done() {
+                return done;
+            }
+            let deadline = self.deadline();
+            tokio::select! {
+                count = self.inbox.recv_many(&mut batch, BATCH) => if count == 0 {
+                    return Done { by: Ending::Operator, output: String::new() };
+                },
+                Some(event) = self.heard.recv() => self.handle_event(event),
+                () = sleep_until(deadline) => {}
+            }
+            for frame in batch.drain(..) {
+                if let Err(done) = self.handle_frame(&frame).await {
+                    return done;
+                }
+            }
+            self.write().await;
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        match self.phase {
+            Phase::Handshake(deadline) | Phase::Crashed(deadline) => deadline,
+            Phase::Draining(..) => Instant::now() + POLL,
+            Phase::Completing | Phase::Dialling | Phase::Open(_) => {
+                Instant::now() + Duration::from_hours(1)
+            }
+        }
+    }
+
+    fn is_done(&self) -> Option<Done> {
+        let now = Instant::now();
+        let (by, output) = match &self.phase {
+            Phase::Handshake(deadline) if *deadline <= now => {
+                (Ending::HandshakeTimedOut, HANDSHAKE_TIMED_OUT)
+            }
+            Phase::Crashed(deadline) if *deadline <= now => (Ending::PortUnreachable, CRASHED),
+            Phase::Draining(deadline, by)
+                if *deadline <= now || lock(&self.agent.outgoing).is_empty() =>
+            {
+                (*by, "")
+            }
+            _ => return None,
+        };
+        Some(Done { by, output: output.to_owned() })
+    }
+
+    fn handle_event(&mut self, event: Event) {
+        match event {
+            Event::Ready => {
+                self.phase = Phase::Dialling;
+                let (agent, events) = (Arc::clone(self.agent), self.events.clone());
+                self.tasks.spawn(async move {
+                    sleep(agent.settings.dial_delay).await;
+                    let dialled = TcpStream::connect(("localhost", agent.session.port)).await;
+                    agent.record_dialled(dialled.is_ok());
+                    drop(events.send(Event::Dialled(dialled)).await);
+                });
+            }
+            Event::Dialled(Ok(stream)) => {
+                drop(stream.set_nodelay(true));
+                let (read, write) = stream.into_split();
+                self.tasks.spawn(pump::run(Arc::clone(self.agent), read, self.events.clone()));
+                self.phase = Phase::Open(write);
+            }
+            Event::Dialled(Err(_)) => {
+                lock(&self.agent.outgoing).forget();
+                let silence = self.agent.settings.unreachable_silence;
+                self.phase = Phase::Crashed(Instant::now() + silence);
+            }
+            Event::ServerClosed => self.finish(Ending::ServerClosed),
+        }
+    }
+
+    /// Goes on until the client has acknowledged everything, but not for long.
+    fn finish(&mut self, by: Ending) {
+        if matches!(self.phase, Phase::Draining(..)) {
+            return;
+        }
+        self.tasks.abort_all();
+        let settings = &self.agent.settings;
+        let patience = if settings.version >= PAUSE { settings.drain } else { Duration::ZERO };
+        self.phase = Phase::Draining(Instant::now() + patience, by);
+    }
+
+    async fn handle_frame(&mut self, frame: &Bytes) -> Result<(), Done> {
+        if self.deaf || matches!(self.phase, Phase::Crashed(_)) {
+            return Ok(());
+        }
+        let Ok(message) = Message::decode(frame) else {
+            self.deaf = true;
+            return Ok(());
+        };
+        match message.kind.as_str() {
+            INPUT => {
+                self.agent.resume();
+                self.handle_input(message).await
+            }
+            ACKNOWLEDGE => {
+                self.agent.resume();
+                self.handle_acknowledge(&message);
+                Ok(())
+            }
+            START_PUBLICATION => {
+                self.agent.resume();
+                Ok(())
+            }
+            PAUSE_PUBLICATION => {
+                self.agent.pause();
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn handle_acknowledge(&self, message: &Message) {
+        let Ok(body) = serde_json::from_slice::<Acknowledge>(&message.payload) else { return };
+        let sequence = body.acknowledged_message_sequence_number;
+        let now = Instant::now();
+        let mut outgoing = lock(&self.agent.outgoing);
+        // The real agent books a message after it has sent it, and a fast acknowledge overtakes that.
+        let fast = outgoing.age(sequence, now).is_some_and(|age| age < OVERTAKES);
+        let share = self.agent.settings.forgotten_acknowledges;
+        if fast && lock(&self.agent.rng).chance(share) {
+            return;
+        }
+        outgoing.acknowledged(sequence, now);
+    }
+
+    async fn handle_input(&mut self, message: Message) -> Result<(), Done> {
+        if message.sequence > self.expected {
+            if self.early.len() < BUFFER {
+                self.agent.acknowledge(&message).await;
+                self.early.insert(message.sequence, message);
+            }
+            return Ok(());
+        }
+        if message.sequence < self.expected {
+            // What waits to be written is not acknowledged before it is.
+            let waits = self.written.iter().any(|other| other.sequence == message.sequence);
+            if self.agent.settings.version >= ACKNOWLEDGES_AGAIN && !waits {
+                self.agent.acknowledge(&message).await;
+            }
+            return Ok(());
+        }
+        self.take(message, false).await?;
+        while let Some(message) = self.early.remove(&self.expected) {
+            if !self.take(message, true).await? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Processes the message that is next; false if it was rejected.
+    async fn take(&mut self, message: Message, acknowledged: bool) -> Result<bool, Done> {
+        match self.process(&message).await? {
+            Outcome::Rejected => {
+                if acknowledged {
+                    // The client will not send it again, so it waits here.
+                    self.early.insert(message.sequence, message);
+                }
+                return Ok(false);
+            }
+            Outcome::ToWrite if !acknowledged => self.written.push(message),
+            Outcome::Answer(version) => {
+                self.agent.acknowledge(&message).await;
+                self.complete(version).await;
+            }
+            Outcome::Processed if !acknowledged => self.agent.acknowledge(&message).await,
+            Outcome::Processed | Outcome::ToWrite => {}
+        }
+        self.expected += 1;
+        Ok(true)
+    }
+
+    async fn process(&mut self, message: &Message) -> Result<Outcome, Done> {
+        match message.payload_type {
+            payload_type::HANDSHAKE_RESPONSE if matches!(self.phase, Phase::Handshake(_)) => {
+                self.answer(&message.payload)
+            }
+            payload_type::FLAG => {
+                self.write().await;
+                Ok(self.flag(&message.payload))
+            }
+            payload_type::OUTPUT => Ok(match &self.phase {
+                // Thrown away, and acknowledged all the same.
+                Phase::Handshake(_) | Phase::Completing => Outcome::Processed,
+                Phase::Dialling | Phase::Crashed(_) | Phase::Draining(..) => Outcome::Rejected,
+                Phase::Open(_) => {
+                    self.to_write.extend_from_slice(&message.payload);
+                    Outcome::ToWrite
+                }
+            }),
+            _ => Ok(Outcome::Processed),
+        }
+    }
+
+    /// The client's answer to the handshake, read as carelessly as the real agent does.
+    fn answer(&mut self, payload: &[u8]) -> Result<Outcome, Done> {
+        let Ok(response) = serde_json::from_slice::<Value>(payload) else {
+            return Ok(Outcome::Rejected);
+        };
+        let actions = response.get("ProcessedClientActions").and_then(Value::as_array);
+        let failed = actions
+            .into_iter()
+            .flatten()
+            .find(|action| action.get("ActionStatus").and_then(Value::as_u64) != Some(SUCCESS));
+        if let Some(action) = failed {
+            let of = |name: &str| action.get(name).and_then(Value::as_str).unwrap_or_default();
+            let output = format!(
+                "\n----------ERROR-------\nEncountered error while initiating handshake. {} failed on client with \
+                 status {} error: {}",
+                of("ActionType"),
+                action.get("ActionStatus").unwrap_or(&Value::Null),
+                of("Error"),
+            );
+            return Err(Done { by: Ending::HandshakeRefused, output });
+        }
+        if self.agent.settings.encryption {
+            // The answer to a challenge would have to follow, which no client of port sessions can give.
+            self.phase = Phase::Handshake(Instant::now() + self.agent.settings.handshake_timeout);
+            return Ok(Outcome::Processed);
+        }
+        let version = response.get("ClientVersion").and_then(Value::as_str).unwrap_or_default();
+        Ok(Outcome::Answer(version.to_owned()))
+    }
+
+    async fn complete(&mut self, client_version: String) {
+        let agent = self.agent;
+        let taken = self.started.elapsed().as_nanos();
+        let complete = payload::handshake_complete(taken, &agent.settings.customer_message);
+        self.phase = Phase::Completing;
+        agent.send(payload_type::HANDSHAKE_COMPLETE, complete).await;
+        let session = agent.session.id.clone();
+        agent.session.journal.add(Record::HandshakeCompleted { session, client_version });
+        let (delay, events) = (agent.settings.complete_delay, self.events.clone());
+        self.tasks.spawn(async move {
+            sleep(delay).await;
+            drop(events.send(Event::Ready).await);
+        });
+    }
+
+    fn flag(&mut self, payload: &[u8]) -> Outcome {
+        match payload {
+            [0, 0, 0, TERMINATE] if self.agent.settings.version > TERMINATE_FLAG => {
+                self.finish(Ending::Flag);
+            }
+            [0, 0, 0, DISCONNECT] => self.finish(Ending::DisconnectFlag),
+            _ => {}
+        }
+        Outcome::Processed
+    }
+
+    /// Writes to sshd what is there for it, and acknowledges it. What cannot be written comes again.
+    async fn write(&mut self) {
+        let first = self.written.first().map(|message| message.sequence);
+        if let Phase::Open(write) = &mut self.phase {
+            if write.write_all(&self.to_write).await.is_ok() {
+                count(&self.agent.session.counters.input_bytes, self.to_write.len());
+                for message in &self.written {
+                    self.agent.acknowledge(message).await;
+                }
+            } else if let Some(first) = first {
+                self.expected = first;
+            }
+        }
+        self.to_write.clear();
+        self.written.clear();
+    }
+}
+
+/// `ActionStatus`.
+const SUCCESS: u64 = 1;
+
+/// Flags of a client.
+const DISCONNECT: u8 = 1;
+const TERMINATE: u8 = 2;
+
+/// Messages ahead of their turn that are kept (section 5).
+const BUFFER: usize = 100_000;
+
+/// Frames that are handled between two writes to sshd.
+const BATCH: usize = 256;
+
+/// An acknowledge within this time may overtake the agent's own bookkeeping.
+const OVERTAKES: Duration = Duration::from_millis(1);
+
+/// Between two looks at whether all is acknowledged.
+const POLL: Duration = Duration::from_millis(10);
+
+/// Seen live, its end shortened there (section 9).
+const HANDSHAKE_TIMED_OUT: &str = "\n----------ERROR-------\nEncountered error while initiating handshake. Handshake \
+                                   timed out. Please ensure that you have the latest version of the session manager \
+                                   plugin.";
+
+/// What the worker's parent says of its end.
+const CRASHED: &str = "document process failed unexpectedly: ipc messaging received timeout signal, check \
+                       [ssm-document-worker]/[ssm-session-worker] log for crash reason";

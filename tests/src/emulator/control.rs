@@ -1,0 +1,97 @@
+//! Interference at run time.
+
+use std::{fmt, sync::Arc};
+
+use super::{
+    codec::{PAUSE_PUBLICATION, START_PUBLICATION},
+    faults::{Break, Plan},
+    iam::Policy,
+    journal::Ending,
+    service::Service,
+    session::{ToClient, publication},
+};
+
+/// A handle to a running emulator. Clones mean the same one.
+#[derive(Clone)]
+pub struct Control(Arc<Service>);
+
+impl Control {
+    pub(crate) fn new(service: &Arc<Service>) -> Self {
+        Self(Arc::clone(service))
+    }
+
+    /// Breaks a session's WebSocket; the session itself lives on. False without one.
+    pub async fn close_channel(&self, session: &str, how: Break) -> bool {
+        match self.0.session(session) {
+            Some(session) => session.tell_client(ToClient::Break(how)).await,
+            None => false,
+        }
+    }
+
+    /// Breaks the WebSockets of all sessions, and says how many there were.
+    pub async fn disconnect_all(&self, how: Break) -> usize {
+        let mut count = 0;
+        for session in self.0.sessions() {
+            count += usize::from(session.tell_client(ToClient::Break(how)).await);
+        }
+        count
+    }
+
+    /// Sends `pause_publication` to a session's client. False without one.
+    pub async fn pause(&self, session: &str) -> bool {
+        self.tell(session, PAUSE_PUBLICATION).await
+    }
+
+    /// Sends `start_publication` to a session's client. False without one.
+    pub async fn start(&self, session: &str) -> bool {
+        self.tell(session, START_PUBLICATION).await
+    }
+
+    /// Tells a session's agent to pause, until it hears anything of the client or is told to go on.
+    pub async fn pause_agent(&self, session: &str) {
+        if let Some(session) = self.0.session(session) {
+            session.publish_to(false).await;
+        }
+    }
+
+    /// Ends a session, as the console does, with this text for the client.
+    pub fn terminate(&self, session: &str, output: &str) {
+        if let Some(session) = self.0.session(session) {
+            session.end(Ending::Operator, output);
+        }
+    }
+
+    /// Puts another policy in the place of the keys' policy.
+    pub fn set_policy(&self, policy: Policy) {
+        self.0.set_policy(policy);
+    }
+
+    /// Lets a key expire, all keys where none is named.
+    pub fn expire_credentials(&self, access_key_id: Option<&str>) {
+        self.0.keys.expire(access_key_id);
+    }
+
+    /// Adds a key of the user, or puts it in the place of the one with this id.
+    pub fn add_key(&self, access_key_id: &str, secret: &str, token: Option<&str>) {
+        self.0.add_key(access_key_id, secret, token, None);
+    }
+
+    /// Puts other faults in the place of those that there were; counts and times begin anew. The
+    /// seed of what is under way stays.
+    pub fn set_faults(&self, plan: Plan) {
+        self.0.set_plan(plan);
+    }
+
+    async fn tell(&self, session: &str, kind: &str) -> bool {
+        match self.0.session(session) {
+            Some(session) => session.tell_client(ToClient::Frame(publication(kind))).await,
+            None => false,
+        }
+    }
+}
+
+impl fmt::Debug for Control {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Control").finish_non_exhaustive()
+    }
+}

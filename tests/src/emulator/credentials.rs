@@ -1,0 +1,156 @@
+//! Access keys: whose they are, until when, and whether a request was signed with them.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+
+use super::{
+    iam::Policy,
+    journal::lock,
+    sigv4::{Received, Refusal},
+};
+
+/// Who calls.
+#[derive(Debug)]
+pub(crate) struct Principal {
+    pub(crate) arn: String,
+    /// User name or name of the role's session: begins the ids of SSM sessions.
+    pub(crate) name: String,
+    /// `aws:userid`.
+    pub(crate) user_id: String,
+    pub(crate) is_user: bool,
+    /// Of an assumed role; a user has the emulator's own policy, which can change.
+    pub(crate) policy: Option<Policy>,
+}
+
+impl Principal {
+    pub(crate) fn user(account: &str, name: &str) -> Self {
+        Self {
+            arn: format!("arn:aws:iam::{account}:user/{name}"),
+            name: name.to_owned(),
+            user_id: "AIDAIOSFODNN7EXAMPLE".to_owned(),
+            is_user: true,
+            policy: None,
+        }
+    }
+
+    pub(crate) fn session_of(role: &Role, name: &str) -> Self {
+        let arn = role.arn.replacen(":iam:", ":sts:", 1).replacen(":role/", ":assumed-role/", 1);
+        Self {
+            arn: format!("{arn}/{name}"),
+            name: name.to_owned(),
+            user_id: format!("AROAIOSFODNN7EXAMPLE:{name}"),
+            is_user: false,
+            policy: role.policy.clone(),
+        }
+    }
+}
+
+/// A role that the keys of the emulator may assume: its trust policy names them.
+#[derive(Clone, Debug)]
+pub struct Role {
+    pub(crate) arn: String,
+    pub(crate) external_id: Option<String>,
+    pub(crate) policy: Option<Policy>,
+    pub(crate) lifetime: Option<Duration>,
+}
+
+impl Role {
+    /// A role such as `arn:aws:iam::123456789012:role/transfer`, with the emulator's policy.
+    pub fn new(arn: &str) -> Self {
+        Self { arn: arn.to_owned(), external_id: None, policy: None, lifetime: None }
+    }
+
+    /// Refuses whoever does not give this external id.
+    #[must_use]
+    pub fn external_id(mut self, id: &str) -> Self {
+        self.external_id = Some(id.to_owned());
+        self
+    }
+
+    /// A policy of its own.
+    #[must_use]
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = Some(policy);
+        self
+    }
+
+    /// How long its keys live, whatever is asked for.
+    #[must_use]
+    pub fn lifetime(mut self, lifetime: Duration) -> Self {
+        self.lifetime = Some(lifetime);
+        self
+    }
+}
+
+/// A key, as it was given out.
+pub(crate) struct Key {
+    pub(crate) secret: String,
+    pub(crate) token: Option<String>,
+    pub(crate) expires: Option<SystemTime>,
+    pub(crate) principal: Arc<Principal>,
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Key").field("principal", &self.principal).finish_non_exhaustive()
+    }
+}
+
+/// Why a caller is not known.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Stranger {
+    Missing,
+    Incomplete(String),
+    UnknownKey,
+    Expired,
+    Invalid(String),
+}
+
+/// All keys there are.
+#[derive(Debug, Default)]
+pub(crate) struct Keys(Mutex<BTreeMap<String, Key>>);
+
+impl Keys {
+    pub(crate) fn add(&self, id: &str, key: Key) {
+        lock(&self.0).insert(id.to_owned(), key);
+    }
+
+    /// From now on this key has expired; all keys where none is named.
+    pub(crate) fn expire(&self, id: Option<&str>) {
+        for (other, key) in lock(&self.0).iter_mut() {
+            if id.is_none_or(|id| id == other) {
+                key.expires = Some(SystemTime::UNIX_EPOCH);
+            }
+        }
+    }
+
+    /// Finds out who made a request to a service.
+    pub(crate) fn authenticate(
+        &self,
+        request: &Received<'_>,
+        service: &str,
+        region: &str,
+    ) -> Result<Arc<Principal>, Stranger> {
+        let refused = |refusal| match refusal {
+            Refusal::Missing => Stranger::Missing,
+            Refusal::Incomplete(text) => Stranger::Incomplete(text),
+            Refusal::Invalid(text) => Stranger::Invalid(text),
+        };
+        let claim = request.claim().map_err(refused)?;
+        let keys = lock(&self.0);
+        let key = keys.get(&claim.access_key_id).ok_or(Stranger::UnknownKey)?;
+        if key.token != claim.session_token {
+            return Err(Stranger::UnknownKey);
+        }
+        let now = SystemTime::now();
+        if key.expires.is_some_and(|expires| expires <= now) {
+            return Err(Stranger::Expired);
+        }
+        request.verify(&claim, &key.secret, service, region, now).map_err(refused)?;
+        Ok(Arc::clone(&key.principal))
+    }
+}

@@ -1,0 +1,376 @@
+//! What the emulator saw, for tests to assert on and to wait for.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout},
+};
+
+/// Something that happened.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Record {
+    /// A request to the SSM API or to STS was answered, or was left unanswered by a fault.
+    ApiCall {
+        /// Such as `StartSession`.
+        action: String,
+        /// None for success, else the error's code.
+        error: Option<String>,
+    },
+    /// A session was started.
+    SessionStarted {
+        /// The session.
+        id: String,
+        /// Such as `i-0123456789abcdef0`.
+        target: String,
+        /// Such as `AWS-StartSSHSession`.
+        document: String,
+        /// Of the instance.
+        port: u16,
+        /// As it was given.
+        reason: Option<String>,
+        /// ARN of the caller.
+        by: String,
+    },
+    /// A session was given a new token and URL.
+    SessionResumed {
+        /// The session.
+        id: String,
+    },
+    /// A session is over.
+    SessionTerminated {
+        /// The session.
+        id: String,
+        /// What ended it.
+        by: Ending,
+    },
+    /// A data channel was not opened.
+    OpeningRefused {
+        /// The session named in the URL.
+        session: String,
+        /// Whether the upgrade carried a signature.
+        signed: bool,
+        /// Why.
+        why: String,
+    },
+    /// A data channel was opened: the token was taken.
+    Opened {
+        /// The session.
+        session: String,
+        /// Whether the upgrade carried a signature.
+        signed: bool,
+    },
+    /// A client's WebSocket is gone.
+    Disconnected {
+        /// The session.
+        session: String,
+        /// How, and by whom.
+        why: String,
+    },
+    /// The agent has said that the handshake is complete.
+    HandshakeCompleted {
+        /// The session.
+        session: String,
+        /// `ClientVersion` of the answer.
+        client_version: String,
+    },
+    /// The agent has dialled the port of the instance.
+    Dialled {
+        /// The session.
+        session: String,
+        /// Whether something answered.
+        reached: bool,
+    },
+    /// The client did what the specification forbids.
+    Violation {
+        /// The session, where there is one.
+        session: Option<String>,
+        /// What it did.
+        text: String,
+    },
+}
+
+/// What ended a session.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Ending {
+    /// The `TerminateSession` flag on the data channel.
+    Flag,
+    /// The `TerminateSession` call.
+    Api,
+    /// The `DisconnectToPort` flag, which ends an SSH session as failed.
+    DisconnectFlag,
+    /// sshd closed its connection.
+    ServerClosed,
+    /// No input for as long as the idle time-out.
+    Idle,
+    /// The maximum duration.
+    MaximumDuration,
+    /// No answer to the agent's handshake.
+    HandshakeTimedOut,
+    /// An answer to the handshake with another status than success.
+    HandshakeRefused,
+    /// Nothing listens at the port.
+    PortUnreachable,
+    /// The agent knows no port sessions.
+    Unsupported,
+    /// [`Control::terminate`](super::Control::terminate).
+    Operator,
+}
+
+/// A record, and when it was made.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Since the emulator was built.
+    pub at: Duration,
+    /// What happened.
+    pub record: Record,
+}
+
+/// Everything that an emulator saw. Clones share one journal.
+#[derive(Clone)]
+pub struct Journal(Arc<Inner>);
+
+struct Inner {
+    start: Instant,
+    entries: Mutex<Vec<Entry>>,
+    tokens: Mutex<Vec<String>>,
+    counters: Mutex<BTreeMap<String, Arc<Counters>>>,
+    changed: Notify,
+}
+
+/// A journal did not come to what was waited for; shows its records.
+#[derive(Debug, thiserror::Error)]
+#[error("not seen within {within:?}; the journal:\n{journal:?}")]
+pub struct Missed {
+    /// The deadline.
+    pub within: Duration,
+    journal: Journal,
+}
+
+/// What was counted for a session, from its start to now.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct SessionStats {
+    /// Stream messages of the client that were new.
+    pub input_messages: u64,
+    /// Stream messages of the client that it had sent before.
+    pub input_repeated: u64,
+    /// Payload bytes that reached sshd.
+    pub input_bytes: u64,
+    /// New stream messages while the client was told to pause.
+    pub input_while_paused: u64,
+    /// Most messages of the client in flight at once, as the gateway saw it.
+    pub max_unacknowledged: u64,
+    /// Stream messages of the agent that were new.
+    pub output_messages: u64,
+    /// Stream messages that the agent sent again.
+    pub output_repeated: u64,
+    /// Payload bytes that came from sshd.
+    pub output_bytes: u64,
+    /// Acknowledges of the client.
+    pub acknowledges: u64,
+    /// Stream messages delivered to the client intact, repeated ones included.
+    pub delivered: u64,
+    /// Pings of the client.
+    pub pings: u64,
+}
+
+impl Journal {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Inner {
+            start: Instant::now(),
+            entries: Mutex::default(),
+            tokens: Mutex::default(),
+            counters: Mutex::default(),
+            changed: Notify::new(),
+        }))
+    }
+
+    pub(crate) fn add(&self, record: Record) {
+        let at = self.0.start.elapsed();
+        let mut entries = lock(&self.0.entries);
+        // A client that does wrong does it with every message.
+        let full = entries.len() >= LIMIT && matches!(record, Record::Violation { .. });
+        if !full {
+            entries.push(Entry { at, record });
+        }
+        drop(entries);
+        self.0.changed.notify_waiters();
+    }
+
+    pub(crate) fn violation(&self, session: Option<&str>, text: impl Into<String>) {
+        let session = session.map(str::to_owned);
+        self.add(Record::Violation { session, text: text.into() });
+    }
+
+    pub(crate) fn add_token(&self, token: &str) {
+        lock(&self.0.tokens).push(token.to_owned());
+    }
+
+    pub(crate) fn counters(&self, session: &str) -> Arc<Counters> {
+        Arc::clone(lock(&self.0.counters).entry(session.to_owned()).or_default())
+    }
+
+    /// Everything up to now.
+    pub fn records(&self) -> Vec<Entry> {
+        lock(&self.0.entries).clone()
+    }
+
+    /// Waits until the records satisfy `condition`. Cancel-safe.
+    ///
+    /// # Errors
+    ///
+    /// [`Missed`] when they do not within `deadline`.
+    pub async fn wait_for(
+        &self,
+        mut condition: impl FnMut(&[Entry]) -> bool,
+        deadline: Duration,
+    ) -> Result<(), Missed> {
+        let seen = async {
+            loop {
+                let changed = self.0.changed.notified();
+                if condition(&lock(&self.0.entries)) {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        let missed = |_| Missed { within: deadline, journal: self.clone() };
+        timeout(deadline, seen).await.map_err(missed)
+    }
+
+    /// Waits for records after the first `known` ones, and returns them. Cancel-safe.
+    pub async fn after(&self, known: usize) -> Vec<Entry> {
+        loop {
+            let changed = self.0.changed.notified();
+            let new: Vec<_> = lock(&self.0.entries).iter().skip(known).cloned().collect();
+            if !new.is_empty() {
+                return new;
+            }
+            changed.await;
+        }
+    }
+
+    /// What the client did that the specification forbids.
+    pub fn violations(&self) -> Vec<String> {
+        let entries = lock(&self.0.entries);
+        let violation = |entry: &Entry| match &entry.record {
+            Record::Violation { session: Some(session), text } => {
+                Some(format!("{session}: {text}"))
+            }
+            Record::Violation { session: None, text } => Some(text.clone()),
+            _ => None,
+        };
+        entries.iter().filter_map(violation).collect()
+    }
+
+    /// Ids of all sessions, in the order of their start.
+    pub fn sessions(&self) -> Vec<String> {
+        let entries = lock(&self.0.entries);
+        let started = |entry: &Entry| match &entry.record {
+            Record::SessionStarted { id, .. } => Some(id.clone()),
+            _ => None,
+        };
+        entries.iter().filter_map(started).collect()
+    }
+
+    /// Ids of the sessions that were started and have not ended.
+    pub fn open_sessions(&self) -> Vec<String> {
+        let mut open = self.sessions();
+        open.retain(|id| self.ending(id).is_none());
+        open
+    }
+
+    /// What ended a session, if it has ended.
+    pub fn ending(&self, session: &str) -> Option<Ending> {
+        lock(&self.0.entries).iter().find_map(|entry| match &entry.record {
+            Record::SessionTerminated { id, by } if id == session => Some(*by),
+            _ => None,
+        })
+    }
+
+    /// Error codes of all calls of an action, in order; none for one that succeeded.
+    pub fn calls(&self, action: &str) -> Vec<Option<String>> {
+        let entries = lock(&self.0.entries);
+        let call = |entry: &Entry| match &entry.record {
+            Record::ApiCall { action: name, error } if name == action => Some(error.clone()),
+            _ => None,
+        };
+        entries.iter().filter_map(call).collect()
+    }
+
+    /// Every token that was given out, for tests that look for them where they must not be.
+    pub fn tokens(&self) -> Vec<String> {
+        lock(&self.0.tokens).clone()
+    }
+
+    /// What was counted for a session; zeros for an unknown one.
+    pub fn stats(&self, session: &str) -> SessionStats {
+        lock(&self.0.counters).get(session).map(|counters| counters.stats()).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Journal {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Entry { at, record } in lock(&self.0.entries).iter() {
+            writeln!(formatter, "{:>9.3} s  {record:?}", at.as_secs_f64())?;
+        }
+        Ok(())
+    }
+}
+
+/// The counters behind [`SessionStats`].
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) input_messages: AtomicU64,
+    pub(crate) input_repeated: AtomicU64,
+    pub(crate) input_bytes: AtomicU64,
+    pub(crate) input_while_paused: AtomicU64,
+    pub(crate) max_unacknowledged: AtomicU64,
+    pub(crate) output_messages: AtomicU64,
+    pub(crate) output_repeated: AtomicU64,
+    pub(crate) output_bytes: AtomicU64,
+    pub(crate) acknowledges: AtomicU64,
+    pub(crate) delivered: AtomicU64,
+    pub(crate) pings: AtomicU64,
+}
+
+impl Counters {
+    fn stats(&self) -> SessionStats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        SessionStats {
+            input_messages: read(&self.input_messages),
+            input_repeated: read(&self.input_repeated),
+            input_bytes: read(&self.input_bytes),
+            input_while_paused: read(&self.input_while_paused),
+            max_unacknowledged: read(&self.max_unacknowledged),
+            output_messages: read(&self.output_messages),
+            output_repeated: read(&self.output_repeated),
+            output_bytes: read(&self.output_bytes),
+            acknowledges: read(&self.acknowledges),
+            delivered: read(&self.delivered),
+            pings: read(&self.pings),
+        }
+    }
+}
+
+/// Adds to a counter.
+pub(crate) fn count(counter: &AtomicU64, by: usize) {
+    counter.fetch_add(u64::try_from(by).unwrap_or(u64::MAX), Ordering::Relaxed);
+}
+
+/// Locks what no panic can leave half changed.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Records after which violations are no longer kept.
+const LIMIT: usize = 10_000;

@@ -1,0 +1,184 @@
+//! One direction of a faulty link: what of a plan's [`Link`] befalls each message, decided by its seed.
+
+use std::{cmp::Reverse, collections::BinaryHeap, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use tokio::time::Instant;
+
+use super::{
+    codec::PAYLOAD,
+    faults::{Link, Rng},
+};
+
+/// Messages under way.
+#[derive(Debug)]
+pub(crate) struct Path {
+    rng: Rng,
+    under_way: BinaryHeap<Reverse<UnderWay>>,
+    /// When the last message that keeps its place arrives.
+    last: Option<Instant>,
+    count: u64,
+}
+
+#[derive(Debug, Eq, PartialEq)]
+struct UnderWay {
+    due: Instant,
+    number: u64,
+    message: Arrived,
+}
+
+/// A message at the end of its way.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) struct Arrived {
+    pub(crate) frame: Bytes,
+    /// Whether it is not what was sent.
+    pub(crate) damaged: bool,
+}
+
+impl Path {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self { rng: Rng::new(seed), under_way: BinaryHeap::new(), last: None, count: 0 }
+    }
+
+    /// Sends a message on its way; gives it back at once where nothing can befall it.
+    pub(crate) fn send(&mut self, link: &Link, frame: Bytes, now: Instant) -> Option<Arrived> {
+        if link.is_clean() && self.under_way.is_empty() {
+            return Some(Arrived { frame, damaged: false });
+        }
+        if self.rng.chance(link.drop) {
+            return None;
+        }
+        let copies = if self.rng.chance(link.duplicate) { 2 } else { 1 };
+        for _ in 0..copies {
+            let message = self.spoil(link, &frame);
+            let mut due = now + link.delay + self.rng.up_to(link.jitter);
+            if self.rng.chance(link.reorder) {
+                due += OVERTAKEN / 20 + self.rng.up_to(OVERTAKEN);
+            } else {
+                due = self.last.map_or(due, |last| last.max(due));
+                self.last = Some(due);
+            }
+            self.count += 1;
+            self.under_way.push(Reverse(UnderWay { due, number: self.count, message }));
+        }
+        None
+    }
+
+    /// When the next message arrives.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.under_way.peek().map(|Reverse(next)| next.due)
+    }
+
+    /// The next message that has arrived.
+    pub(crate) fn arrived(&mut self, now: Instant) -> Option<Arrived> {
+        if self.due()? > now {
+            return None;
+        }
+        self.under_way.pop().map(|Reverse(next)| next.message)
+    }
+
+    fn spoil(&mut self, link: &Link, frame: &Bytes) -> Arrived {
+        let mut bytes = BytesMut::from(frame.as_ref());
+        let mut damaged = false;
+        if self.rng.chance(link.truncate) && bytes.len() > PAYLOAD + 1 {
+            let kept = 1 + self.rng.below(bytes.len() - PAYLOAD - 1);
+            bytes.truncate(PAYLOAD + kept);
+            damaged = true;
+        }
+        if self.rng.chance(link.damage) {
+            let protected = DIGEST.len() + bytes.len().saturating_sub(PAYLOAD);
+            let at = DIGEST.start + self.rng.below(protected);
+            let at = if DIGEST.contains(&at) { at } else { at - DIGEST.end + PAYLOAD };
+            let bit = 1 << self.rng.below(8);
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte ^= bit;
+                damaged = true;
+            }
+        }
+        Arrived { frame: if damaged { bytes.freeze() } else { frame.clone() }, damaged }
+    }
+}
+
+impl Ord for UnderWay {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.due, self.number).cmp(&(other.due, other.number))
+    }
+}
+
+impl PartialOrd for UnderWay {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// How far a message may fall behind others.
+const OVERTAKEN: Duration = Duration::from_millis(20);
+
+/// Offsets of the digest.
+const DIGEST: std::ops::Range<usize> = 80..112;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emulator::codec::{INPUT, Message};
+
+    fn frame(number: i64) -> Bytes {
+        Message::new(INPUT, number, 1, Bytes::from_static(b"0123456789")).encode()
+    }
+
+    /// Sends a thousand messages, a millisecond apart, and returns what arrives.
+    fn through(link: &Link, seed: u64) -> Vec<Message> {
+        let mut path = Path::new(seed);
+        let start = Instant::now();
+        let mut arrived = Vec::new();
+        for step in 0..2_000_u32 {
+            let now = start + Duration::from_millis(1) * step;
+            while let Some(message) = path.arrived(now) {
+                arrived.push(message);
+            }
+            if step < 1_000 {
+                arrived.extend(path.send(link, frame(i64::from(step)), now));
+            }
+        }
+        for message in &arrived {
+            let intact = Message::decode(&message.frame).unwrap().is_intact();
+            assert_eq!(message.damaged, !intact, "damage is told, and shows in the digest");
+        }
+        arrived.iter().map(|message| Message::decode(&message.frame).unwrap()).collect()
+    }
+
+    #[test]
+    fn each_fault_does_what_it_says() {
+        let in_order = |messages: &[Message]| messages.is_sorted_by_key(|message| message.sequence);
+        let clean = through(&Link::clean(), 1);
+        assert_eq!(clean.len(), 1_000);
+        let link = Link::clean().delayed(Duration::from_millis(5), Duration::from_millis(20));
+        let late = through(&link, 1);
+        assert!(late.len() == 1_000 && in_order(&late));
+        let lost = through(&Link::clean().dropping(0.1), 1);
+        assert!((850..950).contains(&lost.len()) && in_order(&lost), "{}", lost.len());
+        let doubled = through(&Link::clean().duplicating(0.1), 1);
+        assert!((1_050..1_150).contains(&doubled.len()), "{}", doubled.len());
+        let mixed = through(&Link::clean().reordering(0.1), 1);
+        assert!(mixed.len() == 1_000 && !in_order(&mixed));
+        for link in [Link::clean().damaging(0.1), Link::clean().truncating(0.1)] {
+            let messages = through(&link, 1);
+            let damaged = messages.iter().filter(|message| !message.is_intact()).count();
+            assert!((50..150).contains(&damaged), "{damaged} for {link:?}");
+            assert!(in_order(&messages), "numbers are never damaged");
+        }
+    }
+
+    #[test]
+    fn same_seed_same_faults() {
+        let link = Link::clean().dropping(0.1).duplicating(0.1).reordering(0.1).damaging(0.1);
+        let numbers = |seed| -> Vec<_> {
+            through(&link, seed)
+                .into_iter()
+                .map(|message| (message.sequence, message.digest))
+                .collect()
+        };
+        assert_eq!(numbers(7), numbers(7));
+        assert_ne!(numbers(7), numbers(8));
+    }
+}

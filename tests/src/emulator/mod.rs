@@ -1,0 +1,106 @@
+//! A strict and nasty emulator of what stands between the sidecar and the bastion's sshd: the SSM API and
+//! STS, the message gateway, and the SSM agent on an instance.
+//!
+//! It is written from the protocol's specification and shares no code with the sidecar. It verifies each
+//! signature, evaluates an IAM policy, checks every byte that the client sends where the real agent is
+//! careless, and does what the real parts do to careless clients. Whatever the client may not do is recorded
+//! as a [`Record::Violation`]; everything else that it saw is in the [`Journal`] too.
+//!
+//! ```text
+//! client ──HTTP──▶ api ──▶ { iam, credentials(sigv4) }, sts ──▶ service(sessions)
+//!        ──WebSocket──▶ gateway(upgrade, opening) ──▶ connection(audit, link) ⇄ session ⇄ agent ──▶ sshd
+//! ```
+//!
+//! An agent dials `localhost`, so a real sshd, or anything else that listens there, is the bastion.
+
+mod agent;
+mod api;
+mod audit;
+mod builder;
+mod clock;
+mod codec;
+mod connection;
+mod control;
+mod credentials;
+mod faults;
+mod gateway;
+mod iam;
+mod journal;
+mod link;
+mod opening;
+mod payload;
+mod service;
+mod session;
+mod sigv4;
+mod sts;
+mod websocket;
+
+pub use builder::{AgentSettings, Builder, OpeningMode, Pacing};
+pub use control::Control;
+pub use credentials::Role;
+pub use faults::{Action, ApiFault, Break, Cut, Failure, Link, Plan};
+pub use iam::{Policy, PolicyError};
+pub use journal::{Ending, Entry, Journal, Missed, Record, SessionStats};
+
+use std::{fmt, sync::Arc};
+
+use service::Service;
+
+/// A running emulator; everything of it ends when it is dropped.
+///
+/// Dropped by a panicking test, it prints the plan of its faults and its journal to stderr.
+pub struct Emulator {
+    service: Arc<Service>,
+    api_url: String,
+}
+
+impl Emulator {
+    /// Starts the description of an emulator.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Where the SSM API and STS answer, such as `http://127.0.0.1:40123`.
+    pub fn api_url(&self) -> &str {
+        &self.api_url
+    }
+
+    /// Where data channels are opened, such as `ws://127.0.0.1:40124`.
+    pub fn stream_url(&self) -> String {
+        format!("ws://{}", self.service.gateway)
+    }
+
+    /// What was seen up to now.
+    pub fn journal(&self) -> Journal {
+        self.service.journal.clone()
+    }
+
+    /// A handle to interfere with.
+    pub fn control(&self) -> Control {
+        Control::new(&self.service)
+    }
+}
+
+impl Drop for Emulator {
+    #[expect(clippy::print_stderr, reason = "a failing test has to show how to repeat it")]
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{:#?}\n{:?}", self.service.plan(), self.service.journal);
+        }
+        self.service.tasks.stop();
+    }
+}
+
+impl fmt::Debug for Emulator {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Emulator")
+            .field("api_url", &self.api_url)
+            .field("stream_url", &self.stream_url())
+            .field("plan", &self.service.plan())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,297 @@
+//! What the API, the gateway and the agents share: settings, sessions, and the faults that are due.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use tokio::{sync::watch, task::JoinSet, time::Instant};
+
+use super::{
+    agent,
+    builder::Settings,
+    credentials::{Key, Keys, Principal},
+    faults::{Action, Extent, Failure, Plan, Rng},
+    iam::{Decision, Policy, Request},
+    journal::{Ending, Journal, Record, lock},
+    session::{Session, Ticket},
+};
+
+pub(crate) struct Service {
+    pub(crate) settings: Settings,
+    pub(crate) journal: Journal,
+    pub(crate) keys: Keys,
+    pub(crate) tasks: Tasks,
+    /// Where data channels are opened.
+    pub(crate) gateway: SocketAddr,
+    user: Arc<Principal>,
+    policy: Mutex<Policy>,
+    faults: Mutex<Faults>,
+    plan: watch::Sender<Arc<Plan>>,
+    rng: Mutex<Rng>,
+    sessions: Mutex<BTreeMap<String, Arc<Session>>>,
+}
+
+/// The faults of the API, and how often each may still happen.
+struct Faults {
+    since: Instant,
+    left: Vec<u32>,
+}
+
+/// What `StartSession` was asked for.
+#[derive(Debug)]
+pub(crate) struct StartRequest {
+    pub(crate) target: String,
+    pub(crate) document: String,
+    pub(crate) port: u16,
+    pub(crate) reason: Option<String>,
+}
+
+impl Service {
+    pub(crate) fn new(settings: Settings, policy: Policy, plan: Plan, gateway: SocketAddr) -> Self {
+        let user = Arc::new(Principal::user(&settings.account, "transfer"));
+        Self {
+            settings,
+            journal: Journal::new(),
+            user,
+            keys: Keys::default(),
+            tasks: Tasks::default(),
+            gateway,
+            policy: Mutex::new(policy),
+            faults: Mutex::new(Faults::new(&plan)),
+            rng: Mutex::new(Rng::new(plan.seed)),
+            plan: watch::Sender::new(Arc::new(plan)),
+            sessions: Mutex::default(),
+        }
+    }
+
+    /// Starts a session and the agent's part of it.
+    pub(crate) fn start(
+        self: &Arc<Self>,
+        request: StartRequest,
+        principal: &Arc<Principal>,
+    ) -> (Arc<Session>, Ticket) {
+        let id = format!("{}-0{}", principal.name, self.random(|rng| rng.hex(16)));
+        let StartRequest { target, document, port, reason } = request;
+        let (session, inbox) = Session::new(id.clone(), port, self.journal.clone());
+        let session = Arc::new(session);
+        let by = principal.arn.clone();
+        self.journal.add(Record::SessionStarted {
+            id: id.clone(),
+            target,
+            document,
+            port,
+            reason,
+            by,
+        });
+        lock(&self.sessions).insert(id, Arc::clone(&session));
+        let seed = self.random(Rng::next);
+        let settings = &self.settings;
+        self.tasks.spawn(agent::run(
+            Arc::clone(&session),
+            inbox,
+            settings.agent.clone(),
+            settings.pacing,
+            Rng::new(seed),
+        ));
+        self.tasks.spawn(watch_over(Arc::clone(&session), settings.clone()));
+        let ticket = self.admit(&session);
+        (session, ticket)
+    }
+
+    /// Gives out a new token and URL; those given out before are worth nothing any more.
+    pub(crate) fn admit(&self, session: &Session) -> Ticket {
+        // A length that needs padding, and a first byte that makes for a `+` and a `/`.
+        let cell = self.random(|rng| {
+            let mut bytes = vec![0xfb, 0xff, 0xfe];
+            bytes.extend(rng.bytes(31));
+            STANDARD.encode(bytes)
+        });
+        let query = format!("role=publish_subscribe&cell-number={cell}");
+        let token = self.random(|rng| STANDARD.encode(rng.bytes(144)));
+        self.journal.add_token(&token);
+        let url = format!("ws://{}{}{}?{query}", self.gateway, super::gateway::PATH, session.id);
+        session.admit(&query, &token, Instant::now() + self.settings.token_lifetime);
+        Ticket { url, token }
+    }
+
+    pub(crate) fn session(&self, id: &str) -> Option<Arc<Session>> {
+        lock(&self.sessions).get(id).map(Arc::clone)
+    }
+
+    pub(crate) fn sessions(&self) -> Vec<Arc<Session>> {
+        lock(&self.sessions).values().map(Arc::clone).collect()
+    }
+
+    /// Whether a caller may do this; else the message of the refusal.
+    pub(crate) fn authorize(
+        &self,
+        principal: &Principal,
+        action: &str,
+        resources: &[String],
+    ) -> Result<(), String> {
+        let mut context = BTreeMap::from([
+            ("aws:userid", principal.user_id.clone()),
+            ("aws:PrincipalAccount", self.settings.account.clone()),
+            ("ssm:SessionDocumentAccessCheck", "true".to_owned()),
+        ]);
+        if principal.is_user {
+            context.insert("aws:username", principal.name.clone());
+        }
+        let request = Request { action, resources, context: &context };
+        let decision = match &principal.policy {
+            Some(policy) => policy.decide(&request),
+            None => lock(&self.policy).decide(&request),
+        };
+        let because = match decision {
+            Decision::Allow => return Ok(()),
+            Decision::ImplicitDeny => {
+                format!("because no identity-based policy allows the {action} action")
+            }
+            Decision::ExplicitDeny => {
+                "with an explicit deny in an identity-based policy".to_owned()
+            }
+        };
+        let (caller, resource) = (&principal.arn, resources.first().map_or("*", String::as_str));
+        Err(format!(
+            "User: {caller} is not authorized to perform: {action} on resource: {resource} {because}"
+        ))
+    }
+
+    /// The names by which policies may mean a session of this caller: AWS documents both
+    /// `${aws:username}-*` and `${aws:userid}-*` for ids that begin with the name.
+    pub(crate) fn session_resources(&self, principal: &Principal, id: &str) -> Vec<String> {
+        let arn = |id: &str| {
+            format!("arn:aws:ssm:{}:{}:session/{id}", self.settings.region, self.settings.account)
+        };
+        let mut names = vec![arn(id)];
+        if let Some(number) = id.strip_prefix(&principal.name) {
+            names.push(arn(&format!("{}{number}", principal.user_id)));
+        }
+        names
+    }
+
+    /// The failure that is due for this call, if any; it counts as happened.
+    pub(crate) fn failure(&self, action: Action) -> Option<Failure> {
+        let plan = self.plan();
+        let mut faults = lock(&self.faults);
+        let elapsed = faults.since.elapsed();
+        for (fault, left) in plan.api.iter().zip(&mut faults.left) {
+            let over = matches!(fault.extent, Extent::Lasting(duration) if elapsed >= duration);
+            if fault.action.is_some_and(|other| other != action) || over || *left == 0 {
+                continue;
+            }
+            if matches!(fault.extent, Extent::Times(_)) {
+                *left -= 1;
+            }
+            return Some(fault.failure.clone());
+        }
+        None
+    }
+
+    pub(crate) fn plan(&self) -> Arc<Plan> {
+        Arc::clone(&self.plan.borrow())
+    }
+
+    pub(crate) fn watch_plan(&self) -> watch::Receiver<Arc<Plan>> {
+        self.plan.subscribe()
+    }
+
+    pub(crate) fn set_plan(&self, plan: Plan) {
+        *lock(&self.faults) = Faults::new(&plan);
+        self.plan.send_replace(Arc::new(plan));
+    }
+
+    pub(crate) fn set_policy(&self, policy: Policy) {
+        *lock(&self.policy) = policy;
+    }
+
+    /// Adds a key of the user.
+    pub(crate) fn add_key(
+        &self,
+        id: &str,
+        secret: &str,
+        token: Option<&str>,
+        lifetime: Option<Duration>,
+    ) {
+        let expires = lifetime.map(|lifetime| SystemTime::now() + lifetime);
+        let principal = Arc::clone(&self.user);
+        let (secret, token) = (secret.to_owned(), token.map(str::to_owned));
+        self.keys.add(id, Key { secret, token, expires, principal });
+    }
+
+    pub(crate) fn random<T>(&self, draw: impl FnOnce(&mut Rng) -> T) -> T {
+        draw(&mut lock(&self.rng))
+    }
+
+    pub(crate) fn has_instance(&self, id: &str) -> bool {
+        self.settings.instances.iter().any(|other| other == id)
+    }
+}
+
+impl Faults {
+    fn new(plan: &Plan) -> Self {
+        let left = plan.api.iter().map(|fault| match fault.extent {
+            Extent::Times(times) => times,
+            Extent::Always | Extent::Lasting(_) => u32::MAX,
+        });
+        Self { since: Instant::now(), left: left.collect() }
+    }
+}
+
+/// Ends a session that is idle or too old.
+async fn watch_over(session: Arc<Session>, settings: Settings) {
+    let start = Instant::now();
+    let oldest = settings.maximum_duration.map(|duration| start + duration);
+    loop {
+        let idle = session.last_input() + settings.idle_timeout;
+        let due = oldest.map_or(idle, |oldest| oldest.min(idle));
+        tokio::select! {
+            _ = session.ended() => return,
+            () = tokio::time::sleep_until(due) => {}
+        }
+        if oldest.is_some_and(|oldest| oldest <= Instant::now()) {
+            session.end(Ending::MaximumDuration, MAXIMUM_DURATION);
+        } else if session.last_input() + settings.idle_timeout <= Instant::now() {
+            session.end(Ending::Idle, IDLE);
+        }
+    }
+}
+
+/// The tasks of an emulator, which end with it.
+#[derive(Debug)]
+pub(crate) struct Tasks(Mutex<Option<JoinSet<()>>>);
+
+impl Default for Tasks {
+    fn default() -> Self {
+        Self(Mutex::new(Some(JoinSet::new())))
+    }
+}
+
+impl Tasks {
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        if let Some(tasks) = lock(&self.0).as_mut() {
+            while tasks.try_join_next().is_some() {}
+            tasks.spawn(task);
+        }
+    }
+
+    pub(crate) fn stop(&self) {
+        let tasks = lock(&self.0).take();
+        drop(tasks);
+    }
+}
+
+/// A date for [`super::payload`].
+pub(crate) fn now() -> String {
+    super::clock::iso8601(SystemTime::now())
+}
+
+/// Seen live (specification, section 9).
+const IDLE: &str = "Your session timed out due to inactivity and has been terminated.";
+
+const MAXIMUM_DURATION: &str =
+    "Your session has been terminated because it reached the maximum session duration.";

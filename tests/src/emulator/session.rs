@@ -1,0 +1,257 @@
+//! One session as the service knows it: who may open its data channel, who is connected, and whether it is over.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex},
+};
+
+use bytes::Bytes;
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use uuid::Uuid;
+
+use super::{
+    audit::Audit,
+    codec::{Message, PAUSE_PUBLICATION, START_PUBLICATION},
+    faults::Break,
+    journal::{Counters, Ending, Journal, Record, lock},
+};
+
+/// A way into a session.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    pub(crate) url: String,
+    pub(crate) token: String,
+}
+
+pub(crate) struct Session {
+    pub(crate) id: String,
+    pub(crate) port: u16,
+    pub(crate) journal: Journal,
+    pub(crate) counters: Arc<Counters>,
+    state: Mutex<State>,
+    to_agent: mpsc::Sender<Bytes>,
+    end: watch::Sender<Option<End>>,
+}
+
+/// How a session ended.
+#[derive(Clone, Debug)]
+pub(crate) struct End {
+    pub(crate) output: String,
+}
+
+/// What a connection is told to do.
+#[derive(Debug)]
+pub(crate) enum ToClient {
+    Frame(Bytes),
+    Break(Break),
+}
+
+struct State {
+    client: Client,
+    /// Of the client that is or was connected last; counts up.
+    generation: u64,
+    query: String,
+    token: Option<(String, Instant)>,
+    client_id: Option<Uuid>,
+    last_input: Instant,
+    audit: Audit,
+}
+
+enum Client {
+    /// None has come yet: what the agent says is kept for it.
+    Expected(Vec<Bytes>),
+    Connected(mpsc::Sender<ToClient>),
+    /// What the agent says is lost.
+    Away,
+}
+
+/// A connected client's side of a session.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    pub(crate) generation: u64,
+    pub(crate) frames: mpsc::Receiver<ToClient>,
+    /// From before it came.
+    pub(crate) early: Vec<Bytes>,
+}
+
+impl Session {
+    pub(crate) fn new(id: String, port: u16, journal: Journal) -> (Self, mpsc::Receiver<Bytes>) {
+        let (to_agent, inbox) = mpsc::channel(TO_AGENT);
+        let state = State {
+            client: Client::Expected(Vec::new()),
+            generation: 0,
+            query: String::new(),
+            token: None,
+            client_id: None,
+            last_input: Instant::now(),
+            audit: Audit::default(),
+        };
+        let counters = journal.counters(&id);
+        let session = Self {
+            id,
+            port,
+            journal,
+            counters,
+            state: Mutex::new(state),
+            to_agent,
+            end: watch::Sender::new(None),
+        };
+        (session, inbox)
+    }
+
+    /// Accepts this query and this token from now on.
+    pub(crate) fn admit(&self, query: &str, token: &str, expires: Instant) {
+        let mut state = lock(&self.state);
+        query.clone_into(&mut state.query);
+        state.token = Some((token.to_owned(), expires));
+        state.last_input = Instant::now();
+    }
+
+    /// The query of the URL that was given out last.
+    pub(crate) fn query(&self) -> String {
+        lock(&self.state).query.clone()
+    }
+
+    /// Takes the client of an opening message in place of the one before, if its token holds.
+    pub(crate) fn attach(&self, token: &str, client_id: Uuid) -> Result<Attached, String> {
+        let mut state = lock(&self.state);
+        if self.is_over() {
+            return Err("the session is over".to_owned());
+        }
+        match &state.token {
+            Some((expected, _)) if expected != token => {
+                return Err("the token is another's".to_owned());
+            }
+            None => return Err("the token was used before".to_owned()),
+            Some((_, expires)) if *expires <= Instant::now() => {
+                return Err("the token has expired".to_owned());
+            }
+            Some(_) => {}
+        }
+        if state.client_id.is_some_and(|known| known != client_id) {
+            self.journal.violation(Some(&self.id), "ClientId changes within a session");
+        }
+        state.token = None;
+        state.client_id = Some(client_id);
+        state.generation += 1;
+        let (sender, frames) = mpsc::channel(TO_CLIENT);
+        let before = std::mem::replace(&mut state.client, Client::Connected(sender));
+        let early = match before {
+            Client::Expected(early) => early,
+            Client::Connected(_) | Client::Away => Vec::new(),
+        };
+        Ok(Attached { generation: state.generation, frames, early })
+    }
+
+    /// The client of this generation is gone; false if another has come already.
+    pub(crate) fn detach(&self, generation: u64) -> bool {
+        let mut state = lock(&self.state);
+        let is_last = state.generation == generation;
+        if is_last {
+            state.client = Client::Away;
+        }
+        is_last
+    }
+
+    /// Hands a frame of the agent to the client; waits while the client's queue is full. Without a client it is lost.
+    pub(crate) async fn deliver(&self, frame: Bytes) {
+        let sender = {
+            let mut state = lock(&self.state);
+            match &mut state.client {
+                Client::Expected(early) if early.len() < EARLY => return early.push(frame),
+                Client::Expected(_) | Client::Away => return,
+                Client::Connected(sender) => sender.clone(),
+            }
+        };
+        drop(sender.send(ToClient::Frame(frame)).await);
+    }
+
+    /// Tells the client's connection something, out of turn; false if there is none.
+    pub(crate) async fn tell_client(&self, message: ToClient) -> bool {
+        let sender = match &lock(&self.state).client {
+            Client::Connected(sender) => sender.clone(),
+            Client::Expected(_) | Client::Away => return false,
+        };
+        sender.send(message).await.is_ok()
+    }
+
+    /// Hands a frame of the client to the agent; waits while the agent's queue is full.
+    pub(crate) async fn submit(&self, frame: Bytes) {
+        drop(self.to_agent.send(frame).await);
+    }
+
+    /// Tells the agent whether anybody listens.
+    pub(crate) async fn publish_to(&self, listening: bool) {
+        let kind = if listening { START_PUBLICATION } else { PAUSE_PUBLICATION };
+        self.submit(publication(kind)).await;
+    }
+
+    pub(crate) fn note_input(&self) {
+        lock(&self.state).last_input = Instant::now();
+    }
+
+    pub(crate) fn last_input(&self) -> Instant {
+        lock(&self.state).last_input
+    }
+
+    pub(crate) fn audit<T>(&self, check: impl FnOnce(&mut Audit) -> T) -> T {
+        check(&mut lock(&self.state).audit)
+    }
+
+    pub(crate) fn violation(&self, text: impl Into<String>) {
+        self.journal.violation(Some(&self.id), text);
+    }
+
+    /// Ends the session, unless it has ended already.
+    pub(crate) fn end(&self, by: Ending, output: &str) {
+        self.end.send_if_modified(|end| {
+            if end.is_some() {
+                return false;
+            }
+            *end = Some(End { output: output.to_owned() });
+            self.journal.add(Record::SessionTerminated { id: self.id.clone(), by });
+            true
+        });
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.end.borrow().is_some()
+    }
+
+    /// Waits for the end of the session. Cancel-safe.
+    pub(crate) async fn ended(&self) -> End {
+        let mut end = self.end.subscribe();
+        let ended = match end.wait_for(Option::is_some).await {
+            Ok(end) => (*end).clone(),
+            // The sender is in `self`.
+            Err(_) => None,
+        };
+        ended.unwrap_or(End { output: String::new() })
+    }
+}
+
+/// `start_publication` or `pause_publication`, empty and without digest as it was seen.
+pub(crate) fn publication(kind: &str) -> Bytes {
+    let mut message = Message::new(kind, 0, 0, Bytes::new());
+    message.digest = [0; 32];
+    message.id = Uuid::new_v4();
+    message.encode()
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Session").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// Frames on their way to the agent.
+const TO_AGENT: usize = 1_024;
+
+/// Frames on their way to the client.
+const TO_CLIENT: usize = 1_024;
+
+/// Frames of the agent that are kept for the first client.
+const EARLY: usize = 64;
