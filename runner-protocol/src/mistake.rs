@@ -27,6 +27,11 @@ impl Mistakes {
         (!mistakes.is_empty()).then_some(Self(mistakes))
     }
 
+    /// Adds one at the end.
+    pub fn push(&mut self, mistake: Mistake) {
+        self.0.push(mistake);
+    }
+
     /// Each mistake.
     pub fn iter(&self) -> impl Iterator<Item = &Mistake> {
         self.0.iter()
