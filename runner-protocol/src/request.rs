@@ -6,6 +6,8 @@
 mod read;
 
 pub(crate) use read::keys;
+#[cfg(test)]
+pub(crate) use read::known_fields;
 
 use std::{
     net::{IpAddr, SocketAddr},

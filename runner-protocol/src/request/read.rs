@@ -214,3 +214,11 @@ const HINT_ENVIRONMENT: &str = "give `aws.access_key_id` and `aws.secret_access_
     `aws.credentials` set to \"environment\" is the identity of the sidecar's host used";
 
 const DAY: i64 = 24 * 60 * 60;
+
+/// The paths of all fields that reading `document` asks for.
+#[cfg(test)]
+pub(crate) fn known_fields(document: &str) -> Vec<String> {
+    let mut fields = Fields::new(value::entries(document).unwrap());
+    drop(sections(&mut fields));
+    fields.finish().known
+}
