@@ -94,7 +94,7 @@ async fn aws_credentials() {
 #[tokio::test]
 async fn aws_credentials_expired() {
     let world = World::start().await;
-    world.emulator.control().expire_key(ACCESS_KEY_ID);
+    world.emulator.control().expire_credentials(Some(ACCESS_KEY_ID));
     assert_fails(&world.document(5432), refused("aws.credentials_expired")).await;
     world.finish().await;
 }
@@ -118,7 +118,7 @@ async fn session_ended_by_somebody_else_during_the_start() {
     let mut sidecar = Sidecar::spawn(&document).await.unwrap();
     while sidecar.word("phase", LIMIT).await.unwrap() != "ssh" {}
     for session in world.emulator.journal().open_sessions() {
-        world.emulator.control().terminate(&session);
+        world.emulator.control().terminate(&session, "ended by a test");
     }
     let exit = sidecar.exit(LIMIT).await.unwrap();
     let failure = Failure { code: "session.ended", status: 69, phase: "ssh", blame: "customer" };
@@ -137,14 +137,14 @@ async fn session_lost_when_the_path_does_not_come_back() {
     let mut sidecar = Sidecar::spawn(&document).await.unwrap();
     sidecar.ready(LIMIT).await.unwrap();
     let gone = ApiFault::new(Fault::ConnectionClosed);
-    world.emulator.control().set_plan(Plan::default().api(gone).cut(Cut::after(0, Break::Reset)));
+    world.emulator.control().set_faults(Plan::default().api(gone).cut(Cut::after(0, Break::Reset)));
     sidecar.word("degraded", LIMIT).await.unwrap();
     let exit = sidecar.exit(LIMIT).await.unwrap();
-    let failure = Failure { code: "session.lost", status: 75, phase: "tunnel", blame: "aws" };
+    let failure = Failure { code: "session.lost", status: 75, phase: "tunnel", blame: "operator" };
     failure.assert(&exit, &document);
     // Nobody could reach it any more to end it.
     for session in world.emulator.journal().open_sessions() {
-        world.emulator.control().terminate(&session);
+        world.emulator.control().terminate(&session, "ended by a test");
     }
     world.finish().await;
 }
@@ -200,12 +200,12 @@ async fn faulty(fault: ApiFault) -> World {
     World::with(|builder| builder.faults(Plan::default().api(fault))).await
 }
 
-/// Passing trouble with StartSession.
+/// Passing trouble with `StartSession`.
 fn passing(code: &'static str) -> Failure {
     Failure { code, status: 75, phase: "start_session", blame: "aws" }
 }
 
-/// StartSession refused.
+/// `StartSession` refused.
 fn refused(code: &'static str) -> Failure {
     Failure { code, status: 77, phase: "start_session", blame: "customer" }
 }

@@ -1,1 +1,37 @@
 //! The promises, proven from outside on the real binary: one file for each.
+//!
+//! Every test starts the sidecar as a runner does, in a world of its own ([`world::World`]): an
+//! emulator of AWS with the least-privilege policy and the real agent's pacing, a real sshd, a real
+//! database. At its end it asserts that nobody broke the protocol and that no session was left
+//! open.
+
+#[cfg(test)]
+mod bulk;
+#[cfg(test)]
+mod clients;
+#[cfg(test)]
+mod config;
+#[cfg(test)]
+mod demo;
+#[cfg(test)]
+mod events;
+#[cfg(test)]
+mod failures;
+#[cfg(test)]
+mod failures_aws;
+#[cfg(test)]
+mod forwarding;
+#[cfg(test)]
+mod isolation;
+#[cfg(test)]
+mod keys;
+#[cfg(test)]
+mod logs;
+#[cfg(test)]
+mod permissions;
+#[cfg(test)]
+mod runners;
+#[cfg(test)]
+mod shutdown;
+#[cfg(test)]
+mod world;

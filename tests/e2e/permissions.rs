@@ -177,7 +177,7 @@ async fn renewed_keys_are_used_for_the_end() {
     let world = world.await;
     let server = TcpServer::echo().await.unwrap();
     let mut tunnel = world.tunnel(server.port()).await;
-    world.emulator.control().expire_key(ACCESS_KEY_ID);
+    world.emulator.control().expire_credentials(Some(ACCESS_KEY_ID));
     let line = json!({
         "type": "credentials",
         "access_key_id": "AKIAI44QH8DHBEXAMPLE",
