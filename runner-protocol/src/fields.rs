@@ -3,6 +3,8 @@
 //! A reader asks for each field that it knows; what nobody has asked for is unknown. So there is no list of names
 //! beside the code that could fall behind it.
 
+use std::collections::HashSet;
+
 use serde_json::value::RawValue;
 
 use crate::{
@@ -38,8 +40,9 @@ impl<'d> Fields<'d> {
 
     fn at(path: String, entries: Entries<'d>) -> Self {
         let mut fields = Self { path, entries: Vec::new(), findings: Findings::default() };
+        let mut seen = HashSet::new();
         for (name, value) in entries {
-            if fields.entries.iter().any(|(other, _)| *other == name) {
+            if !seen.insert(name.clone()) {
                 let path = fields.path_of(&shown(&name));
                 let hint = format!("give `{path}` once");
                 fields.mistake(path, "given more than once", hint);

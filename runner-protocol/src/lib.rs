@@ -9,7 +9,7 @@
 //!
 //! The sidecar starts as soon as the document's closing brace has arrived ([`DocumentReader`]), pretty-printed or
 //! not. Reading it ([`Request::from_json`]) finds all mistakes at once, names each by its path, and repeats no
-//! value that could be secret.
+//! value that could be secret. A field that may be left out may be null as well.
 //!
 //! ```
 //! use runner_protocol::{Failure, Request};
