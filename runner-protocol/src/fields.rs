@@ -42,12 +42,12 @@ impl<'d> Fields<'d> {
         let mut fields = Self { path, entries: Vec::new(), findings: Findings::default() };
         let mut seen = HashSet::new();
         for (name, value) in entries {
-            if !seen.insert(name.clone()) {
+            if seen.insert(name.clone()) {
+                fields.entries.push((name, value));
+            } else {
                 let path = fields.path_of(&shown(&name));
                 let hint = format!("give `{path}` once");
                 fields.mistake(path, "given more than once", hint);
-            } else {
-                fields.entries.push((name, value));
             }
         }
         fields

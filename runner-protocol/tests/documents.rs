@@ -189,7 +189,7 @@ fn equal_names_are_a_mistake_even_in_disguise() {
 #[test]
 fn as_many_unknown_and_equal_names_as_fit_are_counted_not_listed() {
     let names: Vec<_> = (0..50_000).map(|index| format!(r#""u{index}":1"#)).collect();
-    let failure = refuse(&format!("{{{},{}}}", names.join(","), vec![r#""u0":1"#; 9].join(",")));
+    let failure = refuse(&format!("{{{},{}}}", names.join(","), [r#""u0":1"#; 9].join(",")));
     // Missing are 7; the fields of `target` and `bastion` are counted among them.
     assert!(
         failure.message.ends_with(&format!("; and {} more", 7 + 9 + 50_000 - 24)),
