@@ -9,4 +9,5 @@ mod loss;
 mod pair;
 mod pause;
 mod resume;
+mod statistics;
 mod window;

@@ -169,9 +169,10 @@ fn what_is_not_stream_bytes_never_gets_into_the_stream() {
     }
     pair.receive(frame(MessageType::OutputStreamData, 8, 99, b"oops")).unwrap();
     pair.receive(stream(9, PayloadType::Flag, &[0, 0, 0, 3])).unwrap();
-    pair.receive(stream(10, PayloadType::Output, b"")).unwrap();
-    pair.receive(stream(11, PayloadType::Output, b"bytes")).unwrap();
-    assert_eq!(pair.sends(), 10, "all are acknowledged");
+    pair.receive(stream(10, PayloadType::StdErr, &[0, 0, 0, 2])).unwrap();
+    pair.receive(stream(11, PayloadType::Output, b"")).unwrap();
+    pair.receive(stream(12, PayloadType::Output, b"bytes")).unwrap();
+    assert_eq!(pair.sends(), 11, "all are acknowledged");
     assert_eq!(pair.client.read().as_deref(), Some(&b"bytes"[..]));
     assert_eq!(pair.client.read(), None);
     let notice = |payload_type, text: &str| Event::Notice { payload_type, text: text.into() };
@@ -184,6 +185,7 @@ fn what_is_not_stream_bytes_never_gets_into_the_stream() {
             notice(PayloadType::ExitCode, "oops"),
             notice(PayloadType::Flag, "oops"),
             notice(PayloadType::Flag, "ConnectToPortError"),
+            notice(PayloadType::StdErr, "\0\0\0\u{2}"),
         ]
     );
     assert_eq!(pair.client.statistics().ignored_payloads, 3);

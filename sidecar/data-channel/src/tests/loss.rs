@@ -110,6 +110,7 @@ fn messages_that_are_never_acknowledged_do_not_block_the_window() {
     pair.run_for(Duration::from_mins(2));
     assert_eq!(pair.client.statistics().in_flight, 0);
     assert_eq!(pair.client.statistics().set_aside, 64);
+    assert_eq!(pair.client.unacknowledged(), 64);
     // And they cost next to nothing from then on.
     pair.sent.clear();
     pair.run_for(Duration::from_mins(2));
