@@ -1,1 +1,56 @@
 //! An SSH client for port forwarding as a state machine without IO.
+//!
+//! Spoken are RFC 4253 (transport), RFC 8308 (`server-sig-algs`), RFC 4252 (`publickey`) and the
+//! `direct-tcpip` channels of RFC 4254, with OpenSSH's strict key exchange, delayed compression and
+//! keepalive. Nothing here reads a clock or a socket: bytes and time come in, bytes, events and
+//! deadlines come out.
+//!
+//! The caller repeats, until [`Client`] reports an error or everything is closed:
+//!
+//! 1. give what arrived to [`Client::handle_input`], or, when [`Client::poll_timeout`] has passed,
+//!    call [`Client::handle_timeout`];
+//! 2. take every [`Event`] from [`Client::poll_event`], and per channel [`Client::read`] data, say
+//!    [`Client::consumed`] once it has really gone on, [`Client::write`] what waits;
+//! 3. send what [`Client::poll_transmit`] gives, in pieces as large as the path below wants.
+//!
+//! After an error from any of these calls, `poll_transmit` still gives the farewell message, if the
+//! peer can still read one; nothing else works any more.
+//!
+//! ```text
+//! identification ─▶ key exchange ─▶ authentication ─▶ connection (channels)
+//!                        ▲ by volume, by time, or as the server wishes │
+//!                        └──────────────────────────────────────────────┘
+//! ```
+//!
+//! # One slow reader harms only itself
+//!
+//! Each channel has its own receive window, and credit is given back only for what the consumer
+//! has [`consumed`](Client::consumed). Input is therefore always handled at once, and memory is
+//! bounded by the windows of the open channels.
+
+mod auth;
+mod channel;
+mod cipher;
+mod client;
+mod compression;
+mod config;
+mod connection;
+mod error;
+mod exchange;
+mod identification;
+mod keepalive;
+mod key;
+mod negotiation;
+mod packet;
+mod pin;
+mod transport;
+mod wire;
+
+pub use channel::{ChannelId, OpenFailure};
+pub use client::{Client, Event, Statistics};
+pub use config::{Algorithms, Compression, Config};
+pub use error::Error;
+pub use key::{KeyError, load_private_key};
+pub use negotiation::Negotiated;
+pub use pin::{HostKeyPin, PinError};
+pub use russh::keys::{PrivateKey, PublicKey};

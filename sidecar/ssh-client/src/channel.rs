@@ -1,0 +1,400 @@
+//! One channel (RFC 4254 section 5): its windows, its buffers, and how far it is opened and closed.
+
+use std::collections::VecDeque;
+use std::fmt;
+
+use bytes::{Bytes, BytesMut};
+
+use crate::error::Error;
+
+/// Names a channel; never given twice in the life of a [`Client`](crate::Client).
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct ChannelId(pub(crate) u32);
+
+impl fmt::Display for ChannelId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Why a server refused to open a channel (RFC 4254 section 5.1).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum OpenFailure {
+    /// Its configuration forbids it (`AllowTcpForwarding`, `PermitOpen`).
+    AdministrativelyProhibited,
+    /// It could not connect to the target.
+    ConnectFailed,
+    /// It does not know this type of channel.
+    UnknownChannelType,
+    /// It lacks resources.
+    ResourceShortage,
+    /// Another reason, by its number.
+    Other(u32),
+}
+
+impl OpenFailure {
+    pub(crate) fn from_wire(code: u32) -> Self {
+        match code {
+            1 => Self::AdministrativelyProhibited,
+            2 => Self::ConnectFailed,
+            3 => Self::UnknownChannelType,
+            4 => Self::ResourceShortage,
+            other => Self::Other(other),
+        }
+    }
+}
+
+/// How far a channel is opened and closed.
+#[derive(Debug)]
+pub(crate) enum Phase {
+    /// The request, which is still to be sent.
+    Unsent(Vec<u8>),
+    /// The server's answer is awaited; `abandoned` if the consumer has closed meanwhile.
+    Opening { abandoned: bool },
+    /// Open; `remote` is the server's number.
+    Open { remote: u32 },
+    /// The consumer has closed; our CLOSE is still to be sent.
+    Leaving { remote: u32 },
+    /// The server has closed; our CLOSE is still to be sent.
+    Left { remote: u32 },
+    /// Our CLOSE was sent, the server's is awaited.
+    Closing,
+    /// Both have passed; what has not been read stays until it is.
+    Closed,
+}
+
+/// One channel.
+#[derive(Debug)]
+pub(crate) struct Channel {
+    pub(crate) phase: Phase,
+    pub(crate) incoming: Incoming,
+    pub(crate) outgoing: Outgoing,
+    /// Stands in the queue for an opening or a window adjustment.
+    pub(crate) is_urgent: bool,
+    /// Stands in the queue of those that have data, an EOF or a CLOSE to send.
+    pub(crate) is_ready: bool,
+}
+
+impl Channel {
+    pub(crate) fn new(request: Vec<u8>, window: u32, max_packet: u32, queue: usize) -> Self {
+        Self {
+            phase: Phase::Unsent(request),
+            incoming: Incoming::new(window, max_packet),
+            outgoing: Outgoing::new(queue),
+            is_urgent: false,
+            is_ready: false,
+        }
+    }
+
+    /// The server's number, while something may be sent on the channel.
+    pub(crate) fn remote(&self) -> Option<u32> {
+        match self.phase {
+            Phase::Open { remote } | Phase::Leaving { remote } | Phase::Left { remote } => {
+                Some(remote)
+            }
+            _ => None,
+        }
+    }
+
+    /// Tells whether data, EOF or CLOSE can be sent now.
+    pub(crate) fn has_something_to_send(&self) -> bool {
+        match self.phase {
+            Phase::Open { .. } => {
+                self.outgoing.sendable() > 0
+                    || self.outgoing.end == End::Wanted && self.outgoing.is_drained()
+            }
+            Phase::Leaving { .. } | Phase::Left { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+/// The receiving side.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    window: u32,
+    max_packet: u32,
+    /// What the server may still send.
+    remaining: u32,
+    /// What the consumer has not consumed.
+    unconsumed: u32,
+    /// What was consumed and has not been given back as credit.
+    credit: u32,
+    full: VecDeque<Bytes>,
+    tail: BytesMut,
+    /// The server's EOF has arrived.
+    pub(crate) ended: bool,
+    /// The consumer has been told of data since it last emptied the buffer.
+    pub(crate) announced: bool,
+    /// The consumer has been told of the EOF.
+    pub(crate) end_announced: bool,
+}
+
+impl Incoming {
+    fn new(window: u32, max_packet: u32) -> Self {
+        Self {
+            window,
+            max_packet,
+            remaining: window,
+            unconsumed: 0,
+            credit: 0,
+            full: VecDeque::new(),
+            tail: BytesMut::new(),
+            ended: false,
+            announced: false,
+            end_announced: false,
+        }
+    }
+
+    /// Checks that data of `length` bytes is allowed, and counts it.
+    pub(crate) fn admit(&mut self, length: usize) -> Result<(), Error> {
+        let length = u32::try_from(length).unwrap_or(u32::MAX);
+        if self.ended {
+            return Err(Error::protocol("data behind the EOF of its channel"));
+        }
+        if length > self.max_packet {
+            return Err(Error::protocol(format!("{length} bytes of data in one packet")));
+        }
+        self.remaining = self.remaining.checked_sub(length).ok_or_else(|| {
+            Error::protocol(format!("{length} bytes of data where {} are allowed", self.remaining))
+        })?;
+        self.unconsumed += length;
+        Ok(())
+    }
+
+    /// Stores admitted data.
+    ///
+    /// It is copied, though a packet's own memory could be kept: then an unread channel would hold
+    /// on to whole input buffers, and its window would not bound its memory.
+    pub(crate) fn push(&mut self, mut data: &[u8]) {
+        while !data.is_empty() {
+            let room = self.tail.capacity() - self.tail.len();
+            if room == 0 {
+                if !self.tail.is_empty() {
+                    self.full.push_back(self.tail.split().freeze());
+                }
+                self.tail.reserve(data.len().max(CHUNK));
+                continue;
+            }
+            let (now, later) = data.split_at(room.min(data.len()));
+            self.tail.extend_from_slice(now);
+            data = later;
+        }
+    }
+
+    /// Takes stored data, `None` if there is none.
+    pub(crate) fn pop(&mut self) -> Option<Bytes> {
+        let tail =
+            |tail: &mut BytesMut| Some(tail.split().freeze()).filter(|data| !data.is_empty());
+        self.full.pop_front().or_else(|| tail(&mut self.tail))
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.full.is_empty() && self.tail.is_empty()
+    }
+
+    /// Drops what is stored.
+    pub(crate) fn discard(&mut self) {
+        self.full.clear();
+        self.tail = BytesMut::new();
+    }
+
+    /// Notes that the consumer is done with `bytes`; more than it has got count as all.
+    pub(crate) fn consumed(&mut self, bytes: usize) {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.unconsumed);
+        self.unconsumed -= bytes;
+        self.credit += bytes;
+    }
+
+    /// Tells whether credit should be given back: not for every byte, but before the server stalls.
+    pub(crate) fn adjustment_due(&self) -> bool {
+        let nearly_shut = self.remaining < self.max_packet && self.credit >= self.max_packet;
+        self.credit > 0 && !self.ended && (self.credit >= self.window.div_ceil(2) || nearly_shut)
+    }
+
+    /// Gives the credit back and returns it.
+    pub(crate) fn adjust(&mut self) -> u32 {
+        let credit = std::mem::take(&mut self.credit);
+        self.remaining += credit;
+        credit
+    }
+}
+
+/// The sending side.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    queue: BytesMut,
+    limit: usize,
+    /// What the server still allows.
+    window: u32,
+    max_packet: u32,
+    pub(crate) end: End,
+    /// The consumer found no room and is to be told when there is.
+    starved: bool,
+}
+
+/// Whether the end of our data is to be told.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum End {
+    Open,
+    Wanted,
+    Sent,
+}
+
+impl Outgoing {
+    fn new(limit: usize) -> Self {
+        Self {
+            queue: BytesMut::new(),
+            limit,
+            window: 0,
+            max_packet: 0,
+            end: End::Open,
+            starved: false,
+        }
+    }
+
+    /// Takes over what the server allows from its confirmation.
+    pub(crate) fn confirmed(&mut self, window: u32, max_packet: u32) -> Result<(), Error> {
+        if max_packet == 0 {
+            return Err(Error::protocol("channel without room in a packet"));
+        }
+        (self.window, self.max_packet) = (window, max_packet);
+        Ok(())
+    }
+
+    /// Notes that the server allows more.
+    pub(crate) fn widened(&mut self, bytes: u32) -> Result<(), Error> {
+        let wider = self.window.checked_add(bytes);
+        self.window = wider.ok_or_else(|| Error::protocol("window grows beyond 2^32 - 1"))?;
+        Ok(())
+    }
+
+    /// Room in the queue.
+    pub(crate) fn room(&self) -> usize {
+        if self.end == End::Open { self.limit.saturating_sub(self.queue.len()) } else { 0 }
+    }
+
+    /// Takes as much of `data` as there is room for.
+    pub(crate) fn push(&mut self, data: &[u8]) -> usize {
+        let taken = self.room().min(data.len());
+        self.queue.extend_from_slice(data.get(..taken).unwrap_or_default());
+        self.starved |= taken < data.len() || self.room() == 0;
+        taken
+    }
+
+    /// Drops what is queued; nothing more is taken.
+    pub(crate) fn discard(&mut self) {
+        self.queue = BytesMut::new();
+        self.end = End::Sent;
+        self.starved = false;
+    }
+
+    /// Bytes that the next packet can carry.
+    pub(crate) fn sendable(&self) -> usize {
+        let allowed = self.window.min(self.max_packet).min(MAX_DATA);
+        self.queue.len().min(usize::try_from(allowed).unwrap_or(usize::MAX))
+    }
+
+    /// The next bytes, to be [advanced](Self::advance) over once they are in a packet.
+    pub(crate) fn front(&self) -> &[u8] {
+        self.queue.get(..self.sendable()).unwrap_or_default()
+    }
+
+    pub(crate) fn advance(&mut self, bytes: usize) {
+        bytes::Buf::advance(&mut self.queue, bytes);
+        self.window = self.window.saturating_sub(u32::try_from(bytes).unwrap_or(u32::MAX));
+        if self.queue.is_empty() && self.queue.capacity() > MAX_IDLE {
+            self.queue = BytesMut::new();
+        }
+    }
+
+    pub(crate) fn is_drained(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Tells once that a starved consumer has room again: half of the queue.
+    pub(crate) fn take_writable(&mut self) -> bool {
+        let writable =
+            self.starved && self.end == End::Open && self.room() >= self.limit.div_ceil(2);
+        self.starved &= !writable;
+        writable
+    }
+}
+
+/// Smallest allocation for incoming data, in bytes.
+const CHUNK: usize = 16 * 1024;
+/// Most data in one packet of ours: on a slow path a larger one would hold up the other channels.
+const MAX_DATA: u32 = 16 * 1024;
+/// An empty queue keeps at most this much memory, in bytes.
+const MAX_IDLE: usize = 32 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credit_comes_back_for_what_was_consumed_only() {
+        let mut incoming = Incoming::new(1000, 400);
+        incoming.admit(400).unwrap();
+        incoming.push(&[1; 400]);
+        assert!(!incoming.adjustment_due(), "nothing was consumed");
+        incoming.consumed(300);
+        assert!(!incoming.adjustment_due(), "less than half of the window");
+        incoming.admit(400).unwrap();
+        incoming.consumed(100);
+        assert!(incoming.adjustment_due(), "the window is nearly shut");
+        assert_eq!(incoming.adjust(), 400);
+        assert_eq!(incoming.remaining, 600);
+        incoming.consumed(usize::MAX);
+        assert_eq!(incoming.adjust(), 400, "never more than has arrived");
+        assert_eq!(incoming.remaining, 1000);
+    }
+
+    #[test]
+    fn data_beyond_window_packet_or_end_is_refused() {
+        let refused = |incoming: &mut Incoming, length| incoming.admit(length).is_err();
+        let mut incoming = Incoming::new(1000, 600);
+        assert!(refused(&mut incoming, 601), "packet");
+        incoming.admit(600).unwrap();
+        assert!(refused(&mut incoming, 401), "window");
+        incoming.admit(400).unwrap();
+        incoming.ended = true;
+        assert!(refused(&mut incoming, 0), "end");
+    }
+
+    #[test]
+    fn stored_data_comes_out_in_order_and_takes_no_more_memory_than_itself() {
+        let mut incoming = Incoming::new(1 << 20, 1 << 15);
+        let mut sent = Vec::new();
+        for size in [1, 3, 20_000, 7, 32_768, 16_384, 1] {
+            let data: Vec<u8> = (0..size).map(|i| u8::try_from(i % 251).unwrap()).collect();
+            incoming.push(&data);
+            sent.extend_from_slice(&data);
+        }
+        let held: usize = incoming.full.iter().map(Bytes::len).sum();
+        assert!(held + incoming.tail.capacity() <= sent.len() + 32_768 + CHUNK);
+        let mut got = Vec::new();
+        while let Some(data) = incoming.pop() {
+            got.extend_from_slice(&data);
+        }
+        assert_eq!(got, sent);
+        assert!(incoming.is_empty());
+    }
+
+    #[test]
+    fn sending_respects_queue_window_and_packet() {
+        let mut outgoing = Outgoing::new(100);
+        assert_eq!(outgoing.push(&[1; 150]), 100, "queue");
+        assert_eq!(outgoing.sendable(), 0, "not open yet");
+        outgoing.confirmed(70, 40).unwrap();
+        assert_eq!(outgoing.front().len(), 40, "packet");
+        outgoing.advance(40);
+        assert_eq!(outgoing.front().len(), 30, "window");
+        assert!(!outgoing.take_writable(), "too little room to be worth waking for");
+        outgoing.advance(30);
+        assert!(outgoing.take_writable());
+        assert!(!outgoing.take_writable(), "told once");
+        assert!(outgoing.widened(u32::MAX).is_ok());
+        assert!(outgoing.widened(1).is_err(), "overflow");
+    }
+}

@@ -1,0 +1,458 @@
+//! Ciphers and authentication codes: whole packets are sealed and opened in place.
+//!
+//! Sources: RFC 4253 section 6, RFC 4344 (CTR), RFC 5647 and OpenSSH's PROTOCOL section 1.6 (GCM),
+//! OpenSSH's PROTOCOL.chacha20poly1305, RFC 6668 (MACs) and OpenSSH's PROTOCOL section 1.5 (EtM).
+
+use std::fmt;
+
+use aws_lc_rs::aead::chacha20_poly1305_openssh as chacha;
+use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::cipher::{
+    self, DecryptionContext, EncryptionContext, StreamingDecryptingKey, StreamingEncryptingKey,
+    UnboundCipherKey,
+};
+use aws_lc_rs::error::Unspecified;
+use aws_lc_rs::hmac;
+use aws_lc_rs::iv::FixedLength;
+use bytes::BytesMut;
+
+use crate::error::Error;
+use crate::exchange::Secret;
+use crate::negotiation::Direction;
+
+/// A cipher.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Cipher {
+    Aes256Gcm,
+    Aes128Gcm,
+    ChaCha20Poly1305,
+    Aes256Ctr,
+    Aes128Ctr,
+}
+
+impl Cipher {
+    /// All, in order of preference: fastest first on processors with AES instructions.
+    pub(crate) const ALL: &[Self] = &[
+        Self::Aes256Gcm,
+        Self::Aes128Gcm,
+        Self::ChaCha20Poly1305,
+        Self::Aes256Ctr,
+        Self::Aes128Ctr,
+    ];
+
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            Self::Aes256Gcm => "aes256-gcm@openssh.com",
+            Self::Aes128Gcm => "aes128-gcm@openssh.com",
+            Self::ChaCha20Poly1305 => "chacha20-poly1305@openssh.com",
+            Self::Aes256Ctr => "aes256-ctr",
+            Self::Aes128Ctr => "aes128-ctr",
+        }
+    }
+
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|cipher| cipher.name() == name).copied()
+    }
+
+    pub(crate) fn needs_mac(self) -> bool {
+        matches!(self, Self::Aes256Ctr | Self::Aes128Ctr)
+    }
+
+    fn key_len(self) -> usize {
+        match self {
+            Self::Aes256Gcm | Self::Aes256Ctr => 32,
+            Self::Aes128Gcm | Self::Aes128Ctr => 16,
+            Self::ChaCha20Poly1305 => chacha::KEY_LEN,
+        }
+    }
+
+    fn block(self) -> usize {
+        if self == Self::ChaCha20Poly1305 { 8 } else { 16 }
+    }
+}
+
+/// An authentication code for ciphers without one of their own.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Mac {
+    HmacSha256Etm,
+    HmacSha512Etm,
+    HmacSha256,
+    HmacSha512,
+}
+
+impl Mac {
+    /// All, in order of preference: those over the encrypted packet first.
+    pub(crate) const ALL: &[Self] =
+        &[Self::HmacSha256Etm, Self::HmacSha512Etm, Self::HmacSha256, Self::HmacSha512];
+
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            Self::HmacSha256Etm => "hmac-sha2-256-etm@openssh.com",
+            Self::HmacSha512Etm => "hmac-sha2-512-etm@openssh.com",
+            Self::HmacSha256 => "hmac-sha2-256",
+            Self::HmacSha512 => "hmac-sha2-512",
+        }
+    }
+
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|mac| mac.name() == name).copied()
+    }
+
+    fn encrypt_then_mac(self) -> bool {
+        matches!(self, Self::HmacSha256Etm | Self::HmacSha512Etm)
+    }
+
+    fn algorithm(self) -> hmac::Algorithm {
+        match self {
+            Self::HmacSha256Etm | Self::HmacSha256 => hmac::HMAC_SHA256,
+            Self::HmacSha512Etm | Self::HmacSha512 => hmac::HMAC_SHA512,
+        }
+    }
+
+    fn len(self) -> usize {
+        self.algorithm().tag_len()
+    }
+}
+
+/// Letters of RFC 4253 section 7.2 for one direction: initial vector, cipher key, MAC key.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Letters(u8, u8, u8);
+
+impl Letters {
+    /// Client to server.
+    pub(crate) const OUTGOING: Self = Self(b'A', b'C', b'E');
+    /// Server to client.
+    pub(crate) const INCOMING: Self = Self(b'B', b'D', b'F');
+}
+
+/// Seals outgoing packets.
+pub(crate) enum Sealer {
+    /// Before the first key exchange.
+    Plain,
+    Gcm {
+        key: LessSafeKey,
+        nonce: GcmNonce,
+    },
+    ChaCha(chacha::SealingKey),
+    Ctr {
+        key: StreamingEncryptingKey,
+        mac: KeyedMac,
+        scratch: Vec<u8>,
+    },
+}
+
+impl Sealer {
+    /// Makes the sealer of one direction from the outcome of a key exchange.
+    pub(crate) fn new(
+        direction: &Direction,
+        secret: &Secret,
+        session_id: &[u8],
+        letters: Letters,
+    ) -> Result<Self, Error> {
+        let cipher = direction.cipher;
+        let key = secret.derive(letters.1, session_id, cipher.key_len());
+        let iv = secret.derive(letters.0, session_id, IV);
+        Ok(match cipher {
+            Cipher::Aes256Gcm | Cipher::Aes128Gcm => {
+                Self::Gcm { key: gcm_key(cipher, &key)?, nonce: GcmNonce::new(&iv)? }
+            }
+            Cipher::ChaCha20Poly1305 => {
+                Self::ChaCha(chacha::SealingKey::new(key.first_chunk().ok_or(FAILED)?))
+            }
+            Cipher::Aes256Ctr | Cipher::Aes128Ctr => {
+                let context = EncryptionContext::Iv128(ctr_iv(&iv)?);
+                let key = StreamingEncryptingKey::less_safe_ctr(ctr_key(cipher, &key)?, context)
+                    .map_err(failed)?;
+                let mac = KeyedMac::new(direction, secret, session_id, letters)?;
+                Self::Ctr { key, mac, scratch: Vec::new() }
+            }
+        })
+    }
+
+    /// The multiple to which packets are padded, and whether the length field counts to it.
+    pub(crate) fn alignment(&self) -> (usize, bool) {
+        match self {
+            Self::Plain => (8, true),
+            Self::Gcm { .. } => (16, false),
+            Self::ChaCha(_) => (Cipher::ChaCha20Poly1305.block(), false),
+            Self::Ctr { mac, .. } => (16, !mac.mac.encrypt_then_mac()),
+        }
+    }
+
+    /// Seals the packet that stands at `start` and reaches to the end of `out`, from its length
+    /// field to its padding; appends the tag.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Crypto`] if the primitive fails.
+    pub(crate) fn seal(
+        &mut self,
+        sequence: u32,
+        out: &mut BytesMut,
+        start: usize,
+    ) -> Result<(), Error> {
+        match self {
+            Self::Plain => {}
+            Self::Gcm { key, nonce } => {
+                let (length, body) = split_length(out, start)?;
+                let aad = Aad::from(*length);
+                let tag =
+                    key.seal_in_place_separate_tag(nonce.next(), aad, body).map_err(failed)?;
+                out.extend_from_slice(tag.as_ref());
+            }
+            Self::ChaCha(key) => {
+                let mut tag = [0; chacha::TAG_LEN];
+                let packet = out.get_mut(start..).ok_or(FAILED)?;
+                key.seal_in_place(sequence, packet, &mut tag);
+                out.extend_from_slice(&tag);
+            }
+            Self::Ctr { key, mac, scratch } => {
+                let packet = out.get_mut(start..).ok_or(FAILED)?;
+                let plain_tag = (!mac.mac.encrypt_then_mac()).then(|| mac.sign(sequence, packet));
+                let skipped = if plain_tag.is_none() { LENGTH } else { 0 };
+                let body = packet.get_mut(skipped..).ok_or(FAILED)?;
+                scratch.clear();
+                scratch.extend_from_slice(body);
+                key.less_safe_update(scratch, body).map_err(failed)?;
+                zeroize::Zeroize::zeroize(scratch);
+                let tag = plain_tag.unwrap_or_else(|| mac.sign(sequence, packet));
+                out.extend_from_slice(tag.as_ref());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Sealer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sealer").field("alignment", &self.alignment()).finish_non_exhaustive()
+    }
+}
+
+/// Opens incoming packets.
+pub(crate) enum Opener {
+    /// Before the first key exchange.
+    Plain,
+    Gcm {
+        key: LessSafeKey,
+        nonce: GcmNonce,
+    },
+    ChaCha(chacha::OpeningKey),
+    Ctr {
+        key: StreamingDecryptingKey,
+        mac: KeyedMac,
+        scratch: Vec<u8>,
+    },
+}
+
+impl Opener {
+    /// Makes the opener of one direction from the outcome of a key exchange.
+    pub(crate) fn new(
+        direction: &Direction,
+        secret: &Secret,
+        session_id: &[u8],
+        letters: Letters,
+    ) -> Result<Self, Error> {
+        let cipher = direction.cipher;
+        let key = secret.derive(letters.1, session_id, cipher.key_len());
+        let iv = secret.derive(letters.0, session_id, IV);
+        Ok(match cipher {
+            Cipher::Aes256Gcm | Cipher::Aes128Gcm => {
+                Self::Gcm { key: gcm_key(cipher, &key)?, nonce: GcmNonce::new(&iv)? }
+            }
+            Cipher::ChaCha20Poly1305 => {
+                Self::ChaCha(chacha::OpeningKey::new(key.first_chunk().ok_or(FAILED)?))
+            }
+            Cipher::Aes256Ctr | Cipher::Aes128Ctr => {
+                let context = DecryptionContext::Iv128(ctr_iv(&iv)?);
+                let key =
+                    StreamingDecryptingKey::ctr(ctr_key(cipher, &key)?, context).map_err(failed)?;
+                let mac = KeyedMac::new(direction, secret, session_id, letters)?;
+                Self::Ctr { key, mac, scratch: Vec::new() }
+            }
+        })
+    }
+
+    /// How many bytes of a packet must be there before its length can be told.
+    pub(crate) fn head(&self) -> usize {
+        match self {
+            Self::Ctr { mac, .. } if !mac.mac.encrypt_then_mac() => 16,
+            _ => LENGTH,
+        }
+    }
+
+    /// The multiple of which a packet must be, and whether the length field counts to it.
+    pub(crate) fn alignment(&self) -> (usize, bool) {
+        match self {
+            Self::Plain => (8, true),
+            Self::Gcm { .. } => (16, false),
+            Self::ChaCha(_) => (8, false),
+            Self::Ctr { mac, .. } => (16, !mac.mac.encrypt_then_mac()),
+        }
+    }
+
+    /// Bytes of the tag behind each packet.
+    pub(crate) fn tag_len(&self) -> usize {
+        match self {
+            Self::Plain => 0,
+            Self::Gcm { .. } | Self::ChaCha(_) => aead::AES_256_GCM.tag_len(),
+            Self::Ctr { mac, .. } => mac.mac.len(),
+        }
+    }
+
+    /// Reads the length field from the packet's [head](Self::head); to be called once per packet,
+    /// as it may decrypt the head in place.
+    pub(crate) fn length(&mut self, sequence: u32, head: &mut [u8]) -> Result<u32, Error> {
+        match self {
+            Self::Ctr { key, mac, scratch } if !mac.mac.encrypt_then_mac() => {
+                decrypt(key, scratch, head)?;
+            }
+            Self::ChaCha(key) => {
+                // The length stays as it is: the tag covers it encrypted.
+                let length = *head.first_chunk().ok_or(FAILED)?;
+                return Ok(u32::from_be_bytes(key.decrypt_packet_length(sequence, length)));
+            }
+            _ => {}
+        }
+        Ok(u32::from_be_bytes(*head.first_chunk().ok_or(FAILED)?))
+    }
+
+    /// Verifies a packet with its tag and decrypts it in place, all but the length field.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Integrity`] if the tag is wrong.
+    pub(crate) fn open(&mut self, sequence: u32, packet: &mut [u8]) -> Result<(), Error> {
+        let end = packet.len().checked_sub(self.tag_len()).ok_or(FAILED)?;
+        let (sealed, tag) = packet.split_at_mut_checked(end).ok_or(FAILED)?;
+        match self {
+            Self::Plain => Ok(()),
+            Self::Gcm { key, nonce } => {
+                let (length, body) = split_length(sealed, 0)?;
+                key.open_in_place_separate_tag(nonce.next(), Aad::from(*length), tag, body)
+                    .map(drop)
+                    .map_err(|_| Error::Integrity)
+            }
+            Self::ChaCha(key) => {
+                let tag = tag.first_chunk().ok_or(FAILED)?;
+                key.open_in_place(sequence, sealed, tag).map(drop).map_err(|_| Error::Integrity)
+            }
+            Self::Ctr { key, mac, scratch } => {
+                if mac.mac.encrypt_then_mac() {
+                    mac.verify(sequence, sealed, tag)?;
+                    decrypt(key, scratch, sealed.get_mut(LENGTH..).ok_or(FAILED)?)
+                } else {
+                    decrypt(key, scratch, sealed.get_mut(16..).ok_or(FAILED)?)?;
+                    mac.verify(sequence, sealed, tag)
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Opener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opener").field("alignment", &self.alignment()).finish_non_exhaustive()
+    }
+}
+
+/// The nonce of AES-GCM in SSH: four fixed bytes and a counter (RFC 5647 section 7.1).
+#[derive(Debug)]
+pub(crate) struct GcmNonce {
+    fixed: [u8; 4],
+    counter: u64,
+}
+
+impl GcmNonce {
+    fn new(iv: &[u8]) -> Result<Self, Error> {
+        let (fixed, rest) = iv.split_first_chunk().ok_or(FAILED)?;
+        let counter = u64::from_be_bytes(*rest.first_chunk().ok_or(FAILED)?);
+        Ok(Self { fixed: *fixed, counter })
+    }
+
+    fn next(&mut self) -> Nonce {
+        let mut nonce = [0; aead::NONCE_LEN];
+        if let Some((fixed, counter)) = nonce.split_first_chunk_mut() {
+            *fixed = self.fixed;
+            counter.copy_from_slice(&self.counter.to_be_bytes());
+        }
+        self.counter = self.counter.wrapping_add(1);
+        Nonce::assume_unique_for_key(nonce)
+    }
+}
+
+/// An authentication code with its key.
+pub(crate) struct KeyedMac {
+    mac: Mac,
+    key: hmac::Key,
+}
+
+impl KeyedMac {
+    fn new(
+        direction: &Direction,
+        secret: &Secret,
+        session_id: &[u8],
+        letters: Letters,
+    ) -> Result<Self, Error> {
+        let mac = direction.mac.ok_or(FAILED)?;
+        let key = secret.derive(letters.2, session_id, mac.len());
+        Ok(Self { mac, key: hmac::Key::new(mac.algorithm(), &key) })
+    }
+
+    fn sign(&self, sequence: u32, packet: &[u8]) -> hmac::Tag {
+        let mut context = hmac::Context::with_key(&self.key);
+        context.update(&sequence.to_be_bytes());
+        context.update(packet);
+        context.sign()
+    }
+
+    fn verify(&self, sequence: u32, packet: &[u8], tag: &[u8]) -> Result<(), Error> {
+        let expected = self.sign(sequence, packet);
+        aws_lc_rs::constant_time::verify_slices_are_equal(expected.as_ref(), tag)
+            .map_err(|_| Error::Integrity)
+    }
+}
+
+/// Decrypts in place by way of `scratch`: the primitive writes elsewhere than it reads.
+fn decrypt(
+    key: &mut StreamingDecryptingKey,
+    scratch: &mut Vec<u8>,
+    body: &mut [u8],
+) -> Result<(), Error> {
+    scratch.clear();
+    scratch.extend_from_slice(body);
+    key.less_safe_update(scratch, body).map(drop).map_err(failed)
+}
+
+fn gcm_key(cipher: Cipher, key: &[u8]) -> Result<LessSafeKey, Error> {
+    let algorithm =
+        if cipher == Cipher::Aes256Gcm { &aead::AES_256_GCM } else { &aead::AES_128_GCM };
+    UnboundKey::new(algorithm, key).map(LessSafeKey::new).map_err(failed)
+}
+
+fn ctr_key(cipher: Cipher, key: &[u8]) -> Result<UnboundCipherKey, Error> {
+    let algorithm = if cipher == Cipher::Aes256Ctr { &cipher::AES_256 } else { &cipher::AES_128 };
+    UnboundCipherKey::new(algorithm, key).map_err(failed)
+}
+
+fn ctr_iv(iv: &[u8]) -> Result<FixedLength<IV>, Error> {
+    iv.first_chunk::<IV>().map(FixedLength::from).ok_or(FAILED)
+}
+
+/// Splits a packet into its length field, which stays in the clear, and the rest.
+fn split_length(packet: &mut [u8], start: usize) -> Result<(&[u8; LENGTH], &mut [u8]), Error> {
+    let packet = packet.get_mut(start..).ok_or(FAILED)?;
+    let (length, body) = packet.split_first_chunk_mut().ok_or(FAILED)?;
+    Ok((length, body))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "shape of a function for `map_err`")]
+fn failed(_: Unspecified) -> Error {
+    FAILED
+}
+
+/// Bytes of the packet's length field.
+pub(crate) const LENGTH: usize = 4;
+/// Bytes of the initial vector that are derived; GCM uses the first twelve (RFC 5647 section 7.1).
+const IV: usize = 16;
+const FAILED: Error = Error::Crypto { what: "cipher" };

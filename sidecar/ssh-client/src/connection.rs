@@ -1,0 +1,458 @@
+//! The connection layer (RFC 4254): all channels, and whose turn it is to send.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::channel::{Channel, ChannelId, End, OpenFailure, Phase};
+use crate::client::Event;
+use crate::config::Config;
+use crate::error::Error;
+use crate::packet::PacketWriter;
+use crate::wire::{Put, Reader, message, quoted};
+
+/// The channels of one connection.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    channels: BTreeMap<u32, Channel>,
+    next_id: u32,
+    /// Channels with an opening or a window adjustment to send: these go before all data, so that
+    /// no channel waits for its credit behind the data of others.
+    urgent: VecDeque<u32>,
+    /// Channels with data, EOF or CLOSE to send, one packet each in turn.
+    ready: VecDeque<u32>,
+    /// Answers to requests of the server.
+    replies: VecDeque<Vec<u8>>,
+    window: u32,
+    max_packet: u32,
+    send_queue_bytes: usize,
+    max_channels: usize,
+    received: u64,
+    sent: u64,
+}
+
+impl Connection {
+    pub(crate) fn new(config: &Config) -> Self {
+        Self {
+            channels: BTreeMap::new(),
+            next_id: 0,
+            urgent: VecDeque::new(),
+            ready: VecDeque::new(),
+            replies: VecDeque::new(),
+            window: config.window.max(1),
+            max_packet: config.max_packet.clamp(1, MAX_PACKET),
+            send_queue_bytes: config.send_queue_bytes.max(1),
+            max_channels: config.max_channels,
+            received: 0,
+            sent: 0,
+        }
+    }
+
+    pub(crate) fn open_direct_tcpip(
+        &mut self,
+        host: &str,
+        port: u16,
+        originator: SocketAddr,
+    ) -> Result<ChannelId, Error> {
+        if self.channels.len() >= self.max_channels {
+            return Err(Error::ChannelsExhausted { limit: self.max_channels });
+        }
+        // Numbers are not used again while 2^32 of them last, so that nothing that is said of an
+        // old channel is taken for a new one.
+        while self.channels.contains_key(&self.next_id) {
+            self.next_id = self.next_id.wrapping_add(1);
+        }
+        let id = self.next_id;
+        self.next_id = id.wrapping_add(1);
+
+        let mut request = vec![message::CHANNEL_OPEN];
+        request.put_string(b"direct-tcpip");
+        request.put_u32(id);
+        request.put_u32(self.window);
+        request.put_u32(self.max_packet);
+        request.put_string(host.as_bytes());
+        request.put_u32(u32::from(port));
+        request.put_string(originator.ip().to_string().as_bytes());
+        request.put_u32(u32::from(originator.port()));
+        let channel = Channel::new(request, self.window, self.max_packet, self.send_queue_bytes);
+        self.channels.insert(id, channel);
+        self.schedule(id);
+        Ok(ChannelId(id))
+    }
+
+    pub(crate) fn read(&mut self, id: ChannelId, events: &mut VecDeque<Event>) -> Option<Bytes> {
+        let channel = self.channels.get_mut(&id.0)?;
+        let data = channel.incoming.pop();
+        self.settle(id.0, events);
+        data
+    }
+
+    pub(crate) fn consumed(&mut self, id: ChannelId, bytes: usize) {
+        if let Some(channel) = self.channels.get_mut(&id.0) {
+            channel.incoming.consumed(bytes);
+            self.schedule(id.0);
+        }
+    }
+
+    pub(crate) fn write(&mut self, id: ChannelId, data: &[u8]) -> usize {
+        let Some(channel) = self.channels.get_mut(&id.0) else { return 0 };
+        let taken = channel.outgoing.push(data);
+        self.schedule(id.0);
+        taken
+    }
+
+    pub(crate) fn writable(&self, id: ChannelId) -> usize {
+        self.channels.get(&id.0).map_or(0, |channel| channel.outgoing.room())
+    }
+
+    pub(crate) fn finish(&mut self, id: ChannelId) {
+        if let Some(channel) = self.channels.get_mut(&id.0)
+            && channel.outgoing.end == End::Open
+        {
+            channel.outgoing.end = End::Wanted;
+            self.schedule(id.0);
+        }
+    }
+
+    pub(crate) fn close(&mut self, id: ChannelId, events: &mut VecDeque<Event>) {
+        let Some(channel) = self.channels.get_mut(&id.0) else { return };
+        channel.incoming.discard();
+        channel.outgoing.discard();
+        match &mut channel.phase {
+            Phase::Unsent(_) => channel.phase = Phase::Closed,
+            Phase::Opening { abandoned } => *abandoned = true,
+            Phase::Open { remote } => channel.phase = Phase::Leaving { remote: *remote },
+            Phase::Leaving { .. } | Phase::Left { .. } | Phase::Closing | Phase::Closed => {}
+        }
+        self.schedule(id.0);
+        self.settle(id.0, events);
+    }
+
+    /// Handles a message of this layer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Protocol`] for whatever RFC 4254 does not allow.
+    pub(crate) fn handle(
+        &mut self,
+        payload: &[u8],
+        events: &mut VecDeque<Event>,
+    ) -> Result<(), Error> {
+        let number = payload.first().copied().unwrap_or_default();
+        match number {
+            message::GLOBAL_REQUEST => self.on_global_request(payload),
+            // Answers to our keepalives: that they came was noted with their bytes.
+            message::REQUEST_SUCCESS | message::REQUEST_FAILURE => Ok(()),
+            message::CHANNEL_OPEN => self.on_open(payload),
+            message::CHANNEL_OPEN_CONFIRMATION => self.on_confirmation(payload, events),
+            message::CHANNEL_OPEN_FAILURE => self.on_failure(payload, events),
+            message::CHANNEL_WINDOW_ADJUST => self.on_window_adjust(payload),
+            message::CHANNEL_DATA | message::CHANNEL_EXTENDED_DATA => self.on_data(payload, events),
+            message::CHANNEL_EOF => self.on_eof(payload, events),
+            message::CHANNEL_CLOSE => self.on_close(payload, events),
+            message::CHANNEL_REQUEST => self.on_request(payload),
+            _ => Err(Error::protocol(format!("message {number} was not asked for"))),
+        }
+    }
+
+    /// Queues an answer to the server.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Protocol`] if the server asks on without reading answers.
+    pub(crate) fn reply(&mut self, payload: Vec<u8>) -> Result<(), Error> {
+        if self.replies.len() >= MAX_REPLIES {
+            return Err(Error::protocol("too many requests without reading the answers"));
+        }
+        self.replies.push_back(payload);
+        Ok(())
+    }
+
+    /// Writes at most one packet; returns whether anything was written.
+    pub(crate) fn poll_transmit(
+        &mut self,
+        writer: &mut PacketWriter,
+        out: &mut BytesMut,
+        events: &mut VecDeque<Event>,
+    ) -> Result<bool, Error> {
+        if let Some(reply) = self.replies.pop_front() {
+            writer.write(out, &reply, &[])?;
+            return Ok(true);
+        }
+        while let Some(id) = self.urgent.pop_front() {
+            let Some(channel) = self.channels.get_mut(&id) else { continue };
+            channel.is_urgent = false;
+            if let Phase::Unsent(request) = &mut channel.phase {
+                let request = std::mem::take(request);
+                channel.phase = Phase::Opening { abandoned: false };
+                writer.write(out, &request, &[])?;
+                return Ok(true);
+            }
+            if let Phase::Open { remote } = channel.phase
+                && channel.incoming.adjustment_due()
+            {
+                let mut payload = head(message::CHANNEL_WINDOW_ADJUST, remote);
+                payload.put_u32(channel.incoming.adjust());
+                writer.write(out, &payload, &[])?;
+                return Ok(true);
+            }
+        }
+        while let Some(id) = self.ready.pop_front() {
+            let Some(channel) = self.channels.get_mut(&id) else { continue };
+            channel.is_ready = false;
+            if !channel.has_something_to_send() {
+                continue;
+            }
+            match channel.phase {
+                Phase::Open { remote } => {
+                    let data = channel.outgoing.front();
+                    if data.is_empty() {
+                        channel.outgoing.end = End::Sent;
+                        writer.write(out, &head(message::CHANNEL_EOF, remote), &[])?;
+                    } else {
+                        let length = data.len();
+                        let mut payload = head(message::CHANNEL_DATA, remote);
+                        payload.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+                        writer.write(out, &payload, data)?;
+                        channel.outgoing.advance(length);
+                        self.sent += u64::try_from(length).unwrap_or(u64::MAX);
+                        if channel.outgoing.take_writable() {
+                            events.push_back(Event::Writable(ChannelId(id)));
+                        }
+                    }
+                }
+                Phase::Leaving { remote } => {
+                    channel.phase = Phase::Closing;
+                    writer.write(out, &head(message::CHANNEL_CLOSE, remote), &[])?;
+                }
+                Phase::Left { remote } => {
+                    channel.phase = Phase::Closed;
+                    writer.write(out, &head(message::CHANNEL_CLOSE, remote), &[])?;
+                    self.settle(id, events);
+                }
+                Phase::Unsent(_) | Phase::Opening { .. } | Phase::Closing | Phase::Closed => {}
+            }
+            self.schedule(id);
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// Bytes of channel data, received and sent.
+    pub(crate) fn totals(&self) -> (u64, u64) {
+        (self.received, self.sent)
+    }
+
+    /// Channels that are not yet freed.
+    pub(crate) fn len(&self) -> usize {
+        self.channels.len()
+    }
+
+    fn on_global_request(&mut self, payload: &[u8]) -> Result<(), Error> {
+        let mut reader = Reader::new(payload, "GLOBAL_REQUEST");
+        reader.u8()?;
+        reader.string()?;
+        // Whatever it is, we don't do it; sshd takes this answer to its keepalive for a sign of
+        // life. `hostkeys-00@openssh.com` wants none.
+        if reader.bool()? { self.reply(vec![message::REQUEST_FAILURE]) } else { Ok(()) }
+    }
+
+    /// Refuses a channel that the server wants to open: nothing was asked to be forwarded to us.
+    fn on_open(&mut self, payload: &[u8]) -> Result<(), Error> {
+        let mut reader = Reader::new(payload, "CHANNEL_OPEN");
+        reader.u8()?;
+        reader.string()?;
+        let mut reply = head(message::CHANNEL_OPEN_FAILURE, reader.u32()?);
+        reply.put_u32(ADMINISTRATIVELY_PROHIBITED);
+        reply.put_string(b"this client opens channels only by itself");
+        reply.put_string(b"");
+        self.reply(reply)
+    }
+
+    fn on_confirmation(
+        &mut self,
+        payload: &[u8],
+        events: &mut VecDeque<Event>,
+    ) -> Result<(), Error> {
+        let (id, channel, mut reader) = self.addressed(payload, "CHANNEL_OPEN_CONFIRMATION")?;
+        let Phase::Opening { abandoned } = channel.phase else {
+            return Err(Error::protocol("channel was confirmed that was not to be opened"));
+        };
+        let remote = reader.u32()?;
+        channel.outgoing.confirmed(reader.u32()?, reader.u32()?)?;
+        if abandoned {
+            channel.phase = Phase::Leaving { remote };
+        } else {
+            channel.phase = Phase::Open { remote };
+            events.push_back(Event::ChannelOpened(ChannelId(id)));
+        }
+        self.schedule(id);
+        Ok(())
+    }
+
+    fn on_failure(&mut self, payload: &[u8], events: &mut VecDeque<Event>) -> Result<(), Error> {
+        let (id, channel, mut reader) = self.addressed(payload, "CHANNEL_OPEN_FAILURE")?;
+        let Phase::Opening { abandoned } = channel.phase else {
+            return Err(Error::protocol("channel was refused that was not to be opened"));
+        };
+        let reason = OpenFailure::from_wire(reader.u32()?);
+        let description = quoted(reader.string()?);
+        self.channels.remove(&id);
+        let id = ChannelId(id);
+        events.push_back(if abandoned {
+            Event::Closed(id)
+        } else {
+            Event::ChannelRefused { id, reason, description }
+        });
+        Ok(())
+    }
+
+    fn on_window_adjust(&mut self, payload: &[u8]) -> Result<(), Error> {
+        let (id, channel, mut reader) = self.established(payload, "CHANNEL_WINDOW_ADJUST")?;
+        channel.outgoing.widened(reader.u32()?)?;
+        self.schedule(id);
+        Ok(())
+    }
+
+    fn on_data(&mut self, payload: &[u8], events: &mut VecDeque<Event>) -> Result<(), Error> {
+        let (id, channel, mut reader) = self.established(payload, "CHANNEL_DATA")?;
+        let extended = payload.first() == Some(&message::CHANNEL_EXTENDED_DATA);
+        if extended {
+            reader.u32()?;
+        }
+        let data = reader.string()?;
+        channel.incoming.admit(data.len())?;
+        if extended || matches!(channel.phase, Phase::Leaving { .. } | Phase::Closing) {
+            // Nobody reads it: forwarded connections have no second stream, and who has closed
+            // wants no more.
+            channel.incoming.consumed(data.len());
+        } else if !data.is_empty() {
+            channel.incoming.push(data);
+            if !std::mem::replace(&mut channel.incoming.announced, true) {
+                events.push_back(Event::Readable(ChannelId(id)));
+            }
+        }
+        let length = u64::try_from(data.len()).unwrap_or(u64::MAX);
+        self.received += length;
+        self.schedule(id);
+        Ok(())
+    }
+
+    fn on_eof(&mut self, payload: &[u8], events: &mut VecDeque<Event>) -> Result<(), Error> {
+        let (id, channel, _) = self.established(payload, "CHANNEL_EOF")?;
+        channel.incoming.ended = true;
+        self.settle(id, events);
+        Ok(())
+    }
+
+    fn on_close(&mut self, payload: &[u8], events: &mut VecDeque<Event>) -> Result<(), Error> {
+        let (id, channel, _) = self.established(payload, "CHANNEL_CLOSE")?;
+        channel.phase = match channel.phase {
+            Phase::Open { remote } => {
+                channel.outgoing.discard();
+                Phase::Left { remote }
+            }
+            Phase::Leaving { remote } => Phase::Left { remote },
+            _ => Phase::Closed,
+        };
+        self.schedule(id);
+        self.settle(id, events);
+        Ok(())
+    }
+
+    fn on_request(&mut self, payload: &[u8]) -> Result<(), Error> {
+        let (_, channel, mut reader) = self.established(payload, "CHANNEL_REQUEST")?;
+        reader.string()?;
+        let wants_reply = reader.bool()?;
+        match channel.remote() {
+            Some(remote) if wants_reply => self.reply(head(message::CHANNEL_FAILURE, remote)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Finds the channel that a message is for.
+    fn addressed<'a>(
+        &mut self,
+        payload: &'a [u8],
+        message: &'static str,
+    ) -> Result<(u32, &mut Channel, Reader<'a>), Error> {
+        let mut reader = Reader::new(payload, message);
+        reader.u8()?;
+        let id = reader.u32()?;
+        match self.channels.get_mut(&id) {
+            Some(channel) => Ok((id, channel, reader)),
+            None => Err(Error::protocol(format!("{message} for channel {id}, which is not open"))),
+        }
+    }
+
+    /// Finds the channel that a message is for, which must be open from the server's side.
+    fn established<'a>(
+        &mut self,
+        payload: &'a [u8],
+        message: &'static str,
+    ) -> Result<(u32, &mut Channel, Reader<'a>), Error> {
+        let (id, channel, reader) = self.addressed(payload, message)?;
+        match channel.phase {
+            Phase::Open { .. } | Phase::Leaving { .. } | Phase::Closing => {
+                Ok((id, channel, reader))
+            }
+            _ => Err(Error::protocol(format!("{message} for channel {id}, which is not open"))),
+        }
+    }
+
+    /// Enters a channel into the queues that it belongs to.
+    fn schedule(&mut self, id: u32) {
+        let Some(channel) = self.channels.get_mut(&id) else { return };
+        let urgent = match channel.phase {
+            Phase::Unsent(_) => true,
+            Phase::Open { .. } => channel.incoming.adjustment_due(),
+            _ => false,
+        };
+        if urgent && !channel.is_urgent {
+            channel.is_urgent = true;
+            self.urgent.push_back(id);
+        }
+        if channel.has_something_to_send() && !channel.is_ready {
+            channel.is_ready = true;
+            self.ready.push_back(id);
+        }
+    }
+
+    /// Tells the consumer of EOF and close once it has read everything before them, and frees the
+    /// channel when both closes have passed.
+    fn settle(&mut self, id: u32, events: &mut VecDeque<Event>) {
+        let Some(channel) = self.channels.get_mut(&id) else { return };
+        if !channel.incoming.is_empty() {
+            return;
+        }
+        channel.incoming.announced = false;
+        let abandoned = matches!(channel.phase, Phase::Leaving { .. } | Phase::Closing);
+        if channel.incoming.ended
+            && !abandoned
+            && !std::mem::replace(&mut channel.incoming.end_announced, true)
+        {
+            events.push_back(Event::Eof(ChannelId(id)));
+        }
+        if matches!(channel.phase, Phase::Closed) {
+            self.channels.remove(&id);
+            events.push_back(Event::Closed(ChannelId(id)));
+        }
+    }
+}
+
+/// Starts a message to the server's channel `remote`.
+fn head(number: u8, remote: u32) -> Vec<u8> {
+    let mut payload = Vec::with_capacity(16);
+    payload.put_u8(number);
+    payload.put_u32(remote);
+    payload
+}
+
+/// Answers that wait to be sent; a limit of ours. sshd asks one at a time, so this is reached only
+/// by a server that floods.
+const MAX_REPLIES: usize = 1024;
+/// RFC 4254 section 5.1.
+const ADMINISTRATIVELY_PROHIBITED: u32 = 1;
+/// Largest payload of data that we may ask for, in bytes: half of the largest packet.
+const MAX_PACKET: u32 = 128 * 1024;

@@ -1,0 +1,106 @@
+//! The lines that open a connection (RFC 4253 section 4.2).
+
+use bytes::{Buf, BytesMut};
+
+use crate::error::Error;
+use crate::wire::quoted;
+
+/// Our identification, without the line end.
+pub(crate) const OURS: &str = concat!("SSH-2.0-ssm-sidecar_", env!("CARGO_PKG_VERSION"));
+
+/// Takes lines off `input` until the server's identification, which it returns without its line
+/// end; `skipped` counts the bytes of lines that came before.
+///
+/// # Errors
+///
+/// [`Error::NotSsh`] if the server speaks another version or too much comes before;
+/// [`Error::Protocol`] if its line breaks the rules.
+pub(crate) fn take(input: &mut BytesMut, skipped: &mut usize) -> Result<Option<String>, Error> {
+    loop {
+        let Some(end) = input.iter().position(|byte| *byte == b'\n') else {
+            let limit = if is_identification(input) { LINE } else { PREAMBLE };
+            if input.len() >= limit {
+                return Err(Error::NotSsh { received: quoted(input) });
+            }
+            return Ok(None);
+        };
+        let mut line = input.split_to(end);
+        input.advance(1);
+        if line.last() == Some(&b'\r') {
+            line.truncate(line.len() - 1);
+        }
+        if is_identification(&line) {
+            return parse(&line).map(Some);
+        }
+        *skipped += end + 1;
+        if *skipped > PREAMBLE {
+            return Err(Error::NotSsh { received: quoted(&line) });
+        }
+    }
+}
+
+fn parse(line: &[u8]) -> Result<String, Error> {
+    if line.len() + 2 > LINE {
+        return Err(Error::protocol("identification is longer than 255 bytes"));
+    }
+    // RFC 4253 section 5.1: servers that also speak 1.x say 1.99.
+    if !line.starts_with(b"SSH-2.0-") && !line.starts_with(b"SSH-1.99-") {
+        return Err(Error::NotSsh { received: quoted(line) });
+    }
+    // The exact bytes enter the exchange hash, so nothing may be lost in the text. OpenSSH allows
+    // whatever bytes; control characters are refused since they would only serve to deceive.
+    match std::str::from_utf8(line) {
+        Ok(text) if !text.chars().any(char::is_control) => Ok(text.to_owned()),
+        _ => Err(Error::protocol("identification holds control characters")),
+    }
+}
+
+fn is_identification(line: &[u8]) -> bool {
+    line.starts_with(b"SSH-")
+}
+
+/// Longest identification with its line end (RFC 4253 section 4.2).
+const LINE: usize = 255;
+/// Most bytes before the identification. A limit of ours: legal notices take a few KiB at most.
+const PREAMBLE: usize = 16 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn taken(input: &[u8]) -> Result<Option<String>, &'static str> {
+        take(&mut BytesMut::from(input), &mut 0).map_err(|error| match error {
+            Error::NotSsh { .. } => "not ssh",
+            Error::Protocol { .. } => "protocol",
+            _ => "other",
+        })
+    }
+
+    #[test]
+    fn identification_is_found_behind_other_lines() {
+        let found = |text: &str| Ok(Some(text.to_owned()));
+        let cases: &[(&str, &[u8], Result<Option<String>, &str>)] = &[
+            ("plain", b"SSH-2.0-x\r\nrest", found("SSH-2.0-x")),
+            ("without CR", b"SSH-2.0-x y\n", found("SSH-2.0-x y")),
+            ("1.99", b"SSH-1.99-x\n", found("SSH-1.99-x")),
+            ("behind a notice", b"hello\r\nSSH-\xc3\xa9\nSSH-2.0-x\n", Err("not ssh")),
+            ("behind lines", b"hello\r\n\r\nSSH-2.0-x\n", found("SSH-2.0-x")),
+            ("not yet", b"hello\r\nSSH-2.0", Ok(None)),
+            ("old", b"SSH-1.5-x\n", Err("not ssh")),
+            ("control characters", b"SSH-2.0-x\0y\n", Err("protocol")),
+        ];
+        for (name, input, expected) in cases {
+            assert_eq!(&taken(input), expected, "case: {name}");
+        }
+    }
+
+    #[test]
+    fn endless_lines_are_refused() {
+        let long = [b"SSH-2.0-".as_slice(), &[b'a'; 300]].concat();
+        assert_eq!(taken(&long), Err("not ssh"), "without end");
+        let ended = [&long, b"\n".as_slice()].concat();
+        assert_eq!(taken(&ended), Err("protocol"), "with end");
+        assert_eq!(taken(&vec![b'a'; PREAMBLE]), Err("not ssh"), "one long line");
+        assert_eq!(taken(&b"HTTP/1.1 200 OK\r\n".repeat(1000)), Err("not ssh"), "many lines");
+    }
+}

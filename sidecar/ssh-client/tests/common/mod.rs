@@ -1,0 +1,339 @@
+//! A real sshd, targets behind it, and a runner that drives the state machine over TCP.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(clippy::allow_attributes, reason = "`expect` fails where everything is used")]
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use ssh_client::{ChannelId, Client, Config, Error, Event, PrivateKey};
+
+/// A running sshd that ends with this value.
+pub struct Sshd {
+    child: Child,
+    pub address: SocketAddr,
+    pub dir: tempfile::TempDir,
+}
+
+impl Sshd {
+    /// Starts sshd with `options` behind the usual ones; login with the key `user` in its
+    /// directory.
+    pub fn start(options: &str) -> Self {
+        assert!(Path::new(SSHD).exists(), "{SSHD} is missing: install openssh-server");
+        let dir = tempfile::tempdir().unwrap();
+        for kind in ["ed25519", "ecdsa", "rsa"] {
+            keygen(&["-q", "-t", kind, "-N", "", "-f"], &dir.path().join(format!("host_{kind}")));
+        }
+        let user = dir.path().join("user");
+        keygen(&["-q", "-t", "ed25519", "-N", "", "-f"], &user);
+        std::fs::copy(dir.path().join("user.pub"), dir.path().join("authorized")).unwrap();
+        if user_name() == "root" {
+            // Where sshd, started as root, wants to chroot its helper.
+            std::fs::create_dir_all("/run/sshd").unwrap();
+        }
+        let port = free_port();
+        let path = dir.path().display();
+        let config = format!(
+            "ListenAddress 127.0.0.1:{port}\nHostKey {path}/host_ed25519\n\
+             HostKey {path}/host_ecdsa\nHostKey {path}/host_rsa\nPidFile none\n\
+             AuthorizedKeysFile {path}/authorized\nStrictModes no\nUsePAM no\n\
+             PermitRootLogin prohibit-password\nPasswordAuthentication no\n\
+             KbdInteractiveAuthentication no\nAllowTcpForwarding yes\nLogLevel VERBOSE\n\
+             MaxStartups 100\n{options}\n"
+        );
+        let file = dir.path().join("config");
+        std::fs::write(&file, config).unwrap();
+        let log = std::fs::File::create(dir.path().join("log")).unwrap();
+        let child = Command::new(SSHD)
+            .args(["-D", "-e", "-f"])
+            .arg(&file)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut sshd = Self { child, address: (Ipv4Addr::LOCALHOST, port).into(), dir };
+        let deadline = Instant::now() + PATIENCE;
+        while TcpStream::connect(sshd.address).is_err() {
+            assert!(sshd.child.try_wait().unwrap().is_none(), "sshd ended: {}", sshd.log());
+            assert!(Instant::now() < deadline, "sshd does not listen: {}", sshd.log());
+            thread::yield_now();
+        }
+        sshd
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// A configuration that logs in.
+    pub fn config(&self) -> Config {
+        Config::new(user_name(), Arc::new(load(&self.dir.path().join("user"), None)))
+    }
+
+    /// The line of a host's public key.
+    pub fn host_key(&self, kind: &str) -> String {
+        std::fs::read_to_string(self.dir.path().join(format!("host_{kind}.pub"))).unwrap()
+    }
+
+    /// Lets a further public key log in.
+    pub fn authorize(&self, public: &Path) {
+        let line = std::fs::read_to_string(public).unwrap();
+        let path = self.dir.path().join("authorized");
+        let mut file = std::fs::OpenOptions::new().append(true).open(path).unwrap();
+        file.write_all(line.as_bytes()).unwrap();
+    }
+}
+
+impl Drop for Sshd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The state machine over a TCP connection.
+pub struct Session {
+    pub client: Client,
+    stream: TcpStream,
+    input: Receiver<Vec<u8>>,
+    random: Random,
+    /// Events that were not asked for yet.
+    pub events: Vec<Event>,
+    pub failure: Option<Error>,
+    pub eof: bool,
+    /// Largest piece in which input is handed over.
+    pub pieces: usize,
+}
+
+impl Session {
+    /// Connects to `address`.
+    pub fn connect(address: SocketAddr, config: Config) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let mut reading = stream.try_clone().unwrap();
+        let (sender, input) = sync_channel(16);
+        thread::spawn(move || {
+            let mut buffer = vec![0; 64 * 1024];
+            while let Ok(count @ 1..) = reading.read(&mut buffer) {
+                if sender.send(buffer[..count].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        let random = Random::seeded();
+        Self {
+            client: Client::new(config, Instant::now()),
+            stream,
+            input,
+            random,
+            events: Vec::new(),
+            failure: None,
+            eof: false,
+            pieces: 1000,
+        }
+    }
+
+    /// Connects and logs in.
+    pub fn login(sshd: &Sshd, config: Config) -> Self {
+        let mut session = Self::connect(sshd.address, config);
+        session.until(|session| session.saw(|event| matches!(event, Event::Authenticated(_))));
+        session
+    }
+
+    /// Drives the client until `done` says so; panics when that takes too long or the connection
+    /// fails first.
+    pub fn until(&mut self, mut done: impl FnMut(&mut Self) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !done(self) {
+            assert!(self.failure.is_none(), "{:?}; {:?}", self.failure, self.events);
+            assert!(Instant::now() < deadline, "took too long; {:?}", self.events);
+            self.turn(deadline);
+        }
+    }
+
+    /// Drives the client until it fails and returns the error.
+    pub fn until_failure(&mut self) -> Error {
+        let deadline = Instant::now() + PATIENCE;
+        while self.failure.is_none() {
+            assert!(Instant::now() < deadline && !self.eof, "no failure; {:?}", self.events);
+            self.turn(deadline);
+        }
+        self.failure.clone().unwrap()
+    }
+
+    /// One round: sends what is to be sent, waits for input or a deadline, takes events.
+    pub fn turn(&mut self, deadline: Instant) {
+        self.flush();
+        let now = Instant::now();
+        let due = self.client.poll_timeout().unwrap_or(deadline).min(now + TICK);
+        match self.input.recv_timeout(due.saturating_duration_since(now)) {
+            Ok(data) => self.feed(&data),
+            Err(RecvTimeoutError::Timeout) => {
+                let result = self.client.handle_timeout(Instant::now());
+                self.note(result);
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                self.eof = true;
+                thread::park_timeout(TICK);
+            }
+        }
+        self.flush();
+        self.events.extend(std::iter::from_fn(|| self.client.poll_event()));
+    }
+
+    fn feed(&mut self, mut data: &[u8]) {
+        while !data.is_empty() {
+            let size = self.random.below(self.pieces.min(data.len())) + 1;
+            let (now, later) = data.split_at(size);
+            let result = self.client.handle_input(Instant::now(), now);
+            self.note(result);
+            data = later;
+        }
+    }
+
+    fn flush(&mut self) {
+        let mut out = BytesMut::new();
+        loop {
+            out.clear();
+            let result = self.client.poll_transmit(Instant::now(), &mut out, 64 * 1024);
+            let _ = self.stream.write_all(&out);
+            match result {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => self.note(Err(error)),
+            }
+        }
+    }
+
+    fn note(&mut self, result: Result<(), Error>) {
+        if let Err(error) = result {
+            self.failure.get_or_insert(error);
+        }
+    }
+
+    /// Tells whether an event has come; it stays noted.
+    pub fn saw(&self, wanted: impl FnMut(&Event) -> bool) -> bool {
+        self.events.iter().any(wanted)
+    }
+
+    /// Opens a channel to `target` and waits until it is open.
+    pub fn open(&mut self, target: SocketAddr) -> ChannelId {
+        let id = self.request(target);
+        self.until(|session| session.saw(|event| *event == Event::ChannelOpened(id)));
+        id
+    }
+
+    /// Asks for a channel to `target`.
+    pub fn request(&mut self, target: SocketAddr) -> ChannelId {
+        let host = target.ip().to_string();
+        self.client.open_direct_tcpip(&host, target.port(), ORIGINATOR).unwrap()
+    }
+
+    /// Takes all data that has arrived on a channel and consumes it.
+    pub fn take(&mut self, id: ChannelId) -> Vec<u8> {
+        let mut all = Vec::new();
+        while let Some(data) = self.client.read(id) {
+            self.client.consumed(id, data.len());
+            all.extend_from_slice(&data);
+        }
+        all
+    }
+}
+
+/// A pseudo-random sequence whose seed is printed, so that a failed run can be repeated with
+/// `SEED`.
+pub struct Random(u64);
+
+impl Random {
+    pub fn seeded() -> Self {
+        let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
+        let seed = seed.unwrap_or_else(|| {
+            let now = std::time::SystemTime::now();
+            now.duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64
+        });
+        println!("SEED={seed}");
+        Self(seed | 1)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        // xorshift64*, Vigna 2016.
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// A number below `limit`, 0 if that is 0.
+    pub fn below(&mut self, limit: usize) -> usize {
+        (self.next() % (limit as u64).max(1)) as usize
+    }
+}
+
+/// Bytes that do not compress and differ at each place.
+pub fn noise(length: usize, seed: u64) -> Vec<u8> {
+    let mut random = Random(seed | 1);
+    let mut out = Vec::with_capacity(length + 8);
+    while out.len() < length {
+        out.extend_from_slice(&random.next().to_le_bytes());
+    }
+    out.truncate(length);
+    out
+}
+
+/// Listens on loopback and hands every connection to `serve`, each on its own thread.
+pub fn target(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let serve = Arc::new(serve);
+    thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let serve = Arc::clone(&serve);
+            thread::spawn(move || serve(stream));
+        }
+    });
+    address
+}
+
+/// A target that sends back what it gets, and ends when its peer does.
+pub fn echo() -> SocketAddr {
+    target(|stream| {
+        let _ = std::io::copy(&mut &stream, &mut &stream);
+    })
+}
+
+/// A port of loopback where nothing listens.
+pub fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+pub fn keygen(arguments: &[&str], path: &Path) {
+    let output = Command::new("ssh-keygen").args(arguments).arg(path).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+pub fn load(path: &Path, passphrase: Option<&str>) -> PrivateKey {
+    ssh_client::load_private_key(&std::fs::read_to_string(path).unwrap(), passphrase).unwrap()
+}
+
+pub fn user_name() -> String {
+    let output = Command::new("id").arg("-un").output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+pub fn path_in(dir: &tempfile::TempDir, name: &str) -> PathBuf {
+    dir.path().join(name)
+}
+
+pub const SSHD: &str = "/usr/sbin/sshd";
+pub const ORIGINATOR: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 4242);
+/// How long a test waits for anything.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How often a condition is looked at while nothing arrives.
+const TICK: Duration = Duration::from_millis(20);
