@@ -237,7 +237,8 @@ impl Journal {
         let seen = async {
             loop {
                 let changed = self.0.changed.notified();
-                if condition(&lock(&self.0.entries)) {
+                // Of a copy: the condition may ask the journal itself.
+                if condition(&self.records()) {
                     return;
                 }
                 changed.await;

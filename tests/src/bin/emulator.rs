@@ -1,0 +1,148 @@
+//! The emulator by itself, for trying things by hand: `cargo run --bin emulator -- --help`.
+//!
+//! Prints its endpoints and a document for the sidecar's stdin to stdout, and what it sees to stderr, a line each,
+//! until it is interrupted. Its agent dials sshd on this very machine.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "it is a program for people")]
+
+use std::{error::Error, fs, path::PathBuf, time::Duration};
+
+use clap::{Parser, ValueEnum};
+use serde_json::json;
+use tests::emulator::{Emulator, OpeningMode, Pacing, Plan, Policy};
+
+/// Emulates the SSM API, the message gateway and an instance whose agent leads to this machine's sshd.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Port of the API on 127.0.0.1; 0 for any that is free.
+    #[arg(long, default_value_t = 0)]
+    port: u16,
+    /// The instance whose agent is connected.
+    #[arg(long, default_value = "i-0123456789abcdef0")]
+    instance: String,
+    /// Region of all signatures.
+    #[arg(long, default_value = "ap-northeast-1")]
+    region: String,
+    /// The caller's key.
+    #[arg(long, default_value = "AKIAIOSFODNN7EXAMPLE")]
+    access_key_id: String,
+    /// Its secret; an example, like the key.
+    #[arg(long, default_value = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")]
+    secret_access_key: String,
+    /// File with the caller's IAM policy; without one, `ssm:StartSession` on the instance alone.
+    #[arg(long)]
+    policy: Option<PathBuf>,
+    /// Which openings of a data channel are taken.
+    #[arg(long, value_enum, default_value_t = Opening::Unsigned)]
+    opening: Opening,
+    /// Leaves out the real agent's pauses.
+    #[arg(long)]
+    unpaced: bool,
+    /// Seconds without input after which a session ends.
+    #[arg(long, default_value_t = 1_200)]
+    idle_timeout: u64,
+    /// Seconds after which each WebSocket is closed.
+    #[arg(long, default_value_t = 3_600)]
+    channel_lifetime: u64,
+    /// Seed of everything random.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// For the document: where sshd listens on this machine.
+    #[arg(long, default_value_t = 22)]
+    ssh_port: u16,
+    /// For the document: who logs in there.
+    #[arg(long, default_value = "ec2-user")]
+    ssh_user: String,
+    /// For the document: file of the private key.
+    #[arg(long)]
+    ssh_private_key: Option<PathBuf>,
+    /// For the document: the target, as sshd sees it.
+    #[arg(long, default_value = "127.0.0.1")]
+    target_host: String,
+    /// For the document: the target's port.
+    #[arg(long, default_value_t = 5_432)]
+    target_port: u16,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Opening {
+    /// Unsigned, or signed with the permission for it.
+    Unsigned,
+    /// Signed with the permission for it only.
+    Signed,
+    /// Unsigned, or signed without any permission.
+    Any,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let options = Options::parse();
+    let policy = match &options.policy {
+        Some(file) => Policy::from_json(&fs::read_to_string(file)?)?,
+        None => Policy::least_privilege(&options.instance),
+    };
+    let emulator = Emulator::builder()
+        .port(options.port)
+        .instance(&options.instance)
+        .region(&options.region)
+        .access_key(&options.access_key_id, &options.secret_access_key)
+        .policy(policy)
+        .opening(match options.opening {
+            Opening::Unsigned => OpeningMode::UnsignedAccepted,
+            Opening::Signed => OpeningMode::SignedOnly,
+            Opening::Any => OpeningMode::PermissionNotAsked,
+        })
+        .pacing(if options.unpaced { Pacing::Unpaced } else { Pacing::Real })
+        .idle_timeout(Duration::from_secs(options.idle_timeout))
+        .channel_lifetime(Duration::from_secs(options.channel_lifetime))
+        .faults(Plan::seeded(options.seed))
+        .build()
+        .await?;
+    println!("SSM and STS    {}", emulator.api_url());
+    println!("data channels  {}", emulator.stream_url());
+    println!("\nA document for the sidecar's stdin:\n\n{}", document(&options, &emulator)?);
+
+    let journal = emulator.journal();
+    let follow = async {
+        let mut known = 0;
+        loop {
+            for entry in journal.after(known).await {
+                eprintln!("{:>9.3} s  {:?}", entry.at.as_secs_f64(), entry.record);
+                known += 1;
+            }
+        }
+    };
+    tokio::select! {
+        () = follow => {}
+        interrupted = tokio::signal::ctrl_c() => interrupted?,
+    }
+    let left = journal.open_sessions();
+    if !left.is_empty() {
+        eprintln!("sessions that nobody has terminated: {}", left.join(", "));
+    }
+    Ok(())
+}
+
+fn document(options: &Options, emulator: &Emulator) -> Result<String, Box<dyn Error>> {
+    let key = match &options.ssh_private_key {
+        Some(file) => fs::read_to_string(file)?,
+        None => "the text of the key file (--ssh-private-key FILE fills it in)".to_owned(),
+    };
+    let document = json!({
+        "name": "by hand",
+        "aws": {
+            "access_key_id": options.access_key_id,
+            "secret_access_key": options.secret_access_key,
+            "region": options.region,
+            "endpoint_url": emulator.api_url(),
+        },
+        "bastion": {
+            "instance_id": options.instance,
+            "ssh_port": options.ssh_port,
+            "ssh_user": options.ssh_user,
+            "ssh_private_key": key,
+        },
+        "target": { "host": options.target_host, "port": options.target_port },
+    });
+    Ok(format!("{document:#}"))
+}
