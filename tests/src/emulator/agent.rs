@@ -18,7 +18,7 @@ use bytes::Bytes;
 use tokio::{
     net::TcpStream,
     sync::{Notify, mpsc},
-    time::{Instant, MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use uuid::Uuid;
 
@@ -64,6 +64,7 @@ struct Done {
 pub(crate) async fn run(
     session: Arc<Session>,
     inbox: mpsc::Receiver<Bytes>,
+    begin: Instant,
     settings: AgentSettings,
     pacing: Pacing,
     rng: Rng,
@@ -74,15 +75,15 @@ pub(crate) async fn run(
         Arc::new(Agent { session: Arc::clone(&session), settings, pacing, outgoing, rng, resumed });
     let over = session.ended();
     let done = tokio::select! {
-        done = agent.live(inbox) => done,
+        done = agent.live(inbox, begin) => done,
         _ = over => return,
     };
     session.end(done.by, &done.output);
 }
 
 impl Agent {
-    async fn live(self: &Arc<Self>, inbox: mpsc::Receiver<Bytes>) -> Done {
-        sleep(self.settings.start_delay).await;
+    async fn live(self: &Arc<Self>, inbox: mpsc::Receiver<Bytes>, begin: Instant) -> Done {
+        sleep_until(begin).await;
         if self.settings.version < PORT_PLUGIN {
             return Done { by: Ending::Unsupported, output: UNSUPPORTED.to_owned() };
         }

@@ -207,7 +207,7 @@ impl Audit {
             None if sequence < self.output.next() => {}
             None => wrong(format!("of {sequence}, which was not delivered")),
             Some(id) if id.is_nil() => {
-                wrong(format!("of {sequence}, which was not delivered intact"))
+                wrong(format!("of {sequence}, which was not delivered intact"));
             }
             Some(id) if *id != body.acknowledged_message_id => {
                 wrong(format!("of {sequence} with another message's id"));

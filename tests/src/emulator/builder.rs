@@ -35,6 +35,7 @@ pub enum OpeningMode {
 pub struct AgentSettings {
     pub(crate) version: [u32; 4],
     pub(crate) start_delay: Duration,
+    pub(crate) start_spacing: Duration,
     pub(crate) handshake_timeout: Duration,
     pub(crate) complete_delay: Duration,
     pub(crate) dial_delay: Duration,
@@ -50,6 +51,7 @@ impl Default for AgentSettings {
         Self {
             version: [3, 3, 987, 0],
             start_delay: Duration::ZERO,
+            start_spacing: Duration::ZERO,
             handshake_timeout: Duration::from_secs(15),
             complete_delay: Duration::from_millis(1),
             dial_delay: Duration::ZERO,
@@ -75,6 +77,14 @@ impl AgentSettings {
     #[must_use]
     pub fn start_delay(mut self, delay: Duration) -> Self {
         self.start_delay = delay;
+        self
+    }
+
+    /// How far apart it begins sessions that are started at once; zero if not set. The real one takes steps
+    /// of a second.
+    #[must_use]
+    pub fn start_spacing(mut self, spacing: Duration) -> Self {
+        self.start_spacing = spacing;
         self
     }
 

@@ -241,12 +241,12 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// A break after `frames` frames of each of a session's WebSockets.
+    /// A break after `frames` frames of each of a session's connections.
     pub fn after(frames: u64, how: Break) -> Self {
         Self { after: frames, how, times: u32::MAX }
     }
 
-    /// Of the first so many WebSockets of a session only.
+    /// Of the first so many connections of a session only.
     #[must_use]
     pub fn times(mut self, times: u32) -> Self {
         self.times = times;

@@ -33,6 +33,8 @@ pub(crate) struct Service {
     plan: watch::Sender<Arc<Plan>>,
     rng: Mutex<Rng>,
     sessions: Mutex<BTreeMap<String, Arc<Session>>>,
+    /// When the agent may begin the next session.
+    next_start: Mutex<Instant>,
 }
 
 /// The faults of the API, and how often each may still happen.
@@ -65,6 +67,7 @@ impl Service {
             rng: Mutex::new(Rng::new(plan.seed)),
             plan: watch::Sender::new(Arc::new(plan)),
             sessions: Mutex::default(),
+            next_start: Mutex::new(Instant::now()),
         }
     }
 
@@ -90,9 +93,16 @@ impl Service {
         lock(&self.sessions).insert(id, Arc::clone(&session));
         let seed = self.random(Rng::next);
         let settings = &self.settings;
+        let begin = {
+            let mut next = lock(&self.next_start);
+            let begin = (Instant::now() + settings.agent.start_delay).max(*next);
+            *next = begin + settings.agent.start_spacing;
+            begin
+        };
         self.tasks.spawn(agent::run(
             Arc::clone(&session),
             inbox,
+            begin,
             settings.agent.clone(),
             settings.pacing,
             Rng::new(seed),
