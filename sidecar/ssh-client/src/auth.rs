@@ -64,7 +64,7 @@ impl Auth {
 
     /// Returns the next payload to send.
     ///
-    /// The signature is made here, as late as possible, so that the server's EXT_INFO, which comes
+    /// The signature is made here, as late as possible, so that the server's `EXT_INFO`, which comes
     /// right behind its NEWKEYS, can still choose the hash.
     ///
     /// # Errors
@@ -86,7 +86,7 @@ impl Auth {
         }
     }
 
-    /// Reads EXT_INFO (RFC 8308 section 2.3).
+    /// Reads `EXT_INFO` (RFC 8308 section 2.3).
     pub(crate) fn on_ext_info(&mut self, payload: &[u8]) -> Result<(), Error> {
         let mut reader = Reader::new(payload, "EXT_INFO");
         reader.u8()?;

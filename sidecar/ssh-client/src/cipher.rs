@@ -1,7 +1,7 @@
 //! Ciphers and authentication codes: whole packets are sealed and opened in place.
 //!
 //! Sources: RFC 4253 section 6, RFC 4344 (CTR), RFC 5647 and OpenSSH's PROTOCOL section 1.6 (GCM),
-//! OpenSSH's PROTOCOL.chacha20poly1305, RFC 6668 (MACs) and OpenSSH's PROTOCOL section 1.5 (EtM).
+//! OpenSSH's PROTOCOL.chacha20poly1305, RFC 6668 (MACs) and OpenSSH's PROTOCOL section 1.5 (encrypt-then-MAC).
 
 use std::fmt;
 
@@ -40,7 +40,7 @@ impl Cipher {
         Self::Aes128Ctr,
     ];
 
-    pub(crate) const fn name(&self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Aes256Gcm => "aes256-gcm@openssh.com",
             Self::Aes128Gcm => "aes128-gcm@openssh.com",
@@ -51,7 +51,7 @@ impl Cipher {
     }
 
     pub(crate) fn named(name: &str) -> Option<Self> {
-        Self::ALL.iter().find(|cipher| cipher.name() == name).copied()
+        Self::ALL.iter().copied().find(|cipher| cipher.name() == name)
     }
 
     pub(crate) fn needs_mac(self) -> bool {
@@ -85,7 +85,7 @@ impl Mac {
     pub(crate) const ALL: &[Self] =
         &[Self::HmacSha256Etm, Self::HmacSha512Etm, Self::HmacSha256, Self::HmacSha512];
 
-    pub(crate) const fn name(&self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::HmacSha256Etm => "hmac-sha2-256-etm@openssh.com",
             Self::HmacSha512Etm => "hmac-sha2-512-etm@openssh.com",
@@ -95,7 +95,7 @@ impl Mac {
     }
 
     pub(crate) fn named(name: &str) -> Option<Self> {
-        Self::ALL.iter().find(|mac| mac.name() == name).copied()
+        Self::ALL.iter().copied().find(|mac| mac.name() == name)
     }
 
     fn encrypt_then_mac(self) -> bool {
@@ -130,13 +130,13 @@ pub(crate) enum Sealer {
     /// Before the first key exchange.
     Plain,
     Gcm {
-        key: LessSafeKey,
+        key: Box<LessSafeKey>,
         nonce: GcmNonce,
     },
     ChaCha(chacha::SealingKey),
     Ctr {
-        key: StreamingEncryptingKey,
-        mac: KeyedMac,
+        key: Box<StreamingEncryptingKey>,
+        mac: Box<KeyedMac>,
         scratch: Vec<u8>,
     },
 }
@@ -154,7 +154,7 @@ impl Sealer {
         let iv = secret.derive(letters.0, session_id, IV);
         Ok(match cipher {
             Cipher::Aes256Gcm | Cipher::Aes128Gcm => {
-                Self::Gcm { key: gcm_key(cipher, &key)?, nonce: GcmNonce::new(&iv)? }
+                Self::Gcm { key: Box::new(gcm_key(cipher, &key)?), nonce: GcmNonce::new(&iv)? }
             }
             Cipher::ChaCha20Poly1305 => {
                 Self::ChaCha(chacha::SealingKey::new(key.first_chunk().ok_or(FAILED)?))
@@ -164,7 +164,7 @@ impl Sealer {
                 let key = StreamingEncryptingKey::less_safe_ctr(ctr_key(cipher, &key)?, context)
                     .map_err(failed)?;
                 let mac = KeyedMac::new(direction, secret, session_id, letters)?;
-                Self::Ctr { key, mac, scratch: Vec::new() }
+                Self::Ctr { key: Box::new(key), mac: Box::new(mac), scratch: Vec::new() }
             }
         })
     }
@@ -234,13 +234,13 @@ pub(crate) enum Opener {
     /// Before the first key exchange.
     Plain,
     Gcm {
-        key: LessSafeKey,
+        key: Box<LessSafeKey>,
         nonce: GcmNonce,
     },
     ChaCha(chacha::OpeningKey),
     Ctr {
-        key: StreamingDecryptingKey,
-        mac: KeyedMac,
+        key: Box<StreamingDecryptingKey>,
+        mac: Box<KeyedMac>,
         scratch: Vec<u8>,
     },
 }
@@ -258,7 +258,7 @@ impl Opener {
         let iv = secret.derive(letters.0, session_id, IV);
         Ok(match cipher {
             Cipher::Aes256Gcm | Cipher::Aes128Gcm => {
-                Self::Gcm { key: gcm_key(cipher, &key)?, nonce: GcmNonce::new(&iv)? }
+                Self::Gcm { key: Box::new(gcm_key(cipher, &key)?), nonce: GcmNonce::new(&iv)? }
             }
             Cipher::ChaCha20Poly1305 => {
                 Self::ChaCha(chacha::OpeningKey::new(key.first_chunk().ok_or(FAILED)?))
@@ -268,7 +268,7 @@ impl Opener {
                 let key =
                     StreamingDecryptingKey::ctr(ctr_key(cipher, &key)?, context).map_err(failed)?;
                 let mac = KeyedMac::new(direction, secret, session_id, letters)?;
-                Self::Ctr { key, mac, scratch: Vec::new() }
+                Self::Ctr { key: Box::new(key), mac: Box::new(mac), scratch: Vec::new() }
             }
         })
     }
@@ -446,7 +446,6 @@ fn split_length(packet: &mut [u8], start: usize) -> Result<(&[u8; LENGTH], &mut 
     Ok((length, body))
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "shape of a function for `map_err`")]
 fn failed(_: Unspecified) -> Error {
     FAILED
 }

@@ -34,7 +34,7 @@ impl Method {
         Self::NistP521,
     ];
 
-    pub(crate) const fn name(&self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::MlKem768X25519 => "mlkem768x25519-sha256",
             Self::X25519 => "curve25519-sha256",
@@ -46,7 +46,7 @@ impl Method {
     }
 
     pub(crate) fn named(name: &str) -> Option<Self> {
-        Self::ALL.iter().find(|method| method.name() == name).copied()
+        Self::ALL.iter().copied().find(|method| method.name() == name)
     }
 
     fn hash(self) -> &'static digest::Algorithm {

@@ -79,8 +79,8 @@ mod tests {
     #[test]
     fn identification_is_found_behind_other_lines() {
         let found = |text: &str| Ok(Some(text.to_owned()));
-        let cases: &[(&str, &[u8], Result<Option<String>, &str>)] = &[
-            ("plain", b"SSH-2.0-x\r\nrest", found("SSH-2.0-x")),
+        let cases = [
+            ("plain", b"SSH-2.0-x\r\nrest".as_slice(), found("SSH-2.0-x")),
             ("without CR", b"SSH-2.0-x y\n", found("SSH-2.0-x y")),
             ("1.99", b"SSH-1.99-x\n", found("SSH-1.99-x")),
             ("behind a notice", b"hello\r\nSSH-\xc3\xa9\nSSH-2.0-x\n", Err("not ssh")),
@@ -90,7 +90,7 @@ mod tests {
             ("control characters", b"SSH-2.0-x\0y\n", Err("protocol")),
         ];
         for (name, input, expected) in cases {
-            assert_eq!(&taken(input), expected, "case: {name}");
+            assert_eq!(taken(input), expected, "case: {name}");
         }
     }
 

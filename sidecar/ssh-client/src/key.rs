@@ -1,6 +1,14 @@
 //! Private keys, as people paste them.
+//!
+//! The decoder's errors do not tell an encrypted key from a damaged one, and it wants its text just
+//! so. Hence the text is brought into shape first, and what it holds is told by its own headers.
 
-use russh::keys::PrivateKey;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use russh::keys::{Algorithm, PrivateKey, decode_secret_key};
+use zeroize::Zeroizing;
+
+use crate::wire::Reader;
 
 /// Why a private key cannot be used; never quotes any of its text.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -19,12 +27,187 @@ pub enum KeyError {
     },
 }
 
-/// Loads a private key.
+/// Loads a private key: OpenSSH's format, PKCS#1, SEC1, PKCS#8 or PuTTY's; RSA, ECDSA or Ed25519.
+///
+/// What pasting does to a key is undone: a byte order mark, CRLF, indentation, trailing blanks,
+/// `\n` as two characters, everything on one line. The passphrase is ignored if the key is not
+/// encrypted, and an empty one counts as none.
 ///
 /// # Errors
 ///
 /// [`KeyError`].
 pub fn load_private_key(text: &str, passphrase: Option<&str>) -> Result<PrivateKey, KeyError> {
-    russh::keys::decode_secret_key(text, passphrase)
-        .map_err(|_| KeyError::Unreadable { why: "TODO" })
+    let text = straightened(text);
+    let sort = if text.starts_with(PUTTY) { putty(&text)? } else { pem(&text)? };
+    let passphrase = passphrase.filter(|passphrase| !passphrase.is_empty());
+    let loaded = match (sort.encrypted, passphrase) {
+        (true, None) => return Err(KeyError::PassphraseRequired),
+        (true, Some(passphrase)) => decode_secret_key(&sort.text, Some(passphrase))
+            // Everything else that could be wrong was looked at before.
+            .map_err(|_| KeyError::PassphraseWrong)?,
+        (false, _) => decode_secret_key(&sort.text, None).map_err(|_| {
+            unreadable("its content is damaged, or of a type that is not supported")
+        })?,
+    };
+    match loaded.algorithm() {
+        Algorithm::Ed25519 | Algorithm::Ecdsa { .. } | Algorithm::Rsa { .. } => Ok(loaded),
+        Algorithm::Dsa => Err(unreadable(DSA)),
+        _ => Err(unreadable(TYPE)),
+    }
 }
+
+/// A key's text in the shape that the decoder wants.
+struct Sorted {
+    text: Zeroizing<String>,
+    encrypted: bool,
+}
+
+/// Gives the text line ends as they should be.
+fn straightened(text: &str) -> Zeroizing<String> {
+    let text = text.trim_start_matches('\u{feff}');
+    // No format of keys has a backslash in it.
+    let text = Zeroizing::new(text.replace("\\r", "\n").replace("\\n", "\n"));
+    let mut lines = Zeroizing::new(String::with_capacity(text.len() + 1));
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        lines.push_str(line);
+        lines.push('\n');
+    }
+    lines
+}
+
+/// Looks into PuTTY's format.
+fn putty(text: &str) -> Result<Sorted, KeyError> {
+    let header = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    if text.contains("ssh-dss") {
+        return Err(unreadable(DSA));
+    }
+    match header("Encryption:") {
+        Some(cipher) => {
+            Ok(Sorted { text: Zeroizing::new(text.to_owned()), encrypted: cipher != "none" })
+        }
+        None => Err(unreadable("it is a PuTTY key that is not whole; export it as OpenSSH key")),
+    }
+}
+
+/// Looks into a PEM text, of which the block with the private key is kept.
+fn pem(text: &str) -> Result<Sorted, KeyError> {
+    let mut rest = text;
+    let mut other = None;
+    while let Some((_, behind)) = rest.split_once(BEGIN) {
+        let (label, behind) = behind.split_once("-----").ok_or(unreadable(CUT))?;
+        let end = format!("-----END {label}-----");
+        let (body, behind) = behind.split_once(&end).ok_or(unreadable(CUT))?;
+        if label.ends_with("PRIVATE KEY") {
+            return block(label, body);
+        }
+        // Such as the `EC PARAMETERS` that openssl puts in front.
+        other = Some(label);
+        rest = behind;
+    }
+    let is_public_line = ["ssh-", "ecdsa-", "sk-"].iter().any(|start| text.starts_with(start));
+    Err(unreadable(match other {
+        Some(label) if label.ends_with("PUBLIC KEY") => PUBLIC,
+        Some(label) if label.ends_with("CERTIFICATE") => "it is a certificate",
+        _ if is_public_line => PUBLIC,
+        _ if text.is_empty() => "it is empty",
+        _ => "it does not begin like a private key: `-----BEGIN … PRIVATE KEY-----`",
+    }))
+}
+
+/// Looks into one block of a PEM text.
+fn block(label: &str, body: &str) -> Result<Sorted, KeyError> {
+    // The headers of RFC 1421 are `name: value` with no blank in the value, so this also holds for
+    // a text that was squeezed into one line.
+    let mut cipher = None;
+    let mut base64 = Zeroizing::new(String::with_capacity(body.len()));
+    let mut words = body.split_whitespace();
+    while let Some(word) = words.next() {
+        match word.strip_suffix(':') {
+            Some("DEK-Info") => cipher = words.next(),
+            Some(_) => drop(words.next()),
+            None => base64.push_str(word),
+        }
+    }
+    let content = Zeroizing::new(
+        STANDARD.decode(base64.as_bytes()).map_err(|_| unreadable("its base64 text is damaged"))?,
+    );
+    let encrypted = match label {
+        "OPENSSH PRIVATE KEY" => openssh(&content)?,
+        "RSA PRIVATE KEY" | "EC PRIVATE KEY" => match cipher {
+            None => false,
+            Some(cipher) if label.starts_with("RSA") && cipher.starts_with("AES-128-CBC,") => true,
+            Some(_) => return Err(unreadable(ENCRYPTION)),
+        },
+        "PRIVATE KEY" => false,
+        "ENCRYPTED PRIVATE KEY" => pkcs8(&content)?,
+        "DSA PRIVATE KEY" => return Err(unreadable(DSA)),
+        _ => return Err(unreadable("its format is not known; convert it with `ssh-keygen -p`")),
+    };
+    let mut text = Zeroizing::new(String::with_capacity(2 * base64.len() + 256));
+    text.push_str(&format!("-----BEGIN {label}-----\n"));
+    if let Some(cipher) = cipher {
+        text.push_str(&format!("Proc-Type: 4,ENCRYPTED\nDEK-Info: {cipher}\n\n"));
+    }
+    for line in base64.as_bytes().chunks(64) {
+        text.extend(line.iter().map(|byte| char::from(*byte)));
+        text.push('\n');
+    }
+    text.push_str(&format!("-----END {label}-----\n"));
+    Ok(Sorted { text, encrypted })
+}
+
+/// Reads the open part of OpenSSH's format (its PROTOCOL.key) and tells whether the rest is
+/// encrypted.
+fn openssh(content: &[u8]) -> Result<bool, KeyError> {
+    let damaged = || unreadable("its content is damaged");
+    let rest = content.strip_prefix(b"openssh-key-v1\0").ok_or_else(damaged)?;
+    let mut reader = Reader::new(rest, "key");
+    let cipher = reader.string().map_err(|_| damaged())?;
+    reader.string().map_err(|_| damaged())?;
+    reader.string().map_err(|_| damaged())?;
+    reader.u32().map_err(|_| damaged())?;
+    let public = reader.string().map_err(|_| damaged())?;
+    match Reader::new(public, "key").string().map_err(|_| damaged())? {
+        b"ssh-dss" => return Err(unreadable(DSA)),
+        kind if kind.starts_with(b"sk-") => {
+            return Err(unreadable("it stands for a security key, which is not here"));
+        }
+        _ => {}
+    }
+    match cipher {
+        b"none" => Ok(false),
+        b"3des-cbc" => Err(unreadable(ENCRYPTION)),
+        _ => Ok(true),
+    }
+}
+
+/// Tells whether an encrypted PKCS#8 key is encrypted in a way that can be undone.
+fn pkcs8(content: &[u8]) -> Result<bool, KeyError> {
+    // Looking for the whole identifiers is enough: they stand in the open, within the first bytes.
+    let head = content.get(..256).unwrap_or(content);
+    let has = |oid: &[u8]| head.windows(oid.len()).any(|window| window == oid);
+    if has(PBES2) && (has(AES_128_CBC) || has(AES_256_CBC)) {
+        Ok(true)
+    } else {
+        Err(unreadable(ENCRYPTION))
+    }
+}
+
+const fn unreadable(why: &'static str) -> KeyError {
+    KeyError::Unreadable { why }
+}
+
+const PUTTY: &str = "PuTTY-User-Key-File-";
+const BEGIN: &str = "-----BEGIN ";
+const CUT: &str = "it is cut off: its `-----END …-----` line is missing";
+const PUBLIC: &str = "it is a public key; the private one is needed";
+const DSA: &str = "DSA keys are not supported";
+const TYPE: &str = "keys of this type are not supported";
+const ENCRYPTION: &str =
+    "it is encrypted in a way that is not supported; convert it with `ssh-keygen -p -f FILE`";
+/// 1.2.840.113549.1.5.13 (RFC 8018 appendix A.4).
+const PBES2: &[u8] = &[0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x05, 0x0d];
+/// 2.16.840.1.101.3.4.1.2 (NIST's registry of algorithms).
+const AES_128_CBC: &[u8] = &[0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x01, 0x02];
+/// 2.16.840.1.101.3.4.1.42.
+const AES_256_CBC: &[u8] = &[0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x01, 0x2a];

@@ -7,6 +7,7 @@ use crate::cipher::{Cipher, Mac};
 use crate::config::{Compression, Config};
 use crate::error::Error;
 use crate::exchange::Method;
+use crate::pin::HostKeyPin;
 use crate::wire::{Put, Reader, message, quoted};
 
 /// Our side of a negotiation.
@@ -26,16 +27,22 @@ impl Offer {
             restricted(config.algorithms.host_key.as_deref(), HOST_KEYS.iter().copied());
         // A server shows one key only: ask first for a type that was pinned. A fingerprint does
         // not tell its type, so all types stay on offer.
-        let pinned: Vec<_> = config.pins.iter().filter_map(|pin| pin.algorithm()).collect();
+        let pinned: Vec<_> = config.pins.iter().filter_map(HostKeyPin::algorithm).collect();
         host_key.sort_by_key(|name| !pinned.iter().any(|kind| belongs(name, kind)));
         Self {
-            kex: restricted(config.algorithms.kex.as_deref(), Method::ALL.iter().map(Method::name)),
+            kex: restricted(
+                config.algorithms.kex.as_deref(),
+                Method::ALL.iter().map(|method| method.name()),
+            ),
             host_key,
             cipher: restricted(
                 config.algorithms.cipher.as_deref(),
-                Cipher::ALL.iter().map(Cipher::name),
+                Cipher::ALL.iter().map(|cipher| cipher.name()),
             ),
-            mac: restricted(config.algorithms.mac.as_deref(), Mac::ALL.iter().map(Mac::name)),
+            mac: restricted(
+                config.algorithms.mac.as_deref(),
+                Mac::ALL.iter().map(|mac| mac.name()),
+            ),
             compression: match config.compression {
                 Compression::Auto => &[ZLIB, NONE],
                 Compression::On => &[ZLIB],
@@ -45,7 +52,7 @@ impl Offer {
     }
 
     /// Writes the KEXINIT payload. In the `initial` exchange it carries the signs that we read
-    /// EXT_INFO and keep to the strict rules.
+    /// `EXT_INFO` and keep to the strict rules.
     pub(crate) fn payload(&self, cookie: [u8; 16], initial: bool) -> Vec<u8> {
         let mut kex = self.kex.clone();
         if initial {
@@ -142,7 +149,7 @@ impl Choice {
             kex: self.method.name(),
             host_key: self.host_key,
             cipher: self.outgoing.cipher.name(),
-            mac: self.outgoing.mac.as_ref().map(Mac::name),
+            mac: self.outgoing.mac.map(Mac::name),
             compressed: self.outgoing.compressed,
         }
     }

@@ -138,15 +138,14 @@ impl PacketReader {
     ///
     /// [`Error::Protocol`] if its lengths are not sound, [`Error::Integrity`] if its tag is wrong.
     pub(crate) fn next(&mut self) -> Result<Option<BytesMut>, Error> {
-        let size = match self.expected {
-            Some(size) => size,
-            None => {
-                let head = self.opener.head();
-                let Some(head) = self.input.get_mut(..head) else { return Ok(None) };
-                let length = self.opener.length(self.sequence, head)?;
-                let size = self.check(length)?;
-                *self.expected.insert(size)
-            }
+        let size = if let Some(size) = self.expected {
+            size
+        } else {
+            let head = self.opener.head();
+            let Some(head) = self.input.get_mut(..head) else { return Ok(None) };
+            let length = self.opener.length(self.sequence, head)?;
+            let size = self.check(length)?;
+            *self.expected.insert(size)
         };
         if self.input.len() < size {
             // Once, instead of growing step by step.

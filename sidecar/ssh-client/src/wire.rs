@@ -134,8 +134,7 @@ pub(crate) fn presentable(text: &[u8], limit: usize) -> String {
     // Every character takes at most four bytes; the rest need not be looked at.
     let head = text.get(..limit.saturating_mul(4)).unwrap_or(text);
     let mut shown = String::new();
-    let mut count = 0;
-    for character in String::from_utf8_lossy(head).chars() {
+    for (count, character) in String::from_utf8_lossy(head).chars().enumerate() {
         if count >= limit {
             shown.push('…');
             return shown;
@@ -145,7 +144,6 @@ pub(crate) fn presentable(text: &[u8], limit: usize) -> String {
         } else {
             shown.push(character);
         }
-        count += 1;
     }
     shown
 }
@@ -190,7 +188,7 @@ mod tests {
 
     #[test]
     fn reads_fields_or_says_that_they_end_too_early() {
-        let cases: &[(&str, &[u8], Option<&[u8]>)] = &[
+        let cases: [(&str, &[u8], Option<&[u8]>); 6] = [
             ("empty", &[], None),
             ("length cut", &[0, 0, 0], None),
             ("one byte short", &[0, 0, 0, 2, 7], None),
@@ -200,7 +198,7 @@ mod tests {
         ];
         for (name, input, expected) in cases {
             let read = Reader::new(input, "test").string().ok();
-            assert_eq!(&read, expected, "case: {name}");
+            assert_eq!(read, expected, "case: {name}");
         }
     }
 

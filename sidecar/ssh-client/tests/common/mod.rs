@@ -22,7 +22,7 @@ pub struct Sshd {
 }
 
 impl Sshd {
-    /// Starts sshd with `options` behind the usual ones; login with the key `user` in its
+    /// Starts sshd with `options` ahead of the usual ones; login with the key `user` in its
     /// directory.
     pub fn start(options: &str) -> Self {
         assert!(Path::new(SSHD).exists(), "{SSHD} is missing: install openssh-server");
@@ -40,12 +40,13 @@ impl Sshd {
         let port = free_port();
         let path = dir.path().display();
         let config = format!(
-            "ListenAddress 127.0.0.1:{port}\nHostKey {path}/host_ed25519\n\
+            // The first value of an option counts.
+            "{options}\nListenAddress 127.0.0.1:{port}\nHostKey {path}/host_ed25519\n\
              HostKey {path}/host_ecdsa\nHostKey {path}/host_rsa\nPidFile none\n\
              AuthorizedKeysFile {path}/authorized\nStrictModes no\nUsePAM no\n\
              PermitRootLogin prohibit-password\nPasswordAuthentication no\n\
              KbdInteractiveAuthentication no\nAllowTcpForwarding yes\nLogLevel VERBOSE\n\
-             MaxStartups 100\n{options}\n"
+             MaxStartups 100\n"
         );
         let file = dir.path().join("config");
         std::fs::write(&file, config).unwrap();
@@ -110,6 +111,8 @@ pub struct Session {
     pub eof: bool,
     /// Largest piece in which input is handed over.
     pub pieces: usize,
+    /// A byte of the input to change, counted from here.
+    corrupt: Option<usize>,
 }
 
 impl Session {
@@ -137,6 +140,7 @@ impl Session {
             failure: None,
             eof: false,
             pieces: 1000,
+            corrupt: None,
         }
     }
 
@@ -188,7 +192,23 @@ impl Session {
         self.events.extend(std::iter::from_fn(|| self.client.poll_event()));
     }
 
-    fn feed(&mut self, mut data: &[u8]) {
+    /// Changes one bit of the byte that comes after `bytes` more.
+    pub fn corrupt_after(&mut self, bytes: usize) {
+        self.corrupt = Some(bytes);
+    }
+
+    fn feed(&mut self, data: &[u8]) {
+        let mut data = data.to_vec();
+        if let Some(at) = &mut self.corrupt {
+            match data.get_mut(*at) {
+                Some(byte) => {
+                    *byte ^= 1;
+                    self.corrupt = None;
+                }
+                None => *at -= data.len(),
+            }
+        }
+        let mut data = data.as_slice();
         while !data.is_empty() {
             let size = self.random.below(self.pieces.min(data.len())) + 1;
             let (now, later) = data.split_at(size);
