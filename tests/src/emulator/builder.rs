@@ -124,7 +124,8 @@ impl AgentSettings {
         self
     }
 
-    /// Share of the fast acknowledges that it forgets, as they overtake its own records; 0.003 if not set.
+    /// Share of the fast acknowledges that it forgets, as they overtake its own records, four a
+    /// second at most; 0.003 if not set.
     #[must_use]
     pub fn forgotten_acknowledges(mut self, share: f64) -> Self {
         self.forgotten_acknowledges = share;
