@@ -176,7 +176,9 @@ fn check_upgrade(head: &Head, service: &Service, session: &Session) -> Result<()
             session.violation(format!("upgrade: {name}: {value}"));
         }
     }
-    if head.header("host").as_deref() != Some(service.gateway.to_string().as_str()) {
+    // A client may have been told to use another name, not another port.
+    let port = format!(":{}", service.gateway.port());
+    if !head.header("host").is_some_and(|host| host.ends_with(&port)) {
         session.violation("upgrade: Host is not that of the StreamUrl");
     }
     Ok(())

@@ -78,24 +78,26 @@ impl Path {
     }
 
     fn spoil(&mut self, link: &Link, frame: &Bytes) -> Arrived {
+        let truncate = self.rng.chance(link.truncate) && frame.len() > PAYLOAD + 1;
+        let damage = self.rng.chance(link.damage);
+        if !truncate && !damage {
+            return Arrived { frame: frame.clone(), damaged: false };
+        }
         let mut bytes = BytesMut::from(frame.as_ref());
-        let mut damaged = false;
-        if self.rng.chance(link.truncate) && bytes.len() > PAYLOAD + 1 {
+        if truncate {
             let kept = 1 + self.rng.below(bytes.len() - PAYLOAD - 1);
             bytes.truncate(PAYLOAD + kept);
-            damaged = true;
         }
-        if self.rng.chance(link.damage) {
+        if damage {
             let protected = DIGEST.len() + bytes.len().saturating_sub(PAYLOAD);
             let at = DIGEST.start + self.rng.below(protected);
             let at = if DIGEST.contains(&at) { at } else { at - DIGEST.end + PAYLOAD };
             let bit = 1 << self.rng.below(8);
             if let Some(byte) = bytes.get_mut(at) {
                 *byte ^= bit;
-                damaged = true;
             }
         }
-        Arrived { frame: if damaged { bytes.freeze() } else { frame.clone() }, damaged }
+        Arrived { frame: bytes.freeze(), damaged: true }
     }
 }
 
