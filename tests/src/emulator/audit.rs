@@ -16,9 +16,8 @@ use uuid::Uuid;
 
 use super::{
     codec::{
-        ACKNOWLEDGE, CHANNEL_CLOSED, INPUT, KIND, LENGTH_OFFSET, Message, OUTPUT,
-        PAUSE_PUBLICATION, START_PUBLICATION, SYN_FIN, output_sequence, payload_type,
-        stated_length,
+        self, ACKNOWLEDGE, CHANNEL_CLOSED, INPUT, KIND, LENGTH_OFFSET, Message, OUTPUT,
+        PAUSE_PUBLICATION, START_PUBLICATION, SYN_FIN, payload_type, stated_length,
     },
     journal::{Counters, count},
     payload::{
@@ -218,7 +217,7 @@ impl Audit {
 
     /// Takes note of a frame that is about to reach the client.
     pub(crate) fn outgoing(&mut self, frame: &Bytes, damaged: bool, counters: &Counters) {
-        if let Some(sequence) = output_sequence(frame) {
+        if let Some((sequence, id, payload_type)) = codec::output(frame) {
             while self.output.next() <= sequence {
                 // Not seen intact so far.
                 self.output.push(Uuid::nil());
@@ -227,10 +226,12 @@ impl Audit {
                 return;
             }
             count(&counters.delivered, 1);
-            if let Ok(message) = Message::decode(frame) {
-                if let Some(id) = self.output.entry_mut(sequence) {
-                    *id = message.id;
-                }
+            if let Some(entry) = self.output.entry_mut(sequence) {
+                *entry = id;
+            }
+            if payload_type != payload_type::OUTPUT
+                && let Ok(message) = Message::decode(frame)
+            {
                 self.handshake_goes_on(&message);
             }
             self.paused = None;

@@ -123,14 +123,17 @@ pub(crate) fn stated_length(frame: &[u8]) -> Option<u32> {
     frame.get(PAYLOAD - 4..)?.first_chunk().copied().map(u32::from_be_bytes)
 }
 
-/// The number of a stream message to the client; none for other messages.
-pub(crate) fn output_sequence(frame: &[u8]) -> Option<u64> {
-    let kind = frame.get(4..4 + OUTPUT.len())?;
-    if kind != OUTPUT.as_bytes() {
+/// Number, id and payload type of a stream message to the client; none for other messages.
+pub(crate) fn output(frame: &[u8]) -> Option<(u64, Uuid, u32)> {
+    if frame.get(4..4 + OUTPUT.len())? != OUTPUT.as_bytes() {
         return None;
     }
-    let sequence = frame.get(48..)?.first_chunk().copied().map(u64::from_be_bytes)?;
-    Some(sequence)
+    let mut fields = Header { rest: frame.get(48..)? };
+    let sequence = fields.u64().ok()?;
+    fields.u64().ok()?;
+    let (low, high) = (fields.u64().ok()?, fields.u64().ok()?);
+    let mut fields = Header { rest: frame.get(112..)? };
+    Some((sequence, Uuid::from_u64_pair(high, low), fields.u32().ok()?))
 }
 
 struct Header<'a> {

@@ -349,7 +349,7 @@ async fn dialled(journal: &Journal) {
     seen.await.unwrap();
 }
 
-/// Sends and receives without looking at what comes, as fast as both can.
+/// Receives and acknowledges as fast as both can.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement, for release builds"]
 async fn throughput() {
@@ -358,15 +358,21 @@ async fn throughput() {
     let emulator: Emulator = builder().build().await.unwrap();
     let (mut client, _) = connected(&emulator, server.port()).await;
     let start = tokio::time::Instant::now();
-    let mut received = 0;
+    let (mut received, mut taken) = (0, Vec::new());
     while received < length {
         if let Event::Message(message) = client.event().await
             && message.payload_type == payload_type::OUTPUT
         {
             received += message.payload.len();
+            taken.push(message);
+        }
+        if !client.has_more() {
+            client.acknowledge_all(&taken).await;
+            taken.clear();
         }
     }
     let rate = f64::from(u32::try_from(length).unwrap()) / 1e6 / start.elapsed().as_secs_f64();
     println!("{rate:.0} MB/s from sshd to the client");
-    assert!(rate > 150.0, "{rate} MB/s");
+    // Client, emulator and server share the machine.
+    assert!(rate > 100.0, "{rate} MB/s");
 }

@@ -103,13 +103,24 @@ impl Client {
     }
 
     pub(super) async fn frame(&mut self, opcode: u8, payload: &[u8]) {
+        let frame = Self::masked(opcode, payload);
+        // A connection that the service has closed shows when it is read.
+        drop(self.stream.write_all(&frame).await);
+    }
+
+    fn masked(opcode: u8, payload: &[u8]) -> Vec<u8> {
         let mut frame = vec![0x80 | opcode, 0x80 | 127];
         frame.extend(u64::try_from(payload.len()).unwrap().to_be_bytes());
         let mask = [0x37, 0xfa, 0x21, 0x3d];
         frame.extend(mask);
-        frame.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
-        // A connection that the service has closed shows when it is read.
-        drop(self.stream.write_all(&frame).await);
+        let start = frame.len();
+        frame.extend_from_slice(payload);
+        for chunk in frame[start..].chunks_mut(4) {
+            for (byte, mask) in chunk.iter_mut().zip(mask) {
+                *byte ^= mask;
+            }
+        }
+        frame
     }
 
     /// Sends the next input.
@@ -123,6 +134,19 @@ impl Client {
     }
 
     pub(super) async fn acknowledge(&mut self, of: &Message) {
+        self.acknowledge_all(std::slice::from_ref(of)).await;
+    }
+
+    /// Acknowledges messages by one write.
+    pub(super) async fn acknowledge_all(&mut self, messages: &[Message]) {
+        let mut frames = Vec::new();
+        for message in messages {
+            frames.extend_from_slice(&Self::acknowledge_frame(message));
+        }
+        drop(self.stream.write_all(&frames).await);
+    }
+
+    fn acknowledge_frame(of: &Message) -> Vec<u8> {
         let body = format!(
             "{{\"AcknowledgedMessageType\":\"{OUTPUT}\",\"AcknowledgedMessageId\":\"{}\",\
              \"AcknowledgedMessageSequenceNumber\":{},\"IsSequentialMessage\":true}}",
@@ -130,8 +154,14 @@ impl Client {
         );
         let mut message = Message::new(ACKNOWLEDGE, 0, 0, body.into());
         message.flags = SYN_FIN;
-        message.id = Uuid::new_v4();
-        self.frame(2, &message.encode()).await;
+        // Random enough, and no call of the system for each message.
+        message.id = of.id;
+        Self::masked(2, &message.encode())
+    }
+
+    /// Whether something more has come already.
+    pub(super) fn has_more(&self) -> bool {
+        self.buffer.len() > 1_200
     }
 
     /// What comes next, whatever it is.
