@@ -27,7 +27,8 @@ pub enum KeyError {
     },
 }
 
-/// Loads a private key: OpenSSH's format, PKCS#1, SEC1, PKCS#8 or PuTTY's; RSA, ECDSA or Ed25519.
+/// Loads a private key in OpenSSH's format, PKCS#1, SEC1, PKCS#8 or `PuTTY`'s; RSA, ECDSA or
+/// Ed25519.
 ///
 /// What pasting does to a key is undone: a byte order mark, CRLF, indentation, trailing blanks,
 /// `\n` as two characters, everything on one line. The passphrase is ignored if the key is not
@@ -75,7 +76,7 @@ fn straightened(text: &str) -> Zeroizing<String> {
     lines
 }
 
-/// Looks into PuTTY's format.
+/// Looks into `PuTTY`'s format.
 fn putty(text: &str) -> Result<Sorted, KeyError> {
     let header = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     if text.contains("ssh-dss") {
@@ -144,15 +145,15 @@ fn block(label: &str, body: &str) -> Result<Sorted, KeyError> {
         _ => return Err(unreadable("its format is not known; convert it with `ssh-keygen -p`")),
     };
     let mut text = Zeroizing::new(String::with_capacity(2 * base64.len() + 256));
-    text.push_str(&format!("-----BEGIN {label}-----\n"));
+    text.extend(["-----BEGIN ", label, "-----\n"]);
     if let Some(cipher) = cipher {
-        text.push_str(&format!("Proc-Type: 4,ENCRYPTED\nDEK-Info: {cipher}\n\n"));
+        text.extend(["Proc-Type: 4,ENCRYPTED\nDEK-Info: ", cipher, "\n\n"]);
     }
     for line in base64.as_bytes().chunks(64) {
         text.extend(line.iter().map(|byte| char::from(*byte)));
         text.push('\n');
     }
-    text.push_str(&format!("-----END {label}-----\n"));
+    text.extend(["-----END ", label, "-----\n"]);
     Ok(Sorted { text, encrypted })
 }
 

@@ -43,6 +43,8 @@ mod key;
 mod negotiation;
 mod packet;
 mod pin;
+#[cfg(test)]
+mod tests;
 mod transport;
 mod wire;
 

@@ -188,17 +188,16 @@ mod tests {
 
     #[test]
     fn reads_fields_or_says_that_they_end_too_early() {
-        let cases: [(&str, &[u8], Option<&[u8]>); 6] = [
-            ("empty", &[], None),
+        let cases = [
+            ("empty", &[][..], None),
             ("length cut", &[0, 0, 0], None),
             ("one byte short", &[0, 0, 0, 2, 7], None),
             ("huge length", &[0xff, 0xff, 0xff, 0xff, 1], None),
-            ("exact", &[0, 0, 0, 1, 7], Some(&[7])),
+            ("exact", &[0, 0, 0, 1, 7], Some(&[7][..])),
             ("rest stays", &[0, 0, 0, 1, 7, 8], Some(&[7])),
         ];
         for (name, input, expected) in cases {
-            let read = Reader::new(input, "test").string().ok();
-            assert_eq!(read, expected, "case: {name}");
+            assert_eq!(Reader::new(input, "test").string().ok(), expected, "case: {name}");
         }
     }
 

@@ -1,6 +1,17 @@
 //! A real sshd, targets behind it, and a runner that drives the state machine over TCP.
-#![allow(dead_code, reason = "each test file uses a part of it")]
-#![allow(clippy::allow_attributes, reason = "`expect` fails where everything is used")]
+#![allow(
+    clippy::allow_attributes,
+    dead_code,
+    unreachable_pub,
+    reason = "each test file uses a part of it, and `expect` fails where all is used"
+)]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::let_underscore_must_use,
+    reason = "what fails here fails its test; what ends with the other side may fail"
+)]
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -276,7 +287,7 @@ impl Random {
         let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
         let seed = seed.unwrap_or_else(|| {
             let now = std::time::SystemTime::now();
-            now.duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64
+            u64::from(now.duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos())
         });
         println!("SEED={seed}");
         Self(seed | 1)
@@ -292,7 +303,7 @@ impl Random {
 
     /// A number below `limit`, 0 if that is 0.
     pub fn below(&mut self, limit: usize) -> usize {
-        (self.next() % (limit as u64).max(1)) as usize
+        usize::try_from(self.next() >> 33).unwrap() % limit.max(1)
     }
 }
 
@@ -354,6 +365,6 @@ pub fn path_in(dir: &tempfile::TempDir, name: &str) -> PathBuf {
 pub const SSHD: &str = "/usr/sbin/sshd";
 pub const ORIGINATOR: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 4242);
 /// How long a test waits for anything.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 /// How often a condition is looked at while nothing arrives.
 const TICK: Duration = Duration::from_millis(20);

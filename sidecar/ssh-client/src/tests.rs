@@ -1,0 +1,5 @@
+//! The client against a server of ours that can misbehave, all in memory.
+
+mod exchange;
+mod hostile;
+mod server;

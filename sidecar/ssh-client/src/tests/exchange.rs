@@ -1,0 +1,220 @@
+//! Key exchanges, logins and compression in orders that a well-behaved server may choose.
+
+use std::time::Duration;
+
+use bytes::{BufMut, BytesMut};
+
+use super::server::{Pair, Server, data, fresh_key, numbers};
+use crate::wire::{Put, Reader, message};
+use crate::{Compression, Error, Event};
+
+#[test]
+fn input_may_come_byte_by_byte() {
+    let mut pair = Pair::new(Server::new(), |_| {});
+    while !pair.events.iter().any(|event| matches!(event, Event::Authenticated(_))) {
+        for byte in pair.server.out.split() {
+            pair.client.handle_input(pair.now, &[byte]).unwrap();
+        }
+        pair.run().unwrap();
+    }
+}
+
+#[test]
+fn a_wrong_guess_of_the_server_is_skipped() {
+    let mut server = Server::new();
+    server.guess = true;
+    let mut pair = Pair::new(server, |_| {});
+    pair.run().unwrap();
+    assert!(pair.events.iter().any(|event| matches!(event, Event::Authenticated(_))));
+}
+
+#[test]
+fn servers_without_strict_rules_may_chat_during_the_first_exchange() {
+    let mut server = Server::new();
+    server.strict = false;
+    let mut pair = Pair::new(server, |_| {});
+    let out = pair.server.out.split();
+    pair.server.send(&[message::IGNORE, 0, 0, 0, 0]);
+    pair.server.send(&[message::DEBUG, 0]);
+    let chat = pair.server.out.split();
+    pair.server.out.extend_from_slice(&out);
+    pair.server.out.extend_from_slice(&chat);
+    pair.run().unwrap();
+    assert!(pair.events.iter().any(|event| matches!(event, Event::Authenticated(_))));
+}
+
+#[test]
+fn what_the_server_sent_before_it_saw_our_kexinit_still_counts() {
+    let (mut pair, id) = Pair::with_channel(|config| {
+        config.rekey_interval = Duration::from_secs(10);
+        config.window = 1000;
+    });
+    pair.server.received.clear();
+    pair.server.answers_kexinit = false;
+    pair.now += Duration::from_secs(11);
+    pair.client.handle_timeout(pair.now).unwrap();
+    pair.run().unwrap();
+    // Our KEXINIT is out. Data, requests and credit that were on their way come in.
+    pair.server.send(&data(id.0, &[5; 900]));
+    let mut request = vec![message::GLOBAL_REQUEST];
+    request.put_string(b"keepalive@openssh.com");
+    request.put_bool(true);
+    pair.server.send(&request);
+    pair.run().unwrap();
+    let read = pair.client.read(id).unwrap();
+    assert_eq!(read.len(), 900);
+    pair.client.consumed(id, 900);
+    assert_eq!(pair.client.write(id, b"held"), 4);
+    pair.run().unwrap();
+    assert!(pair.server.received.is_empty(), "nothing of ours until the exchange is over");
+
+    pair.server.send_kexinit();
+    pair.server.answers_kexinit = true;
+    pair.run().unwrap();
+    assert_eq!(pair.client.statistics().rekeys, 1);
+    let order: Vec<u8> = pair.server.received.iter().map(|payload| payload[0]).collect();
+    let expected =
+        [message::REQUEST_FAILURE, message::CHANNEL_WINDOW_ADJUST, message::CHANNEL_DATA];
+    assert_eq!(order, expected, "control before data");
+    assert_eq!(pair.server.received[1], numbers(message::CHANNEL_WINDOW_ADJUST, &[7, 900]));
+}
+
+#[test]
+fn both_may_start_an_exchange_at_once() {
+    let mut pair = Pair::logged_in(|config| config.rekey_interval = Duration::from_secs(10));
+    pair.server.send_kexinit();
+    pair.now += Duration::from_secs(11);
+    pair.client.handle_timeout(pair.now).unwrap();
+    pair.run().unwrap();
+    assert_eq!(pair.client.statistics().rekeys, 1);
+    assert!(pair.client.poll_timeout().is_some_and(|due| due > pair.now), "the next is planned");
+}
+
+#[test]
+fn rsa_without_announced_algorithms_tries_both_hashes_once() {
+    let tried = |announced: Option<&'static str>| {
+        let mut server = Server::new();
+        server.manual_login = true;
+        server.announced = announced;
+        let mut pair = Pair::new(server, |config| config.key = fresh_key("RSA"));
+        pair.run().unwrap();
+        let mut failure = vec![message::USERAUTH_FAILURE];
+        failure.put_string(b"publickey,password");
+        failure.put_bool(false);
+        let error = loop {
+            pair.server.send(&failure);
+            if let Err(error) = pair.run() {
+                break error;
+            }
+        };
+        let Error::AuthRejected { methods, tried, .. } = error else { panic!("{error}") };
+        assert_eq!(methods, ["publickey", "password"]);
+        let requests = pair.received(message::USERAUTH_REQUEST);
+        let sent = requests.iter().map(|payload| {
+            let mut reader = Reader::new(payload, "request");
+            reader.u8().unwrap();
+            (0..3).for_each(|_| assert!(reader.string().is_ok()));
+            assert!(reader.bool().unwrap(), "signed at once");
+            String::from_utf8(reader.string().unwrap().to_vec()).unwrap()
+        });
+        assert_eq!(sent.collect::<Vec<_>>().join(", "), tried, "as the error says");
+        tried
+    };
+    assert_eq!(tried(None), "rsa-sha2-256, rsa-sha2-512");
+    assert_eq!(tried(Some("ssh-ed25519,rsa-sha2-256,rsa-sha2-512")), "rsa-sha2-512, rsa-sha2-256");
+    assert_eq!(tried(Some("rsa-sha2-256")), "rsa-sha2-256");
+    assert_eq!(tried(Some("ssh-rsa")), "rsa-sha2-512", "the server has the last word");
+}
+
+#[test]
+fn service_and_login_go_out_together() {
+    let mut server = Server::new();
+    server.manual_login = true;
+    let mut pair = Pair::new(server, |_| {});
+    pair.run().unwrap();
+    let order: Vec<u8> = pair.server.received.iter().map(|payload| payload[0]).collect();
+    assert_eq!(order, [message::SERVICE_REQUEST, message::USERAUTH_REQUEST]);
+}
+
+#[test]
+fn nothing_is_sent_between_login_request_and_answer() {
+    let mut server = Server::new();
+    server.manual_login = true;
+    let mut pair = Pair::new(server, |config| {
+        config.keepalive_interval = Some(Duration::from_secs(1));
+        config.keepalive_max = 5;
+    });
+    let id = pair.client.open_direct_tcpip("db", 1, ([127, 0, 0, 1], 1).into()).unwrap();
+    assert_eq!(pair.client.write(id, b"early"), 5);
+    pair.run().unwrap();
+    pair.server.received.clear();
+    pair.now += Duration::from_secs(2);
+    pair.client.handle_timeout(pair.now).unwrap();
+    pair.run().unwrap();
+    assert!(pair.server.received.is_empty());
+    pair.server.send(&[message::USERAUTH_SUCCESS]);
+    pair.run().unwrap();
+    assert_eq!(pair.received(message::CHANNEL_OPEN).len(), 1, "sent at once after the login");
+}
+
+#[test]
+fn channels_take_turns_and_control_overtakes_data() {
+    let (mut pair, first) = Pair::with_channel(|config| config.send_queue_bytes = 1 << 20);
+    let originator = ([127, 0, 0, 1], 1).into();
+    let second = pair.client.open_direct_tcpip("db", 5432, originator).unwrap();
+    pair.run().unwrap();
+    let fields = [second.0, 8, 1 << 20, 1 << 15];
+    pair.server.send(&numbers(message::CHANNEL_OPEN_CONFIRMATION, &fields));
+    pair.run().unwrap();
+    pair.server.received.clear();
+
+    assert_eq!(pair.client.write(first, &vec![1; 100_000]), 100_000);
+    assert_eq!(pair.client.write(second, &[2; 10]), 10);
+    let mut request = vec![message::CHANNEL_REQUEST];
+    request.put_u32(first.0);
+    request.put_string(b"keepalive@openssh.com");
+    request.put_bool(true);
+    pair.server.send(&request);
+    pair.run().unwrap();
+    let order: Vec<_> =
+        pair.server.received.iter().map(|payload| (payload[0], payload[4])).take(3).collect();
+    let expected =
+        [(message::CHANNEL_FAILURE, 7), (message::CHANNEL_DATA, 7), (message::CHANNEL_DATA, 8)];
+    assert_eq!(order, expected);
+}
+
+#[test]
+fn sending_stops_at_the_servers_window() {
+    let (mut pair, id) = Pair::with_channel(|config| config.send_queue_bytes = 3 << 20);
+    assert_eq!(pair.client.write(id, &vec![1; 2 << 20]), 2 << 20);
+    pair.run().unwrap();
+    assert_eq!(pair.client.statistics().data_sent, 1 << 20);
+    pair.server.send(&numbers(message::CHANNEL_WINDOW_ADJUST, &[id.0, 5]));
+    pair.run().unwrap();
+    assert_eq!(pair.client.statistics().data_sent, (1 << 20) + 5);
+}
+
+#[test]
+fn transmission_keeps_to_the_limit_by_packets() {
+    let (mut pair, id) = Pair::with_channel(|_| {});
+    assert_eq!(pair.client.write(id, &vec![1; 200_000]), 200_000);
+    let mut out = BytesMut::new();
+    assert_eq!(pair.client.poll_transmit(pair.now, &mut out, 1), Ok(true));
+    assert!(out.len() < 17_000, "one packet: {}", out.len());
+    let before = out.len();
+    assert_eq!(pair.client.poll_transmit(pair.now, &mut out, 50_000), Ok(true));
+    assert!((50_000..67_000).contains(&(out.len() - before)));
+}
+
+#[test]
+fn compression_that_is_demanded_is_agreed_upon() {
+    let mut server = Server::new();
+    server.manual_login = true;
+    let mut pair = Pair::new(server, |config| config.compression = Compression::On);
+    pair.run().unwrap();
+    pair.server.send(&[message::USERAUTH_SUCCESS]);
+    pair.run().unwrap();
+    let compressed =
+        |event: &Event| matches!(event, Event::Authenticated(found) if found.compressed);
+    assert!(pair.events.iter().any(compressed));
+}
