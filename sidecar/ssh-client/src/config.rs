@@ -22,13 +22,16 @@ pub struct Config {
     /// Receive window of each channel in bytes, which is also the most memory that an unread
     /// channel takes; 512 KiB by default, at least 1.
     pub window: u32,
-    /// Largest payload of data that the server may send at once, in bytes; 32 KiB by default, 1 byte to 128 KiB.
+    /// Largest payload of data that the server may send at once, in bytes; 32 KiB by
+    /// default, 1 byte to 128 KiB.
     pub max_packet: u32,
-    /// Bytes in either direction after which keys are exchanged anew; 1 GiB by default.
+    /// Bytes in either direction after which keys are exchanged anew; 1 GiB by default, at least
+    /// 4 KiB.
     pub rekey_bytes: u64,
-    /// Time after which keys are exchanged anew; one hour by default.
+    /// Time after which keys are exchanged anew; one hour by default, 10 ms to a year.
     pub rekey_interval: Duration,
-    /// Silence after which the server is asked for a sign of life; `None`, the default, never asks.
+    /// Silence after which the server is asked for a sign of life; `None`, the default, never asks;
+    /// 10 ms to a year.
     pub keepalive_interval: Option<Duration>,
     /// Questions without an answer after which the server is given up; 3 by default.
     pub keepalive_max: u32,

@@ -18,6 +18,7 @@ impl Keepalive {
     /// Starts watching at `now`; gives up once `max` questions have each stayed without any answer
     /// for `interval`.
     pub(crate) fn new(interval: Duration, max: u32, now: Instant) -> Self {
+        let interval = interval.clamp(MIN_INTERVAL, MAX_INTERVAL);
         Self { interval, max, received: now, due: now + interval, unanswered: 0 }
     }
 
@@ -52,6 +53,11 @@ impl Keepalive {
         self.due
     }
 }
+
+/// Least time between questions: with less, the questions would be all that is sent.
+const MIN_INTERVAL: Duration = Duration::from_millis(10);
+/// Longest time between questions: sums with it stay within what an `Instant` can hold.
+const MAX_INTERVAL: Duration = Duration::from_hours(24 * 365);
 
 #[cfg(test)]
 mod tests {

@@ -37,6 +37,8 @@ mod config;
 mod connection;
 mod error;
 mod exchange;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod identification;
 mod keepalive;
 mod key;
