@@ -1,0 +1,463 @@
+//! The only loop around [`DataChannel`]: frames and time in, frames out, a byte stream upwards.
+//!
+//! The WebSocket is always read, whatever the stream above does: acknowledgements, pongs and the end of
+//! the session come the same way. When the socket is lost the same session is resumed on a new one, and
+//! the stream only pauses.
+
+mod stream;
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use data_channel::{DataChannel, Event, ProtocolError, Statistics};
+use futures_util::{Sink, Stream};
+use tokio::time::{Sleep, sleep_until};
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument as _, debug, info, info_span, warn};
+
+use crate::websocket::{Frame, WebSocket};
+
+pub use stream::SessionStream;
+
+/// Opens a new WebSocket for the same session, until one is open or the session is known to be over.
+pub trait Reconnect: Send + 'static {
+    /// `channel_opening` makes the first message of the new socket from its token.
+    fn reconnect<'a>(
+        &'a mut self,
+        channel_opening: &'a (dyn Fn(&str) -> String + Sync),
+    ) -> Pin<Box<dyn Future<Output = Result<WebSocket, Ended>> + Send + 'a>>;
+}
+
+/// Why a data channel is over.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Ended {
+    /// The service closed it and said so; the text is its reason, often empty.
+    #[error("the service ended the session: {0:?}")]
+    Closed(String),
+    /// The path broke, and the session could not be resumed.
+    #[error("the data channel was lost: {0}")]
+    Lost(String),
+    /// The agent broke the protocol, or asked for what this client does not do.
+    #[error(transparent)]
+    Protocol(Arc<ProtocolError>),
+    /// We terminated it.
+    #[error("the session was terminated")]
+    Terminated,
+}
+
+/// A handle on the loop; clones share it.
+#[derive(Clone, Debug)]
+pub struct Driver {
+    shared: Arc<Shared>,
+}
+
+/// Starts the loop on an open socket whose opening message has been sent.
+pub fn spawn(
+    channel: DataChannel,
+    socket: WebSocket,
+    reconnect: impl Reconnect,
+    on_path: impl Fn(Path) + Send + 'static,
+    tasks: &TaskTracker,
+) -> (Driver, SessionStream) {
+    let shared = Arc::new(Shared { state: Mutex::new(State::new(channel)) });
+    let driver = Driver { shared: Arc::clone(&shared) };
+    let task = Task { shared: Arc::clone(&shared), on_path: Box::new(on_path) };
+    tasks.spawn(task.drive(socket, reconnect).instrument(info_span!("data_channel")));
+    (driver, SessionStream::new(shared))
+}
+
+/// Whether the path below the stream carries bytes.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Path {
+    /// The WebSocket is gone, for this reason; the session is being resumed.
+    Broken(String),
+    /// The session goes on where it was.
+    Restored,
+}
+
+impl Driver {
+    /// Completes when the handshake is done, with the agent's version. Cancel-safe.
+    ///
+    /// # Errors
+    ///
+    /// [`Ended`] when the channel ends first.
+    pub async fn opened(&self) -> Result<String, Ended> {
+        std::future::poll_fn(|context| {
+            let mut state = self.shared.lock();
+            if let Some(ended) = &state.ended {
+                return Poll::Ready(Err(ended.clone()));
+            }
+            if let Some(agent_version) = &state.agent_version {
+                return Poll::Ready(Ok(agent_version.clone()));
+            }
+            state.watchers.push(context.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Completes when the channel is over. Cancel-safe.
+    pub async fn ended(&self) -> Ended {
+        std::future::poll_fn(|context| {
+            let mut state = self.shared.lock();
+            if let Some(ended) = &state.ended {
+                return Poll::Ready(ended.clone());
+            }
+            state.watchers.push(context.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Why the channel is over, once it is.
+    pub fn try_ended(&self) -> Option<Ended> {
+        self.shared.lock().ended.clone()
+    }
+
+    /// Sends the TerminateSession flag and waits until the service has closed the channel.
+    ///
+    /// Returns whether the agent acknowledged the flag or the service closed the channel within `bound`;
+    /// false where the channel was not open yet. Cancel-safe.
+    pub async fn terminate(&self, bound: Duration) -> bool {
+        {
+            let mut state = self.shared.lock();
+            if state.ended.is_some() || !state.channel.terminate() {
+                return matches!(state.ended, Some(Ended::Closed(_) | Ended::Terminated));
+            }
+            state.terminating = true;
+            state.wake_loop();
+        }
+        // Acknowledging goes on until channel_closed: the agent then ends at once instead of in 2 s.
+        let closed = tokio::time::timeout(bound, self.ended()).await.is_ok();
+        closed || self.shared.lock().terminated
+    }
+
+    /// Ends the loop without a word to the service.
+    pub fn abandon(&self) {
+        let mut state = self.shared.lock();
+        state.abandoned = true;
+        state.wake_loop();
+    }
+
+    /// Counters of the channel since it was opened, over all its sockets.
+    pub fn statistics(&self) -> Statistics {
+        self.shared.lock().channel.statistics()
+    }
+}
+
+pub(crate) struct Shared {
+    state: Mutex<State>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+struct State {
+    channel: DataChannel,
+    agent_version: Option<String>,
+    ended: Option<Ended>,
+    /// We have asked the agent to end.
+    terminating: bool,
+    /// The agent has acknowledged that.
+    terminated: bool,
+    /// Nobody wants the channel any more.
+    abandoned: bool,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+    /// The loop, when it waits for something to send.
+    driver: Option<Waker>,
+    watchers: Vec<Waker>,
+}
+
+impl State {
+    fn new(channel: DataChannel) -> Self {
+        Self {
+            channel,
+            agent_version: None,
+            ended: None,
+            terminating: false,
+            terminated: false,
+            abandoned: false,
+            reader: None,
+            writer: None,
+            driver: None,
+            watchers: Vec::new(),
+        }
+    }
+
+    fn wake_loop(&mut self) {
+        if let Some(waker) = self.driver.take() {
+            waker.wake();
+        }
+    }
+
+    fn wake_stream(&mut self) {
+        if let Some(waker) = self.reader.take() {
+            waker.wake();
+        }
+        if self.channel.writable() > 0
+            && let Some(waker) = self.writer.take()
+        {
+            waker.wake();
+        }
+    }
+
+    fn end(&mut self, ended: Ended) {
+        self.ended.get_or_insert(ended);
+        let wakers = [self.reader.take(), self.writer.take()];
+        wakers.into_iter().flatten().chain(self.watchers.drain(..)).for_each(Waker::wake);
+    }
+
+    /// Takes the channel's events; an end when the service or the agent has ended it.
+    fn take_events(&mut self) -> Option<Ended> {
+        while let Some(event) = self.channel.poll_event() {
+            match event {
+                Event::Open { agent_version, customer_message } => {
+                    if !customer_message.is_empty() {
+                        info!(message = customer_message, "message of the customer's session preferences");
+                    }
+                    debug!(agent_version, "handshake complete");
+                    self.agent_version = Some(agent_version);
+                    self.watchers.drain(..).for_each(Waker::wake);
+                }
+                Event::Terminated => self.terminated = true,
+                Event::Closed { reason } => {
+                    return Some(if self.terminating { Ended::Terminated } else { Ended::Closed(reason) });
+                }
+                other => debug!(event = ?other, "noted"),
+            }
+        }
+        None
+    }
+}
+
+struct Task {
+    shared: Arc<Shared>,
+    on_path: Box<dyn Fn(Path) + Send>,
+}
+
+/// Why one socket is done with.
+enum Done {
+    /// The socket is lost; the session may live on.
+    Lost(String),
+    /// The session is over.
+    Over(Ended),
+}
+
+impl Task {
+    async fn drive(self, mut socket: WebSocket, mut reconnect: impl Reconnect) {
+        let ended = loop {
+            let mut exchange = Exchange::new(&self.shared, socket);
+            let lost = match std::future::poll_fn(|context| exchange.poll(context)).await {
+                Done::Over(ended) => break ended,
+                Done::Lost(reason) => reason,
+            };
+            drop(exchange);
+            if self.shared.lock().terminating {
+                // A bare close is how many agents end after the flag.
+                break Ended::Terminated;
+            }
+            warn!(reason = lost, "data channel lost, resuming the session");
+            (self.on_path)(Path::Broken(lost));
+            self.shared.lock().channel.on_disconnected(now());
+            let opening = |token: &str| self.shared.lock().channel.opening(token);
+            socket = tokio::select! {
+                outcome = reconnect.reconnect(&opening) => match outcome {
+                    Ok(socket) => socket,
+                    Err(ended) => break ended,
+                },
+                () = self.abandoned() => break Ended::Terminated,
+            };
+            info!("session resumed");
+            self.shared.lock().channel.on_resumed(now());
+            (self.on_path)(Path::Restored);
+        };
+        match &ended {
+            Ended::Terminated => debug!("data channel closed"),
+            other => warn!(reason = %other, "data channel ended"),
+        }
+        self.shared.lock().end(ended);
+    }
+
+    async fn abandoned(&self) {
+        std::future::poll_fn(|context| {
+            let mut state = self.shared.lock();
+            if state.abandoned || state.terminating {
+                return Poll::Ready(());
+            }
+            state.driver = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// The life of one socket.
+struct Exchange<'a> {
+    shared: &'a Shared,
+    socket: WebSocket,
+    timer: Pin<Box<Sleep>>,
+    last_received: Instant,
+    last_ping: Instant,
+}
+
+impl<'a> Exchange<'a> {
+    fn new(shared: &'a Shared, socket: WebSocket) -> Self {
+        let now = now();
+        let timer = Box::pin(sleep_until((now + PING_AFTER).into()));
+        Self { shared, socket, timer, last_received: now, last_ping: now }
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Done> {
+        for _ in 0..ROUNDS {
+            let received = match self.poll_incoming(context) {
+                Ok(received) => received,
+                Err(done) => return Poll::Ready(done),
+            };
+            if let Err(done) = self.poll_outgoing(context) {
+                return Poll::Ready(done);
+            }
+            match self.poll_clock(context) {
+                Err(done) => return Poll::Ready(done),
+                Ok(true) => continue,
+                Ok(false) => (),
+            }
+            if !received {
+                return Poll::Pending;
+            }
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Takes up to a batch of frames, so that their acknowledgements share one write; false when there
+    /// was none.
+    fn poll_incoming(&mut self, context: &mut Context<'_>) -> Result<bool, Done> {
+        let mut received = false;
+        for _ in 0..BATCH {
+            let message = match Pin::new(&mut self.socket).poll_next(context) {
+                Poll::Pending => break,
+                Poll::Ready(None) => return Err(Done::Lost("the service closed the socket".to_owned())),
+                Poll::Ready(Some(Err(error))) => return Err(Done::Lost(error.to_string())),
+                Poll::Ready(Some(Ok(Frame::Close { code, reason }))) => {
+                    return Err(Done::Lost(format!("close {code} {reason:?}")));
+                }
+                Poll::Ready(Some(Ok(Frame::Message(message)))) => Some(message),
+                Poll::Ready(Some(Ok(_))) => None,
+            };
+            received = true;
+            self.last_received = now();
+            let Some(message) = message else { continue };
+            let mut state = self.shared.lock();
+            let outcome = state.channel.handle_message(self.last_received, message);
+            if let Some(ended) = state.take_events() {
+                return Err(Done::Over(ended));
+            }
+            if let Err(error) = outcome {
+                return Err(Done::Over(Ended::Protocol(Arc::new(error))));
+            }
+        }
+        if received {
+            self.shared.lock().wake_stream();
+        }
+        Ok(received)
+    }
+
+    fn poll_outgoing(&mut self, context: &mut Context<'_>) -> Result<(), Done> {
+        let lost = |error: &dyn fmt::Display| Done::Lost(error.to_string());
+        loop {
+            match Pin::new(&mut self.socket).poll_ready(context) {
+                Poll::Pending => break,
+                Poll::Ready(Err(error)) => return Err(lost(&error)),
+                Poll::Ready(Ok(())) => (),
+            }
+            let frame = {
+                let mut state = self.shared.lock();
+                if state.abandoned {
+                    return Err(Done::Over(Ended::Terminated));
+                }
+                state.driver = Some(context.waker().clone());
+                state.channel.poll_transmit(now())
+            };
+            let Some(frame) = frame else { break };
+            self.feed(Frame::Message(frame))?;
+        }
+        // Room for more in the channel may have come with what was sent.
+        self.shared.lock().wake_stream();
+        match Pin::new(&mut self.socket).poll_flush(context) {
+            Poll::Ready(Err(error)) => Err(lost(&error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Runs what is due: the channel's timers, our ping, and the verdict over a silent path.
+    /// True when something may have become sendable.
+    fn poll_clock(&mut self, context: &mut Context<'_>) -> Result<bool, Done> {
+        let now = now();
+        if now >= self.last_received + DEAD_AFTER {
+            let silence = now - self.last_received;
+            return Err(Done::Lost(format!("nothing received for {:.1} s", silence.as_secs_f32())));
+        }
+        let mut sendable = false;
+        let ping_due = self.last_received.max(self.last_ping) + PING_AFTER;
+        if now >= ping_due {
+            self.last_ping = now;
+            if let Poll::Ready(Ok(())) = Pin::new(&mut self.socket).poll_ready(context) {
+                self.feed(Frame::Ping(Bytes::from_static(b"keepalive")))?;
+                sendable = true;
+            }
+        }
+        let mut state = self.shared.lock();
+        if state.channel.poll_timeout().is_some_and(|due| due <= now) {
+            state.channel.handle_timeout(now);
+            if let Some(ended) = state.take_events() {
+                return Err(Done::Over(ended));
+            }
+            sendable = true;
+        }
+        let channel_due = state.channel.poll_timeout();
+        drop(state);
+        let own_due = (self.last_received.max(self.last_ping) + PING_AFTER)
+            .min(self.last_received + DEAD_AFTER);
+        let due = channel_due.map_or(own_due, |due| due.min(own_due));
+        self.timer.as_mut().reset(due.into());
+        Ok(self.timer.as_mut().poll(context).is_ready() || sendable)
+    }
+
+    fn feed(&mut self, frame: Frame) -> Result<(), Done> {
+        Pin::new(&mut self.socket).start_send(frame).map_err(|error| Done::Lost(error.to_string()))
+    }
+}
+
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// Silence of the service after which a ping asks whether it is there. The official plugin's five
+/// minutes lose to every proxy on the way (`aws/session-manager-plugin` #15).
+const PING_AFTER: Duration = Duration::from_secs(4);
+
+/// Silence after which the path counts as lost: one ping went unanswered for 5 s.
+const DEAD_AFTER: Duration = Duration::from_secs(9);
+
+/// Frames taken before their acknowledgements are written.
+const BATCH: usize = 64;
+
+/// Turns of the loop before other tasks get theirs.
+const ROUNDS: usize = 8;

@@ -1,0 +1,249 @@
+//! One to N lanes, each an SSM session with the SSH connection in it: which lane takes a connection,
+//! when a further one is opened, and what replaces one that is lost.
+
+mod lane;
+mod resume;
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep},
+};
+use tracing::{info, warn};
+
+use crate::ssh::{Channel, OpenError};
+
+pub use lane::{Lane, LaneError, Needs};
+
+/// All lanes of this process.
+#[derive(Debug)]
+pub struct Lanes {
+    needs: Arc<Needs>,
+    open: watch::Sender<Vec<Arc<Lane>>>,
+    /// A connection would have liked a lane of its own.
+    wanted: Notify,
+    totals: Mutex<Totals>,
+    next_number: AtomicU64,
+}
+
+/// Counters of lanes that are gone; those of open ones are added when asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Totals {
+    /// SSM sessions started.
+    pub sessions: u64,
+    /// Times a session was resumed on a new WebSocket.
+    pub resumes: u64,
+    /// Messages sent again, over all sessions.
+    pub retransmissions: u64,
+}
+
+/// What happened to the path below open connections.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Change {
+    /// No lane carries bytes at present.
+    Degraded(String),
+    /// A lane carries bytes again.
+    Recovered,
+}
+
+impl Lanes {
+    /// Begins with the lane that the start has opened.
+    pub fn new(needs: Arc<Needs>, first: Lane) -> Self {
+        let totals = Mutex::new(Totals { sessions: 1, ..Totals::default() });
+        let (open, _) = watch::channel(vec![Arc::new(first)]);
+        Self { needs, open, wanted: Notify::new(), totals, next_number: AtomicU64::new(2) }
+    }
+
+    /// Opens a channel to the target on the lane that carries the fewest, waiting for a lane if there is
+    /// none at present. Cancel-safe.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] when the bastion or the target refuses.
+    pub async fn open(&self, originator: SocketAddr) -> Result<Channel, OpenError> {
+        let target = &self.needs.target;
+        loop {
+            let lane = self.least_loaded().await;
+            match lane.ssh.open(&target.host, target.port, originator).await {
+                // Lost between the choice and the opening: nothing was sent to the target yet.
+                Err(OpenError::Lost(_)) => self.retire(&lane),
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Keeps lanes open until one is wanted, lost and cannot be replaced: then returns why.
+    ///
+    /// `on_change` hears when the path breaks and when it is back.
+    pub async fn supervise(&self, on_change: impl Fn(Change)) -> LaneError {
+        let mut endings = FuturesUnordered::new();
+        let ending = |lane: Arc<Lane>| async move {
+            let reason = lane.ended().await;
+            (lane, reason)
+        };
+        for lane in self.open.borrow().iter() {
+            endings.push(ending(Arc::clone(lane)));
+        }
+        loop {
+            let lane = tokio::select! {
+                Some((lane, reason)) = endings.next() => {
+                    warn!(lane = lane.number, %reason, "lane lost");
+                    self.retire(&lane);
+                    if !self.open.borrow().is_empty() {
+                        continue;
+                    }
+                    on_change(Change::Degraded(reason.to_string()));
+                    match self.replace(reason).await {
+                        Ok(lane) => {
+                            on_change(Change::Recovered);
+                            lane
+                        }
+                        Err(error) => return error,
+                    }
+                }
+                () = self.wanted.notified() => match self.add().await {
+                    Some(lane) => lane,
+                    None => continue,
+                },
+            };
+            endings.push(ending(lane));
+        }
+    }
+
+    /// Ends every session; each within `bound`.
+    pub async fn terminate(&self, bound: Duration) {
+        let lanes = self.open.send_replace(Vec::new());
+        let endings: FuturesUnordered<_> = lanes
+            .iter()
+            .map(|lane| {
+                self.count(lane);
+                lane.terminate(bound)
+            })
+            .collect();
+        endings.collect::<()>().await;
+    }
+
+    /// Counters over all sessions so far.
+    pub fn totals(&self) -> Totals {
+        let mut totals = *self.totals.lock().unwrap_or_else(PoisonError::into_inner);
+        for lane in self.open.borrow().iter() {
+            totals.add(lane);
+        }
+        totals
+    }
+
+    async fn least_loaded(&self) -> Arc<Lane> {
+        let mut open = self.open.subscribe();
+        loop {
+            let (best, lanes) = {
+                let lanes = open.borrow_and_update();
+                (lanes.iter().min_by_key(|lane| lane.ssh.channels()).cloned(), lanes.len())
+            };
+            if let Some(lane) = best {
+                if lane.ssh.channels() > 0 && lanes < self.needs.sessions {
+                    self.wanted.notify_one();
+                }
+                return lane;
+            }
+            if open.changed().await.is_err() {
+                // The sender lives in `self`.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    fn retire(&self, lost: &Arc<Lane>) {
+        let mut counted = false;
+        self.open.send_if_modified(|lanes| {
+            let before = lanes.len();
+            lanes.retain(|lane| !Arc::ptr_eq(lane, lost));
+            counted = lanes.len() < before;
+            counted
+        });
+        if counted {
+            self.count(lost);
+        }
+    }
+
+    fn count(&self, lane: &Lane) {
+        self.totals.lock().unwrap_or_else(PoisonError::into_inner).add(lane);
+    }
+
+    fn number(&self) -> u64 {
+        self.next_number.fetch_add(1, Relaxed)
+    }
+
+    /// Opens a further lane beside open ones; its failure harms nobody.
+    async fn add(&self) -> Option<Arc<Lane>> {
+        if self.open.borrow().len() >= self.needs.sessions {
+            return None;
+        }
+        match Lane::open(self.number(), &self.needs, |_| ()).await {
+            Ok(lane) => Some(self.admit(lane)),
+            Err(error) => {
+                warn!(%error, "a further session could not be opened; connections share those there are");
+                sleep(ADD_PAUSE).await;
+                None
+            }
+        }
+    }
+
+    /// Opens a lane in place of the last one, again and again for as long as the document allows.
+    async fn replace(&self, lost: LaneError) -> Result<Arc<Lane>, LaneError> {
+        let deadline = Instant::now() + self.needs.reconnect;
+        let mut pauses = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(200))
+            .with_max_delay(Duration::from_secs(5))
+            .without_max_times()
+            .with_jitter()
+            .build();
+        let mut last = lost;
+        loop {
+            let attempt = Lane::open(self.number(), &self.needs, |_| ());
+            match tokio::time::timeout_at(deadline, attempt).await {
+                Ok(Ok(lane)) => {
+                    info!(lane = lane.number, "a new session is open");
+                    return Ok(self.admit(lane));
+                }
+                Ok(Err(error)) if !error.may_pass() => return Err(error),
+                Ok(Err(error)) => {
+                    warn!(%error, "no new session yet");
+                    last = error;
+                }
+                Err(_) => return Err(LaneError::NotReplaced(Box::new(last))),
+            }
+            let pause = pauses.next().unwrap_or(Duration::from_secs(5));
+            if Instant::now() + pause >= deadline {
+                return Err(LaneError::NotReplaced(Box::new(last)));
+            }
+            sleep(pause).await;
+        }
+    }
+
+    fn admit(&self, lane: Lane) -> Arc<Lane> {
+        let lane = Arc::new(lane);
+        self.totals.lock().unwrap_or_else(PoisonError::into_inner).sessions += 1;
+        self.open.send_modify(|lanes| lanes.push(Arc::clone(&lane)));
+        lane
+    }
+}
+
+impl Totals {
+    fn add(&mut self, lane: &Lane) {
+        self.resumes += lane.resumes();
+        self.retransmissions += lane.driver().statistics().retransmissions;
+    }
+}
+
+/// Pause after a further lane could not be opened, before the next wish is heard.
+const ADD_PAUSE: Duration = Duration::from_secs(5);

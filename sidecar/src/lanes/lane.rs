@@ -1,0 +1,371 @@
+//! One lane: a session, its data channel and the SSH connection inside.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, SystemTime},
+};
+
+use data_channel::DataChannel;
+use tokio::{
+    sync::{Mutex, oneshot},
+    time::{sleep, timeout},
+};
+use tracing::{Instrument as _, debug, info, info_span};
+
+use super::resume::Resume;
+use crate::{
+    driver::{self, Driver, Ended, Path, SessionStream},
+    progress::Phase,
+    session::{self, ApiError, Session, SessionApi},
+    shutdown::Shutdown,
+    ssh::{self, Connected, Ssh, SshError},
+    websocket::{self, OpenError},
+};
+
+/// What every lane of this process is made from.
+#[derive(Debug)]
+pub struct Needs {
+    /// The control plane.
+    pub api: Arc<dyn SessionApi>,
+    /// How to reach the service's stream host.
+    pub stream: websocket::Settings,
+    /// Payload of each message towards the agent, in bytes.
+    pub message_bytes: usize,
+    /// The bastion's sshd, user, key and pins.
+    pub ssh: ssh_client::Config,
+    /// For hints: where the bastion's sshd should listen.
+    pub ssh_port: u16,
+    /// The database.
+    pub target: Target,
+    /// How many lanes may be open at once.
+    pub sessions: usize,
+    /// How long a broken path may take to come back.
+    pub reconnect: Duration,
+    /// How long a start may go on trying what may pass.
+    pub start: Duration,
+    /// Hears of the path's breaks.
+    pub on_path: Arc<dyn PathListener>,
+    /// The tasks and the stop signal of the process.
+    pub shutdown: Shutdown,
+}
+
+/// Hears when a lane's WebSocket breaks and when its session is resumed.
+pub trait PathListener: Send + Sync + std::fmt::Debug {
+    /// Called from the lane's task; must not block.
+    fn on_path(&self, path: Path);
+}
+
+/// Where connections lead.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// As the bastion resolves it.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+/// An open lane.
+#[derive(Debug)]
+pub struct Lane {
+    /// Counts from 1 within this process.
+    pub number: u64,
+    /// The connection inside the session.
+    pub ssh: Ssh,
+    /// What the SSH handshake found.
+    pub connected: Connected,
+    /// The agent's version, as it said.
+    pub agent_version: String,
+    carrier: Carrier,
+}
+
+/// Why a lane could not be opened, or is over.
+#[derive(Debug, thiserror::Error)]
+pub enum LaneError {
+    /// The SSM API refused or could not be reached.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// The data channel's WebSocket could not be opened.
+    #[error(transparent)]
+    Stream(#[from] OpenError),
+    /// The data channel ended.
+    #[error(transparent)]
+    Channel(#[from] Ended),
+    /// The SSH connection ended.
+    #[error(transparent)]
+    Ssh(#[from] SshError),
+    /// The session stands, but sshd is silent.
+    #[error("sshd does not answer on port {port} of the bastion")]
+    NoSshd {
+        /// `bastion.ssh_port`.
+        port: u16,
+        /// What the agent said about it, if anything.
+        reason: String,
+    },
+    /// The time for a new lane is used up.
+    #[error("the path was lost and did not come back in time")]
+    NotReplaced(#[source] Box<LaneError>),
+    /// The process is stopping.
+    #[error("stopping")]
+    Stopping,
+}
+
+impl LaneError {
+    /// Whether trying again within seconds makes sense.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Api(error) => error.may_pass(),
+            Self::Stream(_) | Self::Channel(_) | Self::NoSshd { .. } => true,
+            Self::Ssh(SshError::StreamEnded) => true,
+            Self::Ssh(SshError::Protocol(error)) => !matches!(
+                **error,
+                ssh_client::Error::HostKeyMismatch { .. } | ssh_client::Error::AuthRejected { .. }
+            ),
+            Self::NotReplaced(_) | Self::Stopping => false,
+        }
+    }
+}
+
+impl Lane {
+    /// Starts a session, opens its data channel and authenticates to sshd; tells each phase's begin.
+    ///
+    /// Cancel-safe: whatever was started by then is ended.
+    ///
+    /// # Errors
+    ///
+    /// [`LaneError`] of the phase that failed; the session, if there is one, is ended.
+    pub async fn open(
+        number: u64,
+        needs: &Arc<Needs>,
+        begin: impl Fn(Phase) + Send + Clone + 'static,
+    ) -> Result<Self, LaneError> {
+        let span = info_span!("lane", number);
+        let (carrier, stream) =
+            Carrier::start(needs, begin.clone()).instrument(span.clone()).await?;
+        let agent_version = carrier.agent_version.clone();
+        begin(Phase::Ssh);
+        let outcome = Self::authenticate(needs, &carrier, stream).instrument(span).await;
+        let (ssh, connected) = match outcome {
+            Ok(found) => found,
+            Err(error) => {
+                // The caller reports; the session must not outlive the report.
+                carrier.end(END_BOUND).await;
+                return Err(error);
+            }
+        };
+        Ok(Self { number, ssh, connected, agent_version, carrier })
+    }
+
+    async fn authenticate(
+        needs: &Needs,
+        carrier: &Carrier,
+        stream: SessionStream,
+    ) -> Result<(Ssh, Connected), LaneError> {
+        let no_sshd = |reason| LaneError::NoSshd { port: needs.ssh_port, reason };
+        let ssh = ssh::start(stream, needs.ssh.clone(), needs.shutdown.tasks());
+        match timeout(BANNER_WAIT, ssh.identified()).await {
+            Ok(Ok(server)) => debug!(server, "sshd identified itself"),
+            Ok(Err(error)) => {
+                return Err(match carrier.explain(error).await {
+                    LaneError::Channel(Ended::Closed(reason)) => no_sshd(reason),
+                    error => error,
+                });
+            }
+            Err(_) => return Err(no_sshd(String::new())),
+        }
+        match ssh.authenticated().await {
+            Ok(connected) => Ok((ssh, connected)),
+            Err(error) => Err(carrier.explain(error).await),
+        }
+    }
+
+    /// Completes when the lane carries nothing any more, with the reason. Cancel-safe.
+    pub async fn ended(&self) -> LaneError {
+        tokio::select! {
+            biased;
+            ended = self.carrier.driver.ended() => ended.into(),
+            error = self.ssh.ended() => self.carrier.explain(error).await,
+        }
+    }
+
+    /// Ends the session by flag and by API, within `bound` each.
+    pub async fn terminate(&self, bound: Duration) {
+        self.carrier.end(bound).await;
+    }
+
+    /// Times the session was resumed.
+    pub fn resumes(&self) -> u64 {
+        self.carrier.resumes.load(Relaxed)
+    }
+
+    /// The data channel.
+    pub fn driver(&self) -> &Driver {
+        &self.carrier.driver
+    }
+}
+
+/// A session with its open data channel; ended on every way out.
+#[derive(Debug)]
+struct Carrier {
+    driver: Driver,
+    agent_version: String,
+    resumes: Arc<AtomicU64>,
+    /// Taken by whoever ends it.
+    session: Arc<Mutex<Option<Session>>>,
+    shutdown: Shutdown,
+}
+
+impl Carrier {
+    /// Starts a session and opens its channel up to the end of the handshake.
+    ///
+    /// Runs as a task that is seen through even when nobody waits any more: a StartSession that was sent
+    /// must be answered before its session can be ended, and where only `ssm:StartSession` is allowed
+    /// the session can be ended by no other way than through its channel.
+    async fn start(
+        needs: &Arc<Needs>,
+        begin: impl Fn(Phase) + Send + 'static,
+    ) -> Result<(Self, SessionStream), LaneError> {
+        let (sender, receiver) = oneshot::channel();
+        let needs = Arc::clone(needs);
+        let tasks = needs.shutdown.tasks().clone();
+        let task = async move {
+            let outcome = Self::start_unattended(&needs, begin).await;
+            // Nobody waits: the drop ends the session.
+            if let Err(Ok((carrier, _))) = sender.send(outcome) {
+                carrier.end(END_BOUND).await;
+            }
+        };
+        tasks.spawn(task.in_current_span());
+        receiver.await.unwrap_or(Err(LaneError::Stopping))
+    }
+
+    async fn start_unattended(
+        needs: &Needs,
+        begin: impl Fn(Phase),
+    ) -> Result<(Self, SessionStream), LaneError> {
+        begin(Phase::StartSession);
+        let shutdown = &needs.shutdown;
+        let mut session = session::start(Arc::clone(&needs.api), shutdown, needs.start).await?;
+        info!(session = session.id(), "session started");
+        begin(Phase::Session);
+        let resumes = Arc::new(AtomicU64::new(0));
+        let opening = Self::open_channel(needs, &mut session, &resumes);
+        let late = async {
+            shutdown.stopping().await;
+            sleep(OPEN_AFTER_STOP).await;
+        };
+        let opened = tokio::select! {
+            opened = opening => opened,
+            () = late => Err(LaneError::Stopping),
+        };
+        match opened {
+            Ok((driver, agent_version, stream)) => {
+                let session = Arc::new(Mutex::new(Some(session)));
+                let shutdown = shutdown.clone();
+                Ok((Self { driver, agent_version, resumes, session, shutdown }, stream))
+            }
+            Err(error) => {
+                if matches!(error, LaneError::Channel(Ended::Closed(_))) {
+                    session.mark_ended();
+                }
+                end_by_api(session).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn open_channel(
+        needs: &Needs,
+        session: &mut Session,
+        resumes: &Arc<AtomicU64>,
+    ) -> Result<(Driver, String, SessionStream), LaneError> {
+        let settings =
+            data_channel::Config { message_bytes: needs.message_bytes, ..data_channel::Config::default() };
+        let seed = uuid::Uuid::new_v4().as_u128();
+        let mut channel = DataChannel::new(settings, now(), unix_ms(), seed);
+        let url = session.stream_url().to_owned();
+        let opening = channel.opening(session.token());
+        let socket = websocket::open(&needs.stream, &*needs.api, &url, opening).await?;
+        let resume = Resume::new(needs, session.id().to_owned(), url, Arc::clone(resumes));
+        let listener = Arc::clone(&needs.on_path);
+        let (driver, stream) = driver::spawn(
+            channel,
+            socket,
+            resume,
+            move |path| listener.on_path(path),
+            needs.shutdown.tasks(),
+        );
+        let agent_version = driver.opened().await?;
+        Ok((driver, agent_version, stream))
+    }
+
+    /// The end of the session explains the end of the stream in it.
+    async fn explain(&self, error: SshError) -> LaneError {
+        if !matches!(error, SshError::StreamEnded) {
+            return error.into();
+        }
+        match timeout(EXPLAIN_WAIT, self.driver.ended()).await {
+            Ok(ended) => ended.into(),
+            Err(_) => error.into(),
+        }
+    }
+
+    /// Ends the session by flag and, where allowed, by API; does nothing the second time.
+    async fn end(&self, bound: Duration) {
+        let Some(mut session) = self.session.lock().await.take() else { return };
+        let flagged = self.driver.terminate(bound).await;
+        debug!(flagged, "terminate flag");
+        if let Some(Ended::Closed(_)) = self.driver.try_ended() {
+            session.mark_ended();
+        }
+        self.driver.abandon();
+        end_by_api(session).await;
+    }
+}
+
+impl Drop for Carrier {
+    fn drop(&mut self) {
+        let Ok(mut slot) = self.session.try_lock() else { return };
+        let Some(session) = slot.take() else { return };
+        drop(slot);
+        let ending = Self {
+            driver: self.driver.clone(),
+            agent_version: String::new(),
+            resumes: Arc::clone(&self.resumes),
+            session: Arc::new(Mutex::new(Some(session))),
+            shutdown: self.shutdown.clone(),
+        };
+        self.shutdown.spawn_to_its_end(async move { ending.end(END_BOUND).await }.in_current_span());
+    }
+}
+
+async fn end_by_api(session: Session) {
+    if let Err(error) = session.terminate().await {
+        // Refused where only `ssm:StartSession` is allowed; the flag has done it then.
+        debug!(%error, "TerminateSession was not done");
+    }
+}
+
+fn now() -> std::time::Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// sshd's identification comes 1 to 15 ms after the handshake (seen with the real agent); a port that
+/// nobody listens on shows only as silence for a minute.
+const BANNER_WAIT: Duration = Duration::from_secs(8);
+
+/// The channel's own reason may follow the end of the stream by a moment.
+const EXPLAIN_WAIT: Duration = Duration::from_millis(500);
+
+/// How long an opening may go on after the stop, so that its session can be ended through its channel.
+const OPEN_AFTER_STOP: Duration = Duration::from_millis(1500);
+
+/// For the agent to acknowledge the flag and to close.
+const END_BOUND: Duration = Duration::from_secs(2);

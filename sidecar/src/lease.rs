@@ -1,0 +1,123 @@
+//! The open stdin, which is the job's lease.
+//!
+//! Read by readiness: `tokio::io::stdin` parks a thread in `read(2)` that can hold up the exit. The
+//! descriptor stays in blocking mode, since its open file description may be shared with the shell that
+//! started us; `poll(2)` is asked before each read instead.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    unistd::{dup, read},
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// Stdin, read without a thread.
+#[derive(Debug)]
+pub struct Stdin {
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    /// A pipe, socket or terminal.
+    Pollable(AsyncFd<Descriptor>),
+    /// A regular file or `/dev/null`, which epoll refuses and which never blocks.
+    Immediate(Descriptor),
+}
+
+#[derive(Debug)]
+struct Descriptor(OwnedFd);
+
+impl AsRawFd for Descriptor {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl Stdin {
+    /// Takes the process's stdin.
+    ///
+    /// # Errors
+    ///
+    /// When the descriptor is closed or cannot be watched.
+    pub fn open() -> io::Result<Self> {
+        Self::from_descriptor(io::stdin().as_fd())
+    }
+
+    /// Watches a copy of `descriptor`.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be duplicated or watched.
+    pub fn from_descriptor(descriptor: BorrowedFd<'_>) -> io::Result<Self> {
+        let copy = dup(descriptor)?;
+        let source = match AsyncFd::with_interest(Descriptor(copy), Interest::READABLE) {
+            Ok(watched) => Source::Pollable(watched),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                Source::Immediate(Descriptor(dup(descriptor)?))
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(Self { source })
+    }
+
+    /// Reads what is there; 0 at the end of input. Cancel-safe: nothing is taken before it returns.
+    ///
+    /// # Errors
+    ///
+    /// What `read(2)` says.
+    pub async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &self.source {
+            Source::Immediate(descriptor) => Ok(read(&descriptor.0, buffer)?),
+            Source::Pollable(watched) => loop {
+                let mut ready = watched.readable().await?;
+                let descriptor = &watched.get_ref().0;
+                if is_readable(descriptor.as_fd())? {
+                    return Ok(read(descriptor, buffer)?);
+                }
+                ready.clear_ready();
+            },
+        }
+    }
+}
+
+fn is_readable(descriptor: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut asked = [PollFd::new(descriptor, PollFlags::POLLIN)];
+    Ok(poll(&mut asked, PollTimeout::ZERO)? > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, io::Write};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pipe_is_read_as_it_fills_and_ends_when_its_writer_closes() {
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let mut stdin = Stdin::from_descriptor(reader.as_fd()).unwrap();
+        let mut buffer = [0; 8];
+        let mut writer = File::from(writer);
+        writer.write_all(b"{}").unwrap();
+        assert_eq!(stdin.read(&mut buffer).await.unwrap(), 2);
+        let waiting = tokio::time::timeout(std::time::Duration::from_millis(20), stdin.read(&mut buffer));
+        assert!(waiting.await.is_err(), "nothing to read yet");
+        drop(writer);
+        assert_eq!(stdin.read(&mut buffer).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_regular_file_is_read_to_its_end() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"abc").unwrap();
+        io::Seek::rewind(&mut file).unwrap();
+        let mut stdin = Stdin::from_descriptor(file.as_fd()).unwrap();
+        let mut buffer = [0; 8];
+        assert_eq!(stdin.read(&mut buffer).await.unwrap(), 3);
+        assert_eq!(stdin.read(&mut buffer).await.unwrap(), 0);
+    }
+}

@@ -1,0 +1,446 @@
+//! The SSH connection: the only loop around [`ssh_client::Client`], over any byte stream.
+//!
+//! The state machine sits behind a mutex that the loop and the channels share, as in quinn: a channel
+//! reads and writes its own buffers directly, and wakes the loop only when there is something to send.
+//! Window credit goes back to sshd when a channel's bytes were *consumed*, so a connection whose client
+//! does not read stalls itself alone.
+
+mod channel;
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    future::poll_fn,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker, ready},
+    time::Instant,
+};
+
+use bytes::{Buf as _, BytesMut};
+use ssh_client::{ChannelId, Client, Config, Error, Event};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Sleep, sleep_until},
+};
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument as _, debug, info, info_span, warn};
+
+pub use channel::{Channel, OpenError};
+
+/// A handle on the connection; clones share it. The connection ends when the last one is dropped, or
+/// with [`disconnect`](Self::disconnect).
+#[derive(Clone, Debug)]
+pub struct Ssh {
+    shared: Arc<Shared>,
+    /// Ends the loop when the last handle or channel is gone.
+    _alive: Arc<Alive>,
+}
+
+/// What the key exchange and the authentication found.
+#[derive(Clone, Debug)]
+pub struct Connected {
+    /// `SHA256:…` of the host key that the server proved to have.
+    pub fingerprint: String,
+    /// Whether the document pinned it.
+    pub pinned: bool,
+    /// The server's identification, such as `SSH-2.0-OpenSSH_9.2`.
+    pub server: String,
+}
+
+/// Why the connection is over.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum SshError {
+    /// The state machine found an end: a refusal, a violation, a disconnect.
+    #[error(transparent)]
+    Protocol(Arc<Error>),
+    /// The byte stream below ended.
+    #[error("the byte stream to sshd ended")]
+    StreamEnded,
+}
+
+/// Begins to speak SSH over `stream`, on a task of `tasks` that ends with the last handle.
+pub fn start<S>(stream: S, config: Config, tasks: &TaskTracker) -> Ssh
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let shared = Arc::new(Shared { state: Mutex::new(State::new(Client::new(config, now()))) });
+    let ssh = Ssh {
+        shared: Arc::clone(&shared),
+        _alive: Arc::new(Alive { shared: Arc::clone(&shared) }),
+    };
+    let connection = Connection {
+        shared,
+        stream,
+        outgoing: BytesMut::new(),
+        incoming: vec![0; READ_BYTES].into_boxed_slice(),
+        timer: Box::pin(sleep_until(now().into())),
+    };
+    tasks.spawn(connection.run().instrument(info_span!("ssh")));
+    ssh
+}
+
+impl Ssh {
+    /// Completes when the server has sent its identification, with that line. Cancel-safe.
+    ///
+    /// # Errors
+    ///
+    /// [`SshError`] when the connection ends first.
+    pub async fn identified(&self) -> Result<String, SshError> {
+        self.wait_for(|state| state.server.clone()).await
+    }
+
+    /// Completes when the server has accepted the user's key. Cancel-safe.
+    ///
+    /// # Errors
+    ///
+    /// [`SshError`] when the server refuses, breaks the protocol or goes away first.
+    pub async fn authenticated(&self) -> Result<Connected, SshError> {
+        self.wait_for(|state| state.connected.clone()).await
+    }
+
+    /// Opens a channel to `host:port` as the bastion resolves it.
+    ///
+    /// Cancel-safe: a channel whose future was dropped is closed when the server confirms it.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] when the server refuses, or the connection is over.
+    pub async fn open(
+        &self,
+        host: &str,
+        port: u16,
+        originator: SocketAddr,
+    ) -> Result<Channel, OpenError> {
+        let id = {
+            let mut state = self.shared.lock();
+            if let Some(error) = &state.ended {
+                return Err(OpenError::Lost(error.clone()));
+            }
+            let id = state.client.open_direct_tcpip(host, port, originator).map_err(SshError::from)?;
+            state.channels.insert(id, ChannelState::default());
+            state.wake_loop();
+            id
+        };
+        // Made before the confirmation, so that its drop closes a channel that nobody waits for.
+        let channel = Channel::new(self.clone(), id);
+        channel.opened().await?;
+        Ok(channel)
+    }
+
+    /// Says goodbye to the server; the loop ends after that was written.
+    pub fn disconnect(&self) {
+        let mut state = self.shared.lock();
+        state.client.disconnect();
+        state.leaving = true;
+        state.wake_loop();
+    }
+
+    /// Completes when the connection is over, with the reason. Cancel-safe.
+    pub async fn ended(&self) -> SshError {
+        match self.wait_for(|_| None::<Infallible>).await {
+            Err(error) => error,
+        }
+    }
+
+    /// Channels that are open or being opened.
+    pub fn channels(&self) -> usize {
+        self.shared.lock().channels.len()
+    }
+
+    async fn wait_for<T>(&self, found: impl Fn(&State) -> Option<T>) -> Result<T, SshError> {
+        poll_fn(|context| {
+            let mut state = self.shared.lock();
+            if let Some(found) = found(&state) {
+                return Poll::Ready(Ok(found));
+            }
+            if let Some(error) = &state.ended {
+                return Poll::Ready(Err(error.clone()));
+            }
+            register(&mut state.watchers, context);
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+impl From<Error> for SshError {
+    fn from(error: Error) -> Self {
+        Self::Protocol(Arc::new(error))
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic while the lock was held ends the process with `internal`; until then the bytes are whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tells the loop that nobody holds the connection any more.
+#[derive(Debug)]
+struct Alive {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.client.disconnect();
+        state.leaving = true;
+        state.wake_loop();
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    client: Client,
+    channels: HashMap<ChannelId, ChannelState>,
+    /// The loop, when it waits for something to send.
+    driver: Option<Waker>,
+    /// Whoever waits for the authentication or for the end.
+    watchers: Vec<Waker>,
+    connected: Option<Connected>,
+    host_key: Option<(String, bool)>,
+    server: Option<String>,
+    ended: Option<SshError>,
+    /// Set when the loop is to end once all is written.
+    leaving: bool,
+}
+
+#[derive(Debug, Default)]
+struct ChannelState {
+    phase: Phase,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+    /// The server sends no more.
+    eof: bool,
+    /// The channel is over in both directions.
+    closed: bool,
+}
+
+#[derive(Debug, Default)]
+enum Phase {
+    #[default]
+    Opening,
+    Open,
+    Refused(OpenError),
+}
+
+impl ChannelState {
+    fn wake(&mut self) {
+        for waker in [self.reader.take(), self.writer.take()].into_iter().flatten() {
+            waker.wake();
+        }
+    }
+}
+
+impl State {
+    fn new(client: Client) -> Self {
+        Self {
+            client,
+            channels: HashMap::new(),
+            driver: None,
+            watchers: Vec::new(),
+            connected: None,
+            host_key: None,
+            server: None,
+            ended: None,
+            leaving: false,
+        }
+    }
+
+    fn wake_loop(&mut self) {
+        if let Some(waker) = self.driver.take() {
+            waker.wake();
+        }
+    }
+
+    fn end(&mut self, error: SshError) {
+        self.ended.get_or_insert(error);
+        self.watchers.drain(..).for_each(Waker::wake);
+        for channel in self.channels.values_mut() {
+            channel.wake();
+        }
+    }
+
+    fn handle_event(&mut self, event: Event) {
+        match event {
+            Event::ServerIdentified(server) => {
+                self.server = Some(server);
+                self.watchers.drain(..).for_each(Waker::wake);
+            }
+            Event::HostKey { fingerprint, pinned } => self.host_key = Some((fingerprint, pinned)),
+            Event::Banner(text) => info!(text, "banner of the bastion"),
+            Event::Authenticated(details) => {
+                info!(?details, "authenticated");
+                let (fingerprint, pinned) = self.host_key.clone().unwrap_or_default();
+                let server = self.server.clone().unwrap_or_default();
+                self.connected = Some(Connected { fingerprint, pinned, server });
+                self.watchers.drain(..).for_each(Waker::wake);
+            }
+            Event::ChannelOpened(id) => self.with_channel(id, |channel| channel.phase = Phase::Open),
+            Event::ChannelRefused { id, reason, description } => self.with_channel(id, |channel| {
+                channel.phase = Phase::Refused(OpenError::Refused { reason, description });
+            }),
+            Event::Readable(id) => self.with_channel(id, |_| ()),
+            Event::Writable(id) => self.with_channel(id, |_| ()),
+            Event::Eof(id) => self.with_channel(id, |channel| channel.eof = true),
+            Event::Closed(id) => self.with_channel(id, |channel| channel.closed = true),
+            other => debug!(event = ?other, "noted"),
+        }
+    }
+
+    fn with_channel(&mut self, id: ChannelId, change: impl FnOnce(&mut ChannelState)) {
+        if let Some(channel) = self.channels.get_mut(&id) {
+            change(channel);
+            channel.wake();
+        }
+    }
+}
+
+/// The loop: what arrived, what is to be sent, and the clock, until nothing moves.
+struct Connection<S> {
+    shared: Arc<Shared>,
+    stream: S,
+    outgoing: BytesMut,
+    incoming: Box<[u8]>,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    async fn run(mut self) {
+        let error = poll_fn(|context| self.poll(context)).await;
+        match &error {
+            Some(error) => warn!(%error, "connection to the bastion ended"),
+            None => debug!("connection to the bastion closed"),
+        }
+        self.shared.lock().end(error.unwrap_or(SshError::StreamEnded));
+    }
+
+    /// Ready with the error, or with nothing after a goodbye of ours.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<SshError>> {
+        for _ in 0..ROUNDS {
+            let received = match self.poll_incoming(context) {
+                Ok(received) => received,
+                Err(error) => {
+                    // The reason for a refusal of ours is still worth sending.
+                    let _ = self.poll_outgoing(context);
+                    return Poll::Ready(Some(error));
+                }
+            };
+            match self.poll_outgoing(context) {
+                Ok(Poll::Ready(())) if self.shared.lock().leaving => return Poll::Ready(None),
+                Ok(_) => (),
+                Err(error) => return Poll::Ready(Some(error)),
+            }
+            if let Err(error) = self.handle_timer(context) {
+                return Poll::Ready(Some(error));
+            }
+            if !received {
+                return Poll::Pending;
+            }
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Takes what has arrived; false when nothing has.
+    fn poll_incoming(&mut self, context: &mut Context<'_>) -> Result<bool, SshError> {
+        let mut buffer = ReadBuf::new(&mut self.incoming);
+        match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
+            Poll::Pending => Ok(false),
+            Poll::Ready(Err(_)) => Err(SshError::StreamEnded),
+            Poll::Ready(Ok(())) if buffer.filled().is_empty() => Err(SshError::StreamEnded),
+            Poll::Ready(Ok(())) => {
+                let mut state = self.shared.lock();
+                let outcome = state.client.handle_input(now(), buffer.filled());
+                while let Some(event) = state.client.poll_event() {
+                    state.handle_event(event);
+                }
+                outcome?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// Writes all there is; pending when the stream takes no more for now.
+    fn poll_outgoing(&mut self, context: &mut Context<'_>) -> Result<Poll<()>, SshError> {
+        loop {
+            if self.outgoing.is_empty() {
+                let mut state = self.shared.lock();
+                register_one(&mut state.driver, context);
+                let more = state.client.poll_transmit(now(), &mut self.outgoing, WRITE_BYTES)?;
+                while let Some(event) = state.client.poll_event() {
+                    state.handle_event(event);
+                }
+                if !more {
+                    return Ok(Poll::Ready(()));
+                }
+            }
+            match Pin::new(&mut self.stream).poll_write(context, &self.outgoing) {
+                Poll::Pending => return Ok(Poll::Pending),
+                Poll::Ready(Ok(0) | Err(_)) => return Err(SshError::StreamEnded),
+                Poll::Ready(Ok(written)) => self.outgoing.advance(written),
+            }
+        }
+    }
+
+    fn handle_timer(&mut self, context: &mut Context<'_>) -> Result<(), SshError> {
+        loop {
+            let due = {
+                let mut state = self.shared.lock();
+                match state.client.poll_timeout() {
+                    None => return Ok(()),
+                    Some(due) if due <= now() => {
+                        state.client.handle_timeout(now())?;
+                        // What that made us say goes out in the next round.
+                        context.waker().wake_by_ref();
+                        match state.client.poll_timeout() {
+                            Some(next) if next > now() => next,
+                            _ => return Ok(()),
+                        }
+                    }
+                    Some(due) => due,
+                }
+            };
+            if self.timer.deadline().into_std() != due {
+                self.timer.as_mut().reset(due.into());
+            }
+            if self.timer.as_mut().poll(context).is_pending() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn register(wakers: &mut Vec<Waker>, context: &Context<'_>) {
+    if !wakers.iter().any(|waker| waker.will_wake(context.waker())) {
+        wakers.push(context.waker().clone());
+    }
+}
+
+fn register_one(slot: &mut Option<Waker>, context: &Context<'_>) {
+    if !slot.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+        *slot = Some(context.waker().clone());
+    }
+}
+
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// Taken from the stream at once; a few messages of the data channel.
+const READ_BYTES: usize = 32 * 1024;
+
+/// Asked of the state machine at once.
+const WRITE_BYTES: usize = 32 * 1024;
+
+/// Turns of the loop before other tasks get theirs.
+const ROUNDS: usize = 16;

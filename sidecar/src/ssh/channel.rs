@@ -1,0 +1,187 @@
+//! One channel of the connection: a byte stream to the target, with credit given back on consumption.
+
+use std::{
+    fmt,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use ssh_client::{ChannelId, OpenFailure};
+
+use super::{Phase, Ssh, SshError, register_one};
+
+/// A byte stream to the target. Dropping it closes it in both directions.
+///
+/// Reading and writing take `&self`, so that one task can do both; each direction has one waiter.
+pub struct Channel {
+    ssh: Ssh,
+    id: ChannelId,
+}
+
+/// Why a channel did not open.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The server, or the target behind it, refused.
+    #[error("the bastion refused the connection: {reason:?}: {description}")]
+    Refused {
+        /// RFC 4254 §5.1.
+        reason: OpenFailure,
+        /// The server's words, made printable.
+        description: String,
+    },
+    /// The connection to the bastion is over.
+    #[error("the connection to the bastion is over")]
+    Lost(#[from] SshError),
+}
+
+/// Why a channel carries no more bytes.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ChannelError {
+    /// The far end closed it without saying that its data was complete.
+    #[error("the target reset the connection")]
+    Reset,
+    /// The connection to the bastion is over.
+    #[error("the connection to the bastion is over")]
+    Lost(#[from] SshError),
+}
+
+impl Channel {
+    pub(super) fn new(ssh: Ssh, id: ChannelId) -> Self {
+        Self { ssh, id }
+    }
+
+    pub(super) async fn opened(&self) -> Result<(), OpenError> {
+        std::future::poll_fn(|context| {
+            let mut state = self.ssh.shared.lock();
+            let state = &mut *state;
+            let Some(channel) = state.channels.get_mut(&self.id) else { return Poll::Pending };
+            match &channel.phase {
+                Phase::Open => Poll::Ready(Ok(())),
+                Phase::Refused(error) => Poll::Ready(Err(error.clone())),
+                Phase::Opening => match &state.ended {
+                    Some(error) => Poll::Ready(Err(OpenError::Lost(error.clone()))),
+                    None => {
+                        register_one(&mut channel.reader, context);
+                        Poll::Pending
+                    }
+                },
+            }
+        })
+        .await
+    }
+
+    /// Takes the next bytes; `None` when the target has sent all it will.
+    ///
+    /// They count against the channel's window until [`consumed`](Self::consumed) is told.
+    ///
+    /// # Errors
+    ///
+    /// [`ChannelError`] when the stream was cut; every byte before the cut has been handed out.
+    pub fn poll_read(&self, context: &Context<'_>) -> Poll<Result<Option<Bytes>, ChannelError>> {
+        let mut state = self.ssh.shared.lock();
+        let state = &mut *state;
+        if let Some(bytes) = state.client.read(self.id) {
+            return Poll::Ready(Ok(Some(bytes)));
+        }
+        let Some(channel) = state.channels.get_mut(&self.id) else {
+            return Poll::Ready(Err(ChannelError::Reset));
+        };
+        if channel.eof {
+            return Poll::Ready(Ok(None));
+        }
+        if channel.closed {
+            return Poll::Ready(Err(ChannelError::Reset));
+        }
+        if let Some(error) = &state.ended {
+            return Poll::Ready(Err(error.clone().into()));
+        }
+        register_one(&mut channel.reader, context);
+        Poll::Pending
+    }
+
+    /// Gives `bytes` of the window back to the server.
+    pub fn consumed(&self, bytes: usize) {
+        let mut state = self.ssh.shared.lock();
+        state.client.consumed(self.id, bytes);
+        state.wake_loop();
+    }
+
+    /// Queues some of `data` for the target and says how much, at least one byte.
+    ///
+    /// # Errors
+    ///
+    /// [`ChannelError`] when the stream was cut.
+    pub fn poll_write(
+        &self,
+        context: &Context<'_>,
+        data: &[u8],
+    ) -> Poll<Result<usize, ChannelError>> {
+        let mut state = self.ssh.shared.lock();
+        let state = &mut *state;
+        if let Some(error) = &state.ended {
+            return Poll::Ready(Err(error.clone().into()));
+        }
+        let Some(channel) = state.channels.get_mut(&self.id) else {
+            return Poll::Ready(Err(ChannelError::Reset));
+        };
+        if channel.closed {
+            return Poll::Ready(Err(ChannelError::Reset));
+        }
+        let written = state.client.write(self.id, data);
+        if written == 0 {
+            register_one(&mut channel.writer, context);
+            return Poll::Pending;
+        }
+        state.wake_loop();
+        Poll::Ready(Ok(written))
+    }
+
+    /// Tells the target that no more data follows what was written.
+    pub fn finish(&self) {
+        let mut state = self.ssh.shared.lock();
+        state.client.finish(self.id);
+        state.wake_loop();
+    }
+
+    /// Ready when the channel is closed in both directions. Shares its waiter with
+    /// [`poll_write`](Self::poll_write).
+    ///
+    /// # Errors
+    ///
+    /// [`ChannelError::Lost`] when the connection to the bastion ended first.
+    pub fn poll_closed(&self, context: &Context<'_>) -> Poll<Result<(), ChannelError>> {
+        let mut state = self.ssh.shared.lock();
+        let state = &mut *state;
+        let Some(channel) = state.channels.get_mut(&self.id) else { return Poll::Ready(Ok(())) };
+        if channel.closed {
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(error) = &state.ended {
+            return Poll::Ready(Err(error.clone().into()));
+        }
+        register_one(&mut channel.writer, context);
+        Poll::Pending
+    }
+
+    /// Whether the target can still be written to and read from.
+    pub fn is_open(&self) -> bool {
+        let state = self.ssh.shared.lock();
+        let channel = state.channels.get(&self.id);
+        state.ended.is_none() && channel.is_some_and(|channel| !channel.closed && !channel.eof)
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        let mut state = self.ssh.shared.lock();
+        state.channels.remove(&self.id);
+        state.client.close(self.id);
+        state.wake_loop();
+    }
+}
+
+impl fmt::Debug for Channel {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Channel").field("id", &self.id).finish_non_exhaustive()
+    }
+}
