@@ -240,6 +240,7 @@ impl State {
                 Event::Closed { reason } => {
                     return Some(if self.terminating { Ended::Terminated } else { Ended::Closed(reason) });
                 }
+                Event::Failed(error) => return Some(Ended::Protocol(Arc::new(error))),
                 other => debug!(event = ?other, "noted"),
             }
         }

@@ -21,9 +21,9 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use crate::ssh::{Channel, OpenError};
+use crate::ssh::{Channel, OpenError, SshError};
 
-pub use lane::{Lane, LaneError, Needs};
+pub use lane::{Lane, LaneError, Needs, PathListener, Target};
 
 /// All lanes of this process.
 #[derive(Debug)]
@@ -34,6 +34,8 @@ pub struct Lanes {
     wanted: Notify,
     totals: Mutex<Totals>,
     next_number: AtomicU64,
+    /// The connection that proved the target at the start, for the first client.
+    proof: Mutex<Option<(Channel, Instant)>>,
 }
 
 /// Counters of lanes that are gone; those of open ones are added when asked for.
@@ -61,7 +63,7 @@ impl Lanes {
     pub fn new(needs: Arc<Needs>, first: Lane) -> Self {
         let totals = Mutex::new(Totals { sessions: 1, ..Totals::default() });
         let (open, _) = watch::channel(vec![Arc::new(first)]);
-        Self { needs, open, wanted: Notify::new(), totals, next_number: AtomicU64::new(2) }
+        Self { needs, open, wanted: Notify::new(), totals, next_number: AtomicU64::new(2), proof: Mutex::new(None) }
     }
 
     /// Opens a channel to the target on the lane that carries the fewest, waiting for a lane if there is
@@ -71,15 +73,59 @@ impl Lanes {
     ///
     /// [`OpenError`] when the bastion or the target refuses.
     pub async fn open(&self, originator: SocketAddr) -> Result<Channel, OpenError> {
-        let target = &self.needs.target;
+        if let Some(channel) = self.take_proof() {
+            return Ok(channel);
+        }
         loop {
             let lane = self.least_loaded().await;
-            match lane.ssh.open(&target.host, target.port, originator).await {
+            match self.open_on(&lane, originator).await {
                 // Lost between the choice and the opening: nothing was sent to the target yet.
                 Err(OpenError::Lost(_)) => self.retire(&lane),
                 outcome => return outcome,
             }
         }
+    }
+
+    /// As [`open`](Self::open), for the start: a lane that is lost is not waited for. Cancel-safe.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`], also when the lane is lost.
+    pub async fn try_open(&self, originator: SocketAddr) -> Result<Channel, OpenError> {
+        let lane = self.least_loaded().await;
+        self.open_on(&lane, originator).await
+    }
+
+    /// Why a lane's connection ended, as far as the session below it knows. Cancel-safe.
+    pub async fn explain(&self, error: SshError) -> LaneError {
+        let lane = self.open.borrow().first().cloned();
+        match lane {
+            Some(lane) => lane.ended().await,
+            None => error.into(),
+        }
+    }
+
+    async fn open_on(&self, lane: &Lane, originator: SocketAddr) -> Result<Channel, OpenError> {
+        let target = &self.needs.target;
+        lane.ssh.open(&target.host, target.port, originator).await
+    }
+
+    /// Keeps the connection that proved the target, for the first client: a server that counts aborted
+    /// connections is not charged for our question, and the first query saves a round trip.
+    pub fn keep(&self, channel: Channel, opened: Instant) {
+        *self.proof.lock().unwrap_or_else(PoisonError::into_inner) = Some((channel, opened));
+    }
+
+    fn take_proof(&self) -> Option<Channel> {
+        let (channel, opened) = self.proof.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        (opened.elapsed() < PROOF_IS_FRESH && channel.is_open()).then_some(channel)
+    }
+
+    /// Closes the kept connection when it is no longer fresh; never completes. Cancel-safe.
+    pub async fn forget_proof(&self) {
+        sleep(PROOF_IS_FRESH).await;
+        drop(self.proof.lock().unwrap_or_else(PoisonError::into_inner).take());
+        std::future::pending().await
     }
 
     /// Keeps lanes open until one is wanted, lost and cannot be replaced: then returns why.
@@ -122,6 +168,7 @@ impl Lanes {
 
     /// Ends every session; each within `bound`.
     pub async fn terminate(&self, bound: Duration) {
+        drop(self.proof.lock().unwrap_or_else(PoisonError::into_inner).take());
         let lanes = self.open.send_replace(Vec::new());
         let endings: FuturesUnordered<_> = lanes
             .iter()
@@ -244,6 +291,10 @@ impl Totals {
         self.retransmissions += lane.driver().statistics().retransmissions;
     }
 }
+
+/// How long the connection that proved the target is worth handing on: servers give a new connection
+/// about ten seconds to log in.
+const PROOF_IS_FRESH: Duration = Duration::from_secs(4);
 
 /// Pause after a further lane could not be opened, before the next wish is heard.
 const ADD_PAUSE: Duration = Duration::from_secs(5);

@@ -1,1 +1,38 @@
 //! Reaches a database in a private subnet through an AWS Systems Manager session.
+//!
+//! ```text
+//! runner ──stdin: JSON, then an open pipe = the job's lease──▶ lease, config
+//!                                                                │
+//! transfer ◀─TCP─▶ forward ◀─direct-tcpip─▶ ssh ◀─bytes─▶ driver(data-channel) ◀─frames─▶ websocket ◀─▶ AWS
+//!                    └──────────────── lanes: one SSM session + its SSH connection each ────────┘
+//! ```
+//!
+//! The modules stand in the order in which data flows. [`run`] is the whole job, top to bottom;
+//! `runner-protocol` holds the contract with the runner, `data-channel` and `ssh-client` the two
+//! protocols as state machines without IO.
+
+pub mod run;
+
+pub mod config;
+pub mod hardening;
+pub mod lease;
+pub mod output;
+pub mod progress;
+pub mod shutdown;
+pub mod telemetry;
+
+pub mod aws;
+pub mod session;
+
+pub mod http_proxy;
+pub mod tls;
+pub mod websocket;
+
+pub mod driver;
+pub mod ssh;
+
+pub mod forward;
+pub mod lanes;
+pub mod listen;
+
+pub mod error;

@@ -117,7 +117,8 @@ impl LaneError {
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Api(error) => error.may_pass(),
-            Self::Stream(_) | Self::Channel(_) | Self::NoSshd { .. } => true,
+            Self::Stream(error) => error.may_pass(),
+            Self::Channel(_) | Self::NoSshd { .. } => true,
             Self::Ssh(SshError::StreamEnded) => true,
             Self::Ssh(SshError::Protocol(error)) => !matches!(
                 **error,

@@ -1,0 +1,348 @@
+//! The top-level error: every failure with its code and a hint that says what to change.
+
+use std::error::Error as StdError;
+
+use data_channel::ProtocolError;
+use runner_protocol::{ErrorCode, Failure};
+use ssh_client::OpenFailure;
+
+use crate::{
+    config::ConfigError,
+    driver::Ended,
+    hardening::Unprotected,
+    http_proxy::InvalidProxy,
+    lanes::LaneError,
+    listen::ListenError,
+    progress::Phase,
+    ssh::{OpenError, SshError},
+};
+
+/// Why the job failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The document is refused.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The document has a field whose promise this build cannot keep.
+    #[error("`{field}` is not supported by this build")]
+    Unsupported {
+        /// Path of the field.
+        field: &'static str,
+    },
+    /// The file of `--config` cannot be read.
+    #[error("cannot read the document from `{path}`")]
+    File {
+        /// As given.
+        path: String,
+        /// What the kernel said.
+        #[source]
+        cause: std::io::Error,
+    },
+    /// A protection that the document requires is missing.
+    #[error(transparent)]
+    Hardening(#[from] Unprotected),
+    /// There is no listener.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// `HTTPS_PROXY` cannot be used.
+    #[error(transparent)]
+    Proxy(#[from] InvalidProxy),
+    /// A lane could not be opened, or the last one was lost for good.
+    #[error(transparent)]
+    Lane(#[from] LaneError),
+    /// The bastion did not connect to the target.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// The time to `ready` is used up.
+    #[error("not ready within {seconds} s")]
+    NotReady {
+        /// `timeouts.ready_s`.
+        seconds: u64,
+    },
+    /// A defect of ours.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+/// Why the target was not reached.
+#[derive(Debug, thiserror::Error)]
+#[error("target {host}:{port} not reached from the bastion: {cause}")]
+pub struct TargetError {
+    /// `target.host`.
+    pub host: String,
+    /// `target.port`.
+    pub port: u16,
+    /// What happened.
+    pub cause: TargetCause,
+}
+
+/// What kept the bastion from the target.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetCause {
+    /// sshd said no.
+    #[error("{0}")]
+    Open(OpenError),
+    /// Nobody said anything.
+    #[error("no answer within {seconds} s")]
+    TimedOut {
+        /// `timeouts.connect_s`.
+        seconds: u64,
+    },
+}
+
+/// What a failure says to the customer besides its message.
+struct Advice {
+    code: ErrorCode,
+    hint: String,
+    aws_request_id: Option<String>,
+}
+
+impl Advice {
+    fn new(code: ErrorCode, hint: impl Into<String>) -> Self {
+        Self { code, hint: hint.into(), aws_request_id: None }
+    }
+}
+
+impl Error {
+    /// The `failed` line's content; `phase` is the one that ran.
+    pub fn into_failure(self, phase: Phase) -> Failure {
+        let phase = match &self {
+            Self::Config(_) | Self::Unsupported { .. } | Self::File { .. } => Phase::Config,
+            _ => phase,
+        };
+        let message = chain(&self);
+        let advice = self.advice(phase);
+        let mut failure = Failure::new(advice.code, message, advice.hint, phase.name());
+        failure.aws_request_id = advice.aws_request_id;
+        failure
+    }
+
+    fn advice(&self, phase: Phase) -> Advice {
+        match self {
+            Self::Config(error) => Advice::new(error.code(), error.hint()),
+            Self::Unsupported { field } => Advice::new(
+                ErrorCode::ConfigInvalid,
+                format!("leave `{field}` out of the document, or use a sidecar that knows it"),
+            ),
+            Self::File { .. } => Advice::new(
+                ErrorCode::ConfigInvalid,
+                "give `--config` the path of a readable file with one JSON document",
+            ),
+            Self::Hardening(_) => Advice::new(
+                ErrorCode::LocalHardening,
+                "let the host give this protection, or set `hardening` to `best_effort`",
+            ),
+            Self::Listen(ListenError::Refused { .. }) => Advice::new(
+                ErrorCode::LocalListen,
+                "set `listen.port` to 0 or to a free port, `listen.address` to one of this host, \
+                 or `listen.fd` to a listening socket",
+            ),
+            Self::Listen(ListenError::Namespace { .. }) => Advice::new(
+                ErrorCode::LocalNamespace,
+                "check that `listen.netns` exists and that the sidecar may enter it (CAP_SYS_ADMIN), \
+                 or pass a listening socket as `listen.fd`",
+            ),
+            Self::Proxy(error) => Advice::new(ErrorCode::AwsUnreachable, error.hint()),
+            Self::Lane(error) => lane(error, phase),
+            Self::Target(error) => target(error, phase),
+            Self::NotReady { .. } => not_ready(phase),
+            Self::Internal(_) => Advice::new(
+                ErrorCode::Internal,
+                "report this with the log lines before it; trying again does no harm",
+            ),
+        }
+    }
+}
+
+fn not_ready(phase: Phase) -> Advice {
+    let (code, hint) = match phase {
+        Phase::Config | Phase::StartSession => (
+            ErrorCode::TimeoutStartSession,
+            "check the way to the SSM API (proxy, VPC endpoint), or raise `timeouts.ready_s`",
+        ),
+        Phase::Session => (
+            ErrorCode::TimeoutSession,
+            "check the way to the `ssmmessages` host, from here and from the instance, or raise \
+             `timeouts.ready_s`",
+        ),
+        Phase::Ssh => (
+            ErrorCode::TimeoutSsh,
+            "check the load of the bastion and its sshd, or raise `timeouts.ready_s`",
+        ),
+        Phase::Target | Phase::Tunnel => (
+            ErrorCode::TimeoutTarget,
+            "check that the target's security group lets the bastion in, or raise `timeouts.ready_s`",
+        ),
+    };
+    Advice::new(code, hint)
+}
+
+fn lane(error: &LaneError, phase: Phase) -> Advice {
+    match error {
+        LaneError::Api(error) => Advice {
+            code: error.code(),
+            hint: error.hint().to_owned(),
+            aws_request_id: error.aws_request_id().map(str::to_owned),
+        },
+        LaneError::Stream(error) => Advice::new(error.code(), error.hint()),
+        LaneError::Channel(ended) => channel(ended),
+        LaneError::Ssh(SshError::StreamEnded) => Advice::new(
+            ErrorCode::SessionLost,
+            "try again; if it happens again, look at sshd's log on the bastion",
+        ),
+        LaneError::Ssh(SshError::Protocol(error)) => ssh(error),
+        LaneError::NoSshd { port, .. } => Advice::new(
+            ErrorCode::SshUnreachable,
+            format!(
+                "start sshd on the bastion and let it listen on port {port} at localhost, or set \
+                 `bastion.ssh_port`"
+            ),
+        ),
+        LaneError::NotReplaced(_) => Advice::new(
+            ErrorCode::SessionLost,
+            "start the job again; a path that often breaks wants `ssm:ResumeSession` allowed and a \
+             longer `timeouts.reconnect_s`",
+        ),
+        LaneError::Stopping => not_ready(phase),
+    }
+}
+
+fn channel(ended: &Ended) -> Advice {
+    match ended {
+        Ended::Closed(reason) if reason.contains("not supported") => Advice::new(
+            ErrorCode::SessionUnsupported,
+            "update the SSM agent on the bastion to 3.1 or later",
+        ),
+        Ended::Closed(_) => Advice::new(
+            ErrorCode::SessionEnded,
+            "check the instance and its SSM agent: it needs an instance profile with \
+             `AmazonSSMManagedInstanceCore` and a way to the `ssmmessages` endpoint",
+        ),
+        Ended::Lost(_) => Advice::new(
+            ErrorCode::SessionLost,
+            "try again; allow `ssm:ResumeSession` so that a session survives a broken connection",
+        ),
+        Ended::Protocol(error) => match **error {
+            ProtocolError::Unsupported { .. } => Advice::new(
+                ErrorCode::SessionUnsupported,
+                "use the document AWS-StartSSHSession without KMS encryption of port sessions, and \
+                 update the SSM agent on the bastion",
+            ),
+            _ => Advice::new(
+                ErrorCode::SessionProtocol,
+                "update the SSM agent on the bastion; report this if it is up to date",
+            ),
+        },
+        Ended::Terminated => Advice::new(ErrorCode::SessionEnded, "start the job again"),
+    }
+}
+
+fn ssh(error: &ssh_client::Error) -> Advice {
+    use ssh_client::Error as Ssh;
+    match error {
+        Ssh::AuthRejected { user, .. } => Advice::new(
+            ErrorCode::SshAuthRejected,
+            format!(
+                "put the public half of `bastion.ssh_private_key` into the authorized_keys of `{user}`, \
+                 or set `bastion.ssh_user` to the user of this image (`ec2-user`, `ubuntu`, `admin`, …)"
+            ),
+        ),
+        Ssh::AuthIncomplete { .. } => Advice::new(
+            ErrorCode::SshAuthRejected,
+            "let sshd's AuthenticationMethods be `publickey` alone for this user",
+        ),
+        Ssh::HostKeyMismatch { .. } | Ssh::HostKeyUnproven { .. } => Advice::new(
+            ErrorCode::SshHostKeyMismatch,
+            "if the bastion was rebuilt on purpose, update `bastion.ssh_host_key`; if not, find out who \
+             answers in its place",
+        ),
+        Ssh::Signing { .. } => Advice::new(
+            ErrorCode::ConfigKeyUnreadable,
+            "give `bastion.ssh_private_key` as an unhardened Ed25519, ECDSA or RSA key of 2,048 bits or more",
+        ),
+        Ssh::NoCommonAlgorithm { .. } => Advice::new(
+            ErrorCode::SshProtocol,
+            "let the bastion's sshd offer algorithms of OpenSSH 7.4 or later (curve25519-sha256, \
+             aes256-gcm, rsa-sha2-256)",
+        ),
+        Ssh::KeepaliveTimeout { .. } => {
+            Advice::new(ErrorCode::SessionLost, "check that the bastion is alive, then try again")
+        }
+        Ssh::Crypto { .. } => Advice::new(ErrorCode::Internal, "report this with the log lines before it"),
+        Ssh::Disconnected { .. } => Advice::new(
+            ErrorCode::SshProtocol,
+            "read sshd's log on the bastion: it ended the connection for the reason given",
+        ),
+        _ => Advice::new(
+            ErrorCode::SshProtocol,
+            "check that `bastion.ssh_port` is sshd's; update OpenSSH on the bastion if it is",
+        ),
+    }
+}
+
+fn target(error: &TargetError, phase: Phase) -> Advice {
+    let TargetError { host, port, cause } = error;
+    match cause {
+        TargetCause::Open(OpenError::Refused { reason: OpenFailure::AdministrativelyProhibited, .. }) => {
+            Advice::new(
+                ErrorCode::SshForwardingDenied,
+                format!(
+                    "set `AllowTcpForwarding yes` (or `local`) in sshd_config on the bastion and let \
+                     PermitOpen and the key's options allow {host}:{port}"
+                ),
+            )
+        }
+        TargetCause::Open(OpenError::Refused { description, .. }) if is_unresolved(description) => {
+            Advice::new(
+                ErrorCode::TargetUnresolved,
+                format!("check `target.host`: the bastion cannot resolve `{host}`"),
+            )
+        }
+        TargetCause::Open(OpenError::Refused { .. }) => Advice::new(
+            ErrorCode::TargetUnreachable,
+            format!(
+                "check that the database listens on {host}:{port} and that its security group lets the \
+                 bastion in"
+            ),
+        ),
+        TargetCause::Open(OpenError::Lost(error)) => ssh_lost(error, phase),
+        TargetCause::TimedOut { .. } => Advice::new(
+            ErrorCode::TimeoutTarget,
+            format!(
+                "let the security group of {host}:{port} in from the bastion: it drops what it does not \
+                 allow; or raise `timeouts.connect_s`"
+            ),
+        ),
+    }
+}
+
+fn ssh_lost(error: &SshError, _: Phase) -> Advice {
+    match error {
+        SshError::Protocol(error) => ssh(error),
+        SshError::StreamEnded => Advice::new(ErrorCode::SessionLost, "try again"),
+    }
+}
+
+/// OpenSSH answers a name that does not resolve with `CONNECT_FAILED` and the resolver's words, or with
+/// "unknown host"; the words are glibc's and musl's.
+fn is_unresolved(description: &str) -> bool {
+    let description = description.to_lowercase();
+    ["name or service not known", "name resolution", "not known", "unknown host", "no address", "does not resolve"]
+        .iter()
+        .any(|words| description.contains(words))
+}
+
+/// The error and its causes, each once, joined as people read them.
+fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let words = error.to_string();
+        if !text.contains(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,529 @@
+//! The whole job, top to bottom.
+//!
+//! Stopping is dropping: no flag is threaded through the steps. Whatever ends the job, the same way leads
+//! out: stop accepting, reset what is open, end every session, say why, exit.
+
+mod identity;
+
+use std::{
+    future::Future,
+    io::{self, Read as _},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    panic,
+    path::PathBuf,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use runner_protocol::{
+    DocumentReader, ExitStatus, Failure, Line, MessageReader, PhaseTimes, Request, RequestError,
+    Summary,
+};
+use tokio::{
+    net::TcpListener,
+    runtime,
+    signal::unix::{SignalKind, signal},
+    time::{Instant, timeout},
+};
+use tracing::{debug, error, info, warn};
+use zeroize::Zeroizing;
+
+use crate::{
+    aws::ControlPlane,
+    config::{Config, ConfigError},
+    driver::Path,
+    error::{Error, TargetCause, TargetError},
+    forward::{self, Limits, Traffic},
+    hardening::{self, Unprotected},
+    http_proxy::Proxy,
+    lanes::{Change, Lane, LaneError, Lanes, Needs, PathListener, Target},
+    lease::Stdin,
+    listen,
+    output::{self, Output},
+    progress::{Phase, Progress},
+    session::SessionApi,
+    shutdown::Shutdown,
+    ssh::{Channel, OpenError},
+    telemetry::Telemetry,
+    tls::Trust,
+    websocket,
+};
+
+/// Where the document comes from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// Stdin, which is the lease from then on.
+    Stdin,
+    /// A file; signals end the tunnel.
+    File(PathBuf),
+}
+
+/// Does the job and says how it ended, on stdout and as exit status. `started`: when the process did.
+pub fn run(source: Source, telemetry: &Telemetry, started: Instant) -> ExitStatus {
+    let refused = hardening::apply();
+    let panicked = watch_for_panics();
+    let outcome = runtime::Builder::new_current_thread().enable_all().build().map(|runtime| {
+        let outcome = runtime.block_on(job(&source, refused, started, &panicked));
+        // Threads that look up names must not hold up the exit.
+        runtime.shutdown_background();
+        outcome
+    });
+    let lost_lines = telemetry.lost_lines();
+    if lost_lines > 0 {
+        warn!(lost_lines, "log lines were dropped because nobody read stderr");
+    }
+    match outcome {
+        Ok(Ok(())) => ExitStatus::Ended,
+        Ok(Err(failure)) => fail(&source, &failure),
+        Err(error) => {
+            let error = Error::Internal(format!("no runtime: {error}"));
+            fail(&source, &error.into_failure(Phase::Config))
+        }
+    }
+}
+
+fn fail(source: &Source, failure: &Failure) -> ExitStatus {
+    error!(
+        code = failure.code.as_str(),
+        phase = failure.phase,
+        hint = failure.hint,
+        "{}",
+        failure.message
+    );
+    if let Source::File(_) = source
+        && let Ok(json) = serde_json::to_string(failure)
+        && let Err(error) = std::fs::write(TERMINATION_LOG, json)
+    {
+        debug!(%error, "no termination message");
+    }
+    if let Err(error) = Output::new(true).line(&Line::Failed(failure.clone())) {
+        warn!(%error, "nobody reads stdout");
+    }
+    failure.exit_status()
+}
+
+/// What a stop was asked by.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Stop {
+    StdinClosed,
+    StdoutClosed,
+    Signal(&'static str),
+    Panic,
+}
+
+impl Stop {
+    const fn reason(self) -> &'static str {
+        match self {
+            Self::StdinClosed => "stdin closed",
+            Self::StdoutClosed => "stdout closed",
+            Self::Signal(name) => name,
+            Self::Panic => "panic",
+        }
+    }
+}
+
+/// Notes the first panic of any task, without its text, which might quote what it worked on.
+fn watch_for_panics() -> Arc<Mutex<Panicked>> {
+    let panicked = Arc::new(Mutex::new(Panicked::default()));
+    let noted = Arc::clone(&panicked);
+    panic::set_hook(Box::new(move |panic| {
+        let place = panic.location().map_or_else(String::new, ToString::to_string);
+        error!(place, "panic");
+        let mut noted = noted.lock().unwrap_or_else(PoisonError::into_inner);
+        noted.place.get_or_insert(place);
+        noted.wake.notify_one();
+    }));
+    panicked
+}
+
+#[derive(Debug, Default)]
+struct Panicked {
+    place: Option<String>,
+    wake: Arc<tokio::sync::Notify>,
+}
+
+async fn job(
+    source: &Source,
+    refused: Vec<Unprotected>,
+    started: Instant,
+    panicked: &Mutex<Panicked>,
+) -> Result<(), Failure> {
+    let mut signals = pin!(stopping_signal());
+    let wake = Arc::clone(&panicked.lock().unwrap_or_else(PoisonError::into_inner).wake);
+    let mut lease = None;
+    let document = async {
+        match source {
+            Source::File(path) => read_file(path),
+            Source::Stdin => {
+                let mut stdin = Stdin::open().map_err(|error| Error::Internal(error.to_string()))?;
+                let (request, rest) = read_document(&mut stdin).await?;
+                lease = Some((stdin, rest));
+                Ok(request)
+            }
+        }
+    };
+    let request = tokio::select! {
+        request = document => request.map_err(|error| error.into_failure(Phase::Config))?,
+        signal = &mut signals => {
+            info!(signal, "stopped before there was a document");
+            return Ok(());
+        }
+    };
+    let output = Arc::new(Output::new(request.events));
+    let told = Arc::clone(&output);
+    let progress = Progress::new(started, move |phase| {
+        if phase != Phase::Tunnel {
+            told.event(&Line::Phase(phase.name().to_owned()));
+        }
+    });
+    let failed = |error: Error| error.into_failure(progress.phase());
+    let config = Config::from_request(request).map_err(|error| failed(error.into()))?;
+    hardening::enforce(config.hardening, refused).map_err(|error| failed(error.into()))?;
+    let job = Job::new(config, Arc::clone(&output), progress.clone()).map_err(failed)?;
+    info!(name = job.config.name, job_id = job.config.job_id, "started");
+
+    let stop = async {
+        tokio::select! {
+            () = watch_lease(lease, &*job.needs.api) => Stop::StdinClosed,
+            () = output::closed() => Stop::StdoutClosed,
+            signal = &mut signals => Stop::Signal(signal),
+            () = wake.notified() => Stop::Panic,
+        }
+    };
+    let outcome = tokio::select! {
+        error = job.serve() => Err(error),
+        stop = stop => Ok(stop),
+    };
+    // What was open in `serve` is dropped by now; what must be seen through runs on.
+    let phase = progress.phase();
+    let unfinished = job.end().await;
+    let place = panicked.lock().unwrap_or_else(PoisonError::into_inner).place.take();
+    let outcome = match (outcome, place) {
+        (_, Some(place)) => Err(Error::Internal(format!("panic at {place}"))),
+        (outcome, None) => outcome,
+    };
+    job.sum_up(&outcome, unfinished);
+    match outcome {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.into_failure(phase)),
+    }
+}
+
+/// Completes with the name of SIGTERM or SIGINT when one arrives.
+async fn stopping_signal() -> &'static str {
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        warn!("signals cannot be handled");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    }
+}
+
+fn read_file(path: &std::path::Path) -> Result<Request, Error> {
+    let refused = |cause| Error::File { path: path.display().to_string(), cause };
+    let file = std::fs::File::open(path).map_err(refused)?;
+    let mut document = Zeroizing::new(Vec::with_capacity(runner_protocol::MAX_DOCUMENT_BYTES + 1));
+    let limit = runner_protocol::MAX_DOCUMENT_BYTES as u64 + 1;
+    file.take(limit).read_to_end(&mut document).map_err(refused)?;
+    Ok(Request::from_slice(&document).map_err(ConfigError::from)?)
+}
+
+/// Reads up to the closing brace; what came behind it is returned for the lease.
+async fn read_document(stdin: &mut Stdin) -> Result<(Request, Zeroizing<Vec<u8>>), Error> {
+    let mut reader = DocumentReader::new();
+    let mut buffer = Zeroizing::new([0; READ_BYTES]);
+    let malformed = |error| Error::from(ConfigError::from(RequestError::from(error)));
+    loop {
+        let read = match stdin.read(&mut *buffer).await {
+            Ok(read) => read,
+            Err(error) => return Err(Error::Internal(format!("stdin: {error}"))),
+        };
+        if read == 0 {
+            return Err(malformed(reader.end()));
+        }
+        let bytes = buffer.get(..read).unwrap_or_default();
+        if let Some(framed) = reader.push(bytes).map_err(malformed)? {
+            let request = Request::from_json(&framed.document).map_err(ConfigError::from)?;
+            return Ok((request, Zeroizing::new(framed.rest.to_vec())));
+        }
+    }
+}
+
+/// Takes the runner's messages; completes when stdin closes, never where there is no lease.
+async fn watch_lease(lease: Option<(Stdin, Zeroizing<Vec<u8>>)>, api: &dyn SessionApi) {
+    let Some((mut stdin, rest)) = lease else { return std::future::pending().await };
+    let mut messages = MessageReader::new();
+    let mut buffer = Zeroizing::new([0; READ_BYTES]);
+    take_messages(&mut messages, &rest, api);
+    drop(rest);
+    loop {
+        match stdin.read(&mut *buffer).await {
+            Ok(0) => return,
+            Ok(read) => take_messages(&mut messages, buffer.get(..read).unwrap_or_default(), api),
+            Err(error) => {
+                warn!(%error, "stdin cannot be read, which ends the lease");
+                return;
+            }
+        }
+    }
+}
+
+fn take_messages(messages: &mut MessageReader, bytes: &[u8], api: &dyn SessionApi) {
+    for message in messages.push(bytes) {
+        match message {
+            Ok(runner_protocol::Message::Credentials(keys)) => {
+                info!("credentials renewed");
+                api.replace_credentials(identity::keys(keys));
+            }
+            Ok(_) => debug!("a message of a later version is ignored"),
+            Err(error) => warn!(%error, "a line on stdin is ignored"),
+        }
+    }
+}
+
+/// What the job works with once its document is accepted.
+struct Job {
+    config: Config,
+    needs: Arc<Needs>,
+    output: Arc<Output>,
+    progress: Progress,
+    shutdown: Shutdown,
+    traffic: Arc<Traffic>,
+    /// Set once the first lane is open.
+    lanes: Mutex<Option<Arc<Lanes>>>,
+}
+
+/// The first connection to the target, which proved that it can be reached.
+type Proof = (Channel, Instant);
+
+impl Job {
+    fn new(config: Config, output: Arc<Output>, progress: Progress) -> Result<Self, Error> {
+        refuse_unsupported(&config)?;
+        let shutdown = Shutdown::default();
+        let trust = Trust::load();
+        let proxy = Proxy::from_env()?;
+        let api: Arc<dyn SessionApi> =
+            Arc::new(ControlPlane::new(identity::settings(&config), &trust, &proxy));
+        let mut stream = websocket::Settings::new(config.aws.region.clone(), trust, proxy);
+        stream.stream_endpoint_url.clone_from(&config.aws.stream_endpoint_url);
+        stream.allow_loopback = config.aws.is_loopback;
+        let mut ssh = ssh_client::Config::new(&config.bastion.ssh_user, Arc::clone(&config.bastion.key));
+        ssh.pins.clone_from(&config.bastion.pins);
+        ssh.compression = config.tunnel.compression;
+        ssh.keepalive_interval = Some(SSH_KEEPALIVE);
+        // One more than clients can take: the proof may still be open.
+        ssh.max_channels = config.tunnel.max_connections + 1;
+        let needs = Arc::new(Needs {
+            api,
+            stream,
+            message_bytes: config.tunnel.message_bytes,
+            ssh,
+            ssh_port: config.bastion.ssh_port,
+            target: Target { host: config.target.host.clone(), port: config.target.port },
+            sessions: config.tunnel.sessions,
+            reconnect: config.timeouts.reconnect,
+            start: config.timeouts.ready,
+            on_path: Arc::new(Announcer { output: Arc::clone(&output), progress: progress.clone() }),
+            shutdown: shutdown.clone(),
+        });
+        let traffic = Arc::default();
+        let lanes = Mutex::new(None);
+        Ok(Self { config, needs, output, progress, shutdown, traffic, lanes })
+    }
+
+    /// Opens the tunnel and serves it; returns only when that fails.
+    async fn serve(&self) -> Error {
+        match self.start().await {
+            Ok((listener, lanes, proof)) => self.forward(listener, lanes, proof).await,
+            Err(error) => error,
+        }
+    }
+
+    async fn start(&self) -> Result<(TcpListener, Arc<Lanes>, Proof), Error> {
+        let limit = self.config.timeouts.ready;
+        let listener = listen::bind(&self.config.listen).await?;
+        let port = listener.local_addr().map_err(|error| Error::Internal(error.to_string()))?.port();
+        let opened = timeout(limit, self.open()).await;
+        let (lanes, proof) = opened.map_err(|_| Error::NotReady { seconds: limit.as_secs() })??;
+        self.progress.begin(Phase::Tunnel);
+        info!(port, "ready");
+        if let Err(error) = self.output.line(&Line::Ready(port)) {
+            // `output::closed` ends the job.
+            warn!(%error, "nobody reads stdout");
+        }
+        Ok((listener, lanes, proof))
+    }
+
+    async fn open(&self) -> Result<(Arc<Lanes>, Proof), Error> {
+        let progress = self.progress.clone();
+        let lane = Lane::open(1, &self.needs, move |phase| progress.begin(phase)).await?;
+        let found = &lane.connected;
+        self.output.event(&Line::HostKey(found.fingerprint.clone()));
+        if found.pinned {
+            info!(fingerprint = found.fingerprint, "host key is the pinned one");
+        } else {
+            warn!(
+                fingerprint = found.fingerprint,
+                "host key accepted unseen: pin it in `bastion.ssh_host_key`"
+            );
+        }
+        info!(agent = lane.agent_version, sshd = found.server, "lane open");
+        let lanes = Arc::new(Lanes::new(Arc::clone(&self.needs), lane));
+        *self.lanes.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&lanes));
+        self.progress.begin(Phase::Target);
+        let proof = self.reach_target(&lanes).await?;
+        Ok((lanes, proof))
+    }
+
+    async fn reach_target(&self, lanes: &Lanes) -> Result<Proof, Error> {
+        let limit = self.config.timeouts.connect;
+        let own = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+        let cause = tokio::select! {
+            opened = timeout(limit, lanes.try_open(own)) => match opened {
+                Ok(Ok(channel)) => return Ok((channel, Instant::now())),
+                Ok(Err(OpenError::Lost(error))) => return Err(lanes.explain(error).await.into()),
+                Ok(Err(error)) => TargetCause::Open(error),
+                Err(_) => TargetCause::TimedOut { seconds: limit.as_secs() },
+            },
+        };
+        let Target { host, port } = self.needs.target.clone();
+        Err(TargetError { host, port, cause }.into())
+    }
+
+    async fn forward(&self, listener: TcpListener, lanes: Arc<Lanes>, proof: Proof) -> Error {
+        let limits = Limits {
+            max_connections: self.config.tunnel.max_connections,
+            connect: self.config.timeouts.connect,
+        };
+        lanes.keep(proof.0, proof.1);
+        let announce = |change| {
+            self.output.event(&match change {
+                Change::Degraded(reason) => Line::Degraded(reason),
+                Change::Recovered => Line::Recovered,
+            });
+        };
+        let serving = forward::serve(
+            listener,
+            Arc::clone(&lanes),
+            limits,
+            Arc::clone(&self.traffic),
+            &self.shutdown,
+        );
+        tokio::select! {
+            error = lanes.supervise(announce) => error.into(),
+            () = serving => Error::Internal("the listener ended".to_owned()),
+            () = lanes.forget_proof() => Error::Internal("the proof's clock ended".to_owned()),
+        }
+    }
+
+    /// Ends every session and waits for every task; returns how many did not end in time.
+    async fn end(&self) -> usize {
+        let deadline = Instant::now() + GRACE;
+        self.shutdown.stop();
+        let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(lanes) = lanes
+            && tokio::time::timeout_at(deadline, lanes.terminate(FLAG_BOUND)).await.is_err()
+        {
+            warn!("sessions did not end in time");
+        }
+        match self.shutdown.finish(deadline - Instant::now()).await {
+            Ok(()) => 0,
+            Err(error) => {
+                warn!(%error, "a session may be left to its idle time-out");
+                error.unfinished
+            }
+        }
+    }
+
+    /// The last log line, and the `closed` line of a job that ended as it should.
+    fn sum_up(&self, outcome: &Result<Stop, Error>, unfinished: usize) {
+        let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let totals = lanes.map(|lanes| lanes.totals()).unwrap_or_default();
+        let phases = [Phase::Config, Phase::StartSession, Phase::Session, Phase::Ssh, Phase::Target];
+        let took = phases.iter().filter_map(|phase| {
+            let took = self.progress.took(*phase)?;
+            Some((phase.name().to_owned(), u64::try_from(took.as_millis()).unwrap_or(u64::MAX)))
+        });
+        let reason = match outcome {
+            Ok(stop) => stop.reason().to_owned(),
+            Err(error) => error.to_string(),
+        };
+        let summary = Summary {
+            reason,
+            bytes_to_target: self.traffic.bytes_up.load(Relaxed),
+            bytes_from_target: self.traffic.bytes_down.load(Relaxed),
+            connections: self.traffic.connections.load(Relaxed),
+            sessions: totals.sessions,
+            resumes: totals.resumes,
+            retransmissions: totals.retransmissions,
+            phases_ms: PhaseTimes(took.collect()),
+        };
+        let phases_ms = serde_json::to_string(&summary.phases_ms).unwrap_or_default();
+        info!(
+            reason = summary.reason,
+            bytes_to_target = summary.bytes_to_target,
+            bytes_from_target = summary.bytes_from_target,
+            connections = summary.connections,
+            resets = self.traffic.resets.load(Relaxed),
+            sessions = summary.sessions,
+            resumes = summary.resumes,
+            retransmissions = summary.retransmissions,
+            unfinished,
+            phases_ms,
+            "closed"
+        );
+        if outcome.is_ok() {
+            self.output.event(&Line::Closed(summary));
+        }
+    }
+}
+
+/// A field that is accepted must do what it promises.
+fn refuse_unsupported(config: &Config) -> Result<(), Error> {
+    if config.listen.allowed_uids.is_some() {
+        return Err(Error::Unsupported { field: "listen.allowed_uids" });
+    }
+    if config.health.is_some() {
+        return Err(Error::Unsupported { field: "health.listen" });
+    }
+    Ok(())
+}
+
+/// Tells the runner of breaks that a resumed session heals, once the tunnel is up.
+#[derive(Debug)]
+struct Announcer {
+    output: Arc<Output>,
+    progress: Progress,
+}
+
+impl PathListener for Announcer {
+    fn on_path(&self, path: Path) {
+        if self.progress.phase() == Phase::Tunnel {
+            self.output.event(&match path {
+                Path::Broken(reason) => Line::Degraded(reason),
+                Path::Restored => Line::Recovered,
+            });
+        }
+    }
+}
+
+/// Kubernetes shows what is written here as the reason of a container's end.
+const TERMINATION_LOG: &str = "/dev/termination-log";
+
+/// From the stop to the exit; the contract allows 5 s.
+const GRACE: Duration = Duration::from_millis(4500);
+
+/// For an agent to acknowledge the TerminateSession flag and to close.
+const FLAG_BOUND: Duration = Duration::from_secs(2);
+
+/// Silence after which sshd is asked for a sign of life. It is input for the session, too, whose idle
+/// time-out may be as short as a minute.
+const SSH_KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// Read from stdin at once.
+const READ_BYTES: usize = 16 * 1024;
