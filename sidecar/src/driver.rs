@@ -63,7 +63,7 @@ pub fn spawn(
     channel: DataChannel,
     socket: WebSocket,
     reconnect: impl Reconnect,
-    on_path: impl Fn(Path) + Send + 'static,
+    on_path: impl Fn(Path) + Send + Sync + 'static,
     tasks: &TaskTracker,
 ) -> (Driver, SessionStream) {
     let shared = Arc::new(Shared { state: Mutex::new(State::new(channel)) });
@@ -230,7 +230,10 @@ impl State {
             match event {
                 Event::Open { agent_version, customer_message } => {
                     if !customer_message.is_empty() {
-                        info!(message = customer_message, "message of the customer's session preferences");
+                        info!(
+                            message = customer_message,
+                            "message of the customer's session preferences"
+                        );
                     }
                     debug!(agent_version, "handshake complete");
                     self.agent_version = Some(agent_version);
@@ -238,7 +241,11 @@ impl State {
                 }
                 Event::Terminated => self.terminated = true,
                 Event::Closed { reason } => {
-                    return Some(if self.terminating { Ended::Terminated } else { Ended::Closed(reason) });
+                    return Some(if self.terminating {
+                        Ended::Terminated
+                    } else {
+                        Ended::Closed(reason)
+                    });
                 }
                 Event::Failed(error) => return Some(Ended::Protocol(Arc::new(error))),
                 other => debug!(event = ?other, "noted"),
@@ -250,7 +257,7 @@ impl State {
 
 struct Task {
     shared: Arc<Shared>,
-    on_path: Box<dyn Fn(Path) + Send>,
+    on_path: Box<dyn Fn(Path) + Send + Sync>,
 }
 
 /// Why one socket is done with.
@@ -354,7 +361,9 @@ impl<'a> Exchange<'a> {
         for _ in 0..BATCH {
             let message = match Pin::new(&mut self.socket).poll_next(context) {
                 Poll::Pending => break,
-                Poll::Ready(None) => return Err(Done::Lost("the service closed the socket".to_owned())),
+                Poll::Ready(None) => {
+                    return Err(Done::Lost("the service closed the socket".to_owned()));
+                }
                 Poll::Ready(Some(Err(error))) => return Err(Done::Lost(error.to_string())),
                 Poll::Ready(Some(Ok(Frame::Close { code, reason }))) => {
                     return Err(Done::Lost(format!("close {code} {reason:?}")));

@@ -268,7 +268,9 @@ fn ssh(error: &ssh_client::Error) -> Advice {
         Ssh::KeepaliveTimeout { .. } => {
             Advice::new(ErrorCode::SessionLost, "check that the bastion is alive, then try again")
         }
-        Ssh::Crypto { .. } => Advice::new(ErrorCode::Internal, "report this with the log lines before it"),
+        Ssh::Crypto { .. } => {
+            Advice::new(ErrorCode::Internal, "report this with the log lines before it")
+        }
         Ssh::Disconnected { .. } => Advice::new(
             ErrorCode::SshProtocol,
             "read sshd's log on the bastion: it ended the connection for the reason given",
@@ -283,15 +285,16 @@ fn ssh(error: &ssh_client::Error) -> Advice {
 fn target(error: &TargetError, phase: Phase) -> Advice {
     let TargetError { host, port, cause } = error;
     match cause {
-        TargetCause::Open(OpenError::Refused { reason: OpenFailure::AdministrativelyProhibited, .. }) => {
-            Advice::new(
-                ErrorCode::SshForwardingDenied,
-                format!(
-                    "set `AllowTcpForwarding yes` (or `local`) in sshd_config on the bastion and let \
+        TargetCause::Open(OpenError::Refused {
+            reason: OpenFailure::AdministrativelyProhibited,
+            ..
+        }) => Advice::new(
+            ErrorCode::SshForwardingDenied,
+            format!(
+                "set `AllowTcpForwarding yes` (or `local`) in sshd_config on the bastion and let \
                      PermitOpen and the key's options allow {host}:{port}"
-                ),
-            )
-        }
+            ),
+        ),
         TargetCause::Open(OpenError::Refused { description, .. }) if is_unresolved(description) => {
             Advice::new(
                 ErrorCode::TargetUnresolved,
@@ -327,9 +330,16 @@ fn ssh_lost(error: &SshError, _: Phase) -> Advice {
 /// "unknown host"; the words are glibc's and musl's.
 fn is_unresolved(description: &str) -> bool {
     let description = description.to_lowercase();
-    ["name or service not known", "name resolution", "not known", "unknown host", "no address", "does not resolve"]
-        .iter()
-        .any(|words| description.contains(words))
+    [
+        "name or service not known",
+        "name resolution",
+        "not known",
+        "unknown host",
+        "no address",
+        "does not resolve",
+    ]
+    .iter()
+    .any(|words| description.contains(words))
 }
 
 /// The error and its causes, each once, joined as people read them.

@@ -1,6 +1,6 @@
 //! What this process gives up before it holds a secret.
 
-use runner_protocol::Hardening;
+use runner_protocol::request::Hardening;
 use tracing::{debug, warn};
 
 /// A protection that this host refused.
@@ -70,7 +70,8 @@ mod tests {
 
     #[test]
     fn a_refused_protection_fails_only_where_it_is_required() {
-        let refused = || vec![Unprotected { protection: "not dumpable", cause: "EPERM".to_owned() }];
+        let refused =
+            || vec![Unprotected { protection: "not dumpable", cause: "EPERM".to_owned() }];
         assert!(enforce(Hardening::BestEffort, refused()).is_ok());
         let error = enforce(Hardening::Required, refused()).unwrap_err();
         assert_eq!(error.to_string(), "not dumpable is not to be had: EPERM");

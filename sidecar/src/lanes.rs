@@ -63,7 +63,14 @@ impl Lanes {
     pub fn new(needs: Arc<Needs>, first: Lane) -> Self {
         let totals = Mutex::new(Totals { sessions: 1, ..Totals::default() });
         let (open, _) = watch::channel(vec![Arc::new(first)]);
-        Self { needs, open, wanted: Notify::new(), totals, next_number: AtomicU64::new(2), proof: Mutex::new(None) }
+        Self {
+            needs,
+            open,
+            wanted: Notify::new(),
+            totals,
+            next_number: AtomicU64::new(2),
+            proof: Mutex::new(None),
+        }
     }
 
     /// Opens a channel to the target on the lane that carries the fewest, waiting for a lane if there is

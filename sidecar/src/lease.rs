@@ -6,14 +6,17 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     unistd::{dup, read},
 };
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::{
+    Interest,
+    unix::{AsyncFd, AsyncFdRegisterError},
+};
 
 /// Stdin, read without a thread.
 #[derive(Debug)]
@@ -24,18 +27,9 @@ pub struct Stdin {
 #[derive(Debug)]
 enum Source {
     /// A pipe, socket or terminal.
-    Pollable(AsyncFd<Descriptor>),
+    Pollable(AsyncFd<OwnedFd>),
     /// A regular file or `/dev/null`, which epoll refuses and which never blocks.
-    Immediate(Descriptor),
-}
-
-#[derive(Debug)]
-struct Descriptor(OwnedFd);
-
-impl AsRawFd for Descriptor {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
+    Immediate(OwnedFd),
 }
 
 impl Stdin {
@@ -54,13 +48,15 @@ impl Stdin {
     ///
     /// When it cannot be duplicated or watched.
     pub fn from_descriptor(descriptor: BorrowedFd<'_>) -> io::Result<Self> {
-        let copy = dup(descriptor)?;
-        let source = match AsyncFd::with_interest(Descriptor(copy), Interest::READABLE) {
+        let source = match watch(dup(descriptor)?, Interest::READABLE) {
             Ok(watched) => Source::Pollable(watched),
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                Source::Immediate(Descriptor(dup(descriptor)?))
+            Err(refused) => {
+                let (descriptor, error) = refused.into_parts();
+                if error.kind() != io::ErrorKind::PermissionDenied {
+                    return Err(error);
+                }
+                Source::Immediate(descriptor)
             }
-            Err(error) => return Err(error),
         };
         Ok(Self { source })
     }
@@ -72,16 +68,28 @@ impl Stdin {
     /// What `read(2)` says.
     pub async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match &self.source {
-            Source::Immediate(descriptor) => Ok(read(&descriptor.0, buffer)?),
+            Source::Immediate(descriptor) => Ok(read(descriptor, buffer)?),
             Source::Pollable(watched) => loop {
                 let mut ready = watched.readable().await?;
-                let descriptor = &watched.get_ref().0;
+                let descriptor = watched.get_ref();
                 if is_readable(descriptor.as_fd())? {
                     return Ok(read(descriptor, buffer)?);
                 }
                 ready.clear_ready();
             },
         }
+    }
+}
+
+/// Asks the kernel to tell of `interest`; the descriptor comes back where it cannot.
+pub(crate) fn watch(
+    descriptor: OwnedFd,
+    interest: Interest,
+) -> Result<AsyncFd<OwnedFd>, AsyncFdRegisterError<OwnedFd>> {
+    // SAFETY: an `OwnedFd` names the same open descriptor for as long as it lives, and the `AsyncFd` owns it.
+    #[expect(unsafe_code, reason = "tokio cannot see that from the type")]
+    unsafe {
+        AsyncFd::register_with_interest(descriptor, interest)
     }
 }
 
@@ -104,7 +112,8 @@ mod tests {
         let mut writer = File::from(writer);
         writer.write_all(b"{}").unwrap();
         assert_eq!(stdin.read(&mut buffer).await.unwrap(), 2);
-        let waiting = tokio::time::timeout(std::time::Duration::from_millis(20), stdin.read(&mut buffer));
+        let waiting =
+            tokio::time::timeout(std::time::Duration::from_millis(20), stdin.read(&mut buffer));
         assert!(waiting.await.is_err(), "nothing to read yet");
         drop(writer);
         assert_eq!(stdin.read(&mut buffer).await.unwrap(), 0);

@@ -35,7 +35,8 @@ pub enum ListenError {
 /// [`ListenError`] with what the kernel said.
 pub async fn bind(listen: &Listen) -> Result<TcpListener, ListenError> {
     if let Some(descriptor) = listen.fd {
-        let refused = |cause| ListenError::Refused { at: format!("descriptor {descriptor}"), cause };
+        let refused =
+            |cause| ListenError::Refused { at: format!("descriptor {descriptor}"), cause };
         let listener = inherited(descriptor).map_err(refused)?;
         return TcpListener::from_std(listener).map_err(refused);
     }
@@ -111,10 +112,8 @@ async fn in_namespace(
 }
 
 #[cfg(not(target_os = "linux"))]
-async fn in_namespace(
-    path: PathBuf,
-    _: SocketAddr,
-) -> Result<std::net::TcpListener, ListenError> {
-    let cause = io::Error::new(io::ErrorKind::Unsupported, "network namespaces exist on Linux only");
+async fn in_namespace(path: PathBuf, _: SocketAddr) -> Result<std::net::TcpListener, ListenError> {
+    let cause =
+        io::Error::new(io::ErrorKind::Unsupported, "network namespaces exist on Linux only");
     Err(ListenError::Namespace { path, cause })
 }

@@ -55,10 +55,13 @@ fn main() -> ExitCode {
         Some(Command::Schema) => print_schema(),
         Some(Command::Run(options)) => {
             let outer = arguments.run;
-            run(Run {
-                config: options.config.or(outer.config),
-                log_format: options.log_format.or(outer.log_format),
-            }, started)
+            run(
+                Run {
+                    config: options.config.or(outer.config),
+                    log_format: options.log_format.or(outer.log_format),
+                },
+                started,
+            )
         }
         None => run(arguments.run, started),
     }

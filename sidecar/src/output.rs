@@ -6,8 +6,10 @@ use std::{
 };
 
 use runner_protocol::Line;
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::Interest;
 use tracing::warn;
+
+use crate::lease::watch;
 
 /// Writes contract lines to stdout.
 #[derive(Debug)]
@@ -50,7 +52,7 @@ pub async fn closed() {
     let watched = io::stdout()
         .as_fd()
         .try_clone_to_owned()
-        .and_then(|copy| AsyncFd::with_interest(copy, Interest::ERROR));
+        .and_then(|copy| watch(copy, Interest::ERROR).map_err(|refused| refused.into_parts().1));
     match watched {
         Ok(watched) => {
             if watched.ready(Interest::ERROR).await.is_err() {

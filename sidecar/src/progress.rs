@@ -110,7 +110,8 @@ mod tests {
     async fn each_phase_is_timed_and_told_once() {
         let told = Arc::new(Mutex::new(Vec::new()));
         let hears = Arc::clone(&told);
-        let progress = Progress::new(Instant::now(), move |phase| hears.lock().unwrap().push(phase));
+        let progress =
+            Progress::new(Instant::now(), move |phase| hears.lock().unwrap().push(phase));
         tokio::time::advance(Duration::from_millis(3)).await;
         progress.begin(Phase::StartSession);
         tokio::time::advance(Duration::from_millis(40)).await;

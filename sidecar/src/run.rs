@@ -6,8 +6,7 @@
 mod identity;
 
 use std::{
-    future::Future,
-    io::{self, Read as _},
+    io::Read as _,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     panic,
     path::PathBuf,
@@ -37,7 +36,7 @@ use crate::{
     forward::{self, Limits, Traffic},
     hardening::{self, Unprotected},
     http_proxy::Proxy,
-    lanes::{Change, Lane, LaneError, Lanes, Needs, PathListener, Target},
+    lanes::{Change, Lane, Lanes, Needs, PathListener, Target},
     lease::Stdin,
     listen,
     output::{self, Output},
@@ -156,7 +155,8 @@ async fn job(
         match source {
             Source::File(path) => read_file(path),
             Source::Stdin => {
-                let mut stdin = Stdin::open().map_err(|error| Error::Internal(error.to_string()))?;
+                let mut stdin =
+                    Stdin::open().map_err(|error| Error::Internal(error.to_string()))?;
                 let (request, rest) = read_document(&mut stdin).await?;
                 lease = Some((stdin, rest));
                 Ok(request)
@@ -280,7 +280,6 @@ fn take_messages(messages: &mut MessageReader, bytes: &[u8], api: &dyn SessionAp
                 info!("credentials renewed");
                 api.replace_credentials(identity::keys(keys));
             }
-            Ok(_) => debug!("a message of a later version is ignored"),
             Err(error) => warn!(%error, "a line on stdin is ignored"),
         }
     }
@@ -312,7 +311,8 @@ impl Job {
         let mut stream = websocket::Settings::new(config.aws.region.clone(), trust, proxy);
         stream.stream_endpoint_url.clone_from(&config.aws.stream_endpoint_url);
         stream.allow_loopback = config.aws.is_loopback;
-        let mut ssh = ssh_client::Config::new(&config.bastion.ssh_user, Arc::clone(&config.bastion.key));
+        let mut ssh =
+            ssh_client::Config::new(&config.bastion.ssh_user, Arc::clone(&config.bastion.key));
         ssh.pins.clone_from(&config.bastion.pins);
         ssh.compression = config.tunnel.compression;
         ssh.keepalive_interval = Some(SSH_KEEPALIVE);
@@ -328,7 +328,10 @@ impl Job {
             sessions: config.tunnel.sessions,
             reconnect: config.timeouts.reconnect,
             start: config.timeouts.ready,
-            on_path: Arc::new(Announcer { output: Arc::clone(&output), progress: progress.clone() }),
+            on_path: Arc::new(Announcer {
+                output: Arc::clone(&output),
+                progress: progress.clone(),
+            }),
             shutdown: shutdown.clone(),
         });
         let traffic = Arc::default();
@@ -347,7 +350,8 @@ impl Job {
     async fn start(&self) -> Result<(TcpListener, Arc<Lanes>, Proof), Error> {
         let limit = self.config.timeouts.ready;
         let listener = listen::bind(&self.config.listen).await?;
-        let port = listener.local_addr().map_err(|error| Error::Internal(error.to_string()))?.port();
+        let port =
+            listener.local_addr().map_err(|error| Error::Internal(error.to_string()))?.port();
         let opened = timeout(limit, self.open()).await;
         let (lanes, proof) = opened.map_err(|_| Error::NotReady { seconds: limit.as_secs() })??;
         self.progress.begin(Phase::Tunnel);
@@ -444,7 +448,8 @@ impl Job {
     fn sum_up(&self, outcome: &Result<Stop, Error>, unfinished: usize) {
         let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let totals = lanes.map(|lanes| lanes.totals()).unwrap_or_default();
-        let phases = [Phase::Config, Phase::StartSession, Phase::Session, Phase::Ssh, Phase::Target];
+        let phases =
+            [Phase::Config, Phase::StartSession, Phase::Session, Phase::Ssh, Phase::Target];
         let took = phases.iter().filter_map(|phase| {
             let took = self.progress.took(*phase)?;
             Some((phase.name().to_owned(), u64::try_from(took.as_millis()).unwrap_or(u64::MAX)))

@@ -14,7 +14,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, Waker},
     time::Instant,
 };
 
@@ -27,7 +27,7 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
-pub use channel::{Channel, OpenError};
+pub use channel::{Channel, ChannelError, OpenError};
 
 /// A handle on the connection; clones share it. The connection ends when the last one is dropped, or
 /// with [`disconnect`](Self::disconnect).
@@ -118,7 +118,8 @@ impl Ssh {
             if let Some(error) = &state.ended {
                 return Err(OpenError::Lost(error.clone()));
             }
-            let id = state.client.open_direct_tcpip(host, port, originator).map_err(SshError::from)?;
+            let id =
+                state.client.open_direct_tcpip(host, port, originator).map_err(SshError::from)?;
             state.channels.insert(id, ChannelState::default());
             state.wake_loop();
             id
@@ -285,7 +286,9 @@ impl State {
                 self.connected = Some(Connected { fingerprint, pinned, server });
                 self.watchers.drain(..).for_each(Waker::wake);
             }
-            Event::ChannelOpened(id) => self.with_channel(id, |channel| channel.phase = Phase::Open),
+            Event::ChannelOpened(id) => {
+                self.with_channel(id, |channel| channel.phase = Phase::Open)
+            }
             Event::ChannelRefused { id, reason, description } => self.with_channel(id, |channel| {
                 channel.phase = Phase::Refused(OpenError::Refused { reason, description });
             }),
@@ -293,7 +296,6 @@ impl State {
             Event::Writable(id) => self.with_channel(id, |_| ()),
             Event::Eof(id) => self.with_channel(id, |channel| channel.eof = true),
             Event::Closed(id) => self.with_channel(id, |channel| channel.closed = true),
-            other => debug!(event = ?other, "noted"),
         }
     }
 

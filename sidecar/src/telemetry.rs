@@ -60,9 +60,9 @@ impl Telemetry {
 /// Only our own targets reach the log, at any level: libraries below print headers, request bodies and
 /// keys when asked to trace, and no `RUST_LOG` may turn that on.
 fn is_ours(target: &str) -> bool {
-    ["ssm_sidecar", "data_channel", "ssh_client"]
-        .iter()
-        .any(|ours| target == *ours || target.strip_prefix(ours).is_some_and(|rest| rest.starts_with("::")))
+    ["ssm_sidecar", "data_channel", "ssh_client"].iter().any(|ours| {
+        target == *ours || target.strip_prefix(ours).is_some_and(|rest| rest.starts_with("::"))
+    })
 }
 
 /// Lines that may wait for a slow reader of stderr.

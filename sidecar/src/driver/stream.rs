@@ -60,7 +60,10 @@ impl AsyncRead for SessionStream {
             return Poll::Ready(Ok(()));
         }
         if let Some(ended) = &state.ended {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, ended.clone())));
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                ended.clone(),
+            )));
         }
         state.reader = Some(context.waker().clone());
         Poll::Pending
@@ -75,7 +78,10 @@ impl AsyncWrite for SessionStream {
     ) -> Poll<io::Result<usize>> {
         let mut state = self.shared.lock();
         if let Some(ended) = &state.ended {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, ended.clone())));
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                ended.clone(),
+            )));
         }
         match state.channel.write(data) {
             0 if data.has_remaining() => {

@@ -282,8 +282,10 @@ impl Carrier {
         session: &mut Session,
         resumes: &Arc<AtomicU64>,
     ) -> Result<(Driver, String, SessionStream), LaneError> {
-        let settings =
-            data_channel::Config { message_bytes: needs.message_bytes, ..data_channel::Config::default() };
+        let settings = data_channel::Config {
+            message_bytes: needs.message_bytes,
+            ..data_channel::Config::default()
+        };
         let seed = uuid::Uuid::new_v4().as_u128();
         let mut channel = DataChannel::new(settings, now(), unix_ms(), seed);
         let url = session.stream_url().to_owned();
@@ -338,7 +340,8 @@ impl Drop for Carrier {
             session: Arc::new(Mutex::new(Some(session))),
             shutdown: self.shutdown.clone(),
         };
-        self.shutdown.spawn_to_its_end(async move { ending.end(END_BOUND).await }.in_current_span());
+        self.shutdown
+            .spawn_to_its_end(async move { ending.end(END_BOUND).await }.in_current_span());
     }
 }
 
