@@ -198,6 +198,10 @@ fn lane(error: &LaneError, phase: Phase) -> Advice {
                  `bastion.ssh_port`"
             ),
         ),
+        LaneError::NotSsh { port } => Advice::new(
+            ErrorCode::SshProtocol,
+            format!("set `bastion.ssh_port` to sshd's port: {port} is another server's"),
+        ),
         LaneError::NotReplaced(_) => Advice::new(
             ErrorCode::SessionLost,
             "start the job again; a path that often breaks wants `ssm:ResumeSession` allowed and a \

@@ -27,6 +27,7 @@ use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use crate::{
     lanes::Lanes,
+    listen::Listener,
     shutdown::Shutdown,
     ssh::{Channel, ChannelError},
 };
@@ -38,6 +39,8 @@ pub struct Traffic {
     pub connections: AtomicU64,
     /// Connections that were reset for a reason on our side of the bastion or at the target.
     pub resets: AtomicU64,
+    /// Connections of users that `listen.allowed_uids` does not name.
+    pub refused: AtomicU64,
     /// Bytes from clients to the target.
     pub bytes_up: AtomicU64,
     /// Bytes from the target to clients.
@@ -55,7 +58,7 @@ pub struct Limits {
 
 /// Accepts connections until dropped; the connections themselves end with `shutdown`.
 pub async fn serve(
-    listener: TcpListener,
+    listener: Listener,
     lanes: Arc<Lanes>,
     limits: Limits,
     traffic: Arc<Traffic>,
@@ -65,7 +68,13 @@ pub async fn serve(
     for number in 1_u64.. {
         // Acquired before accepting: whoever must wait does so in the listen queue.
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
-        let (client, peer) = accept(&listener).await;
+        let (client, peer) = accept(&listener.socket).await;
+        if let Err(refusal) = listener.admit(&client, peer) {
+            traffic.refused.fetch_add(1, Relaxed);
+            warn!(%peer, %refusal, "connection refused");
+            drop(ResetOnDrop::new(client));
+            continue;
+        }
         traffic.connections.fetch_add(1, Relaxed);
         let (lanes, traffic) = (Arc::clone(&lanes), Arc::clone(&traffic));
         let connection = async move {

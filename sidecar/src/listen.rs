@@ -1,9 +1,15 @@
 //! The listening socket: bound here, inherited, or made inside another network namespace.
 
+#[cfg_attr(not(target_os = "linux"), path = "listen/peers_elsewhere.rs")]
+mod peers;
+
 use std::{io, net::SocketAddr, path::PathBuf};
 
 use runner_protocol::request::Listen;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+
+use peers::Peers;
+pub use peers::Refusal;
 
 /// Why there is no listener.
 #[derive(Debug, thiserror::Error)]
@@ -28,25 +34,63 @@ pub enum ListenError {
     },
 }
 
+/// The listening socket, with what decides who may connect.
+#[derive(Debug)]
+pub struct Listener {
+    /// Where clients arrive.
+    pub socket: TcpListener,
+    port: u16,
+    peers: Option<Peers>,
+}
+
+impl Listener {
+    /// The port that clients connect to.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Lets `client` in or says why not.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal`] where `listen.allowed_uids` does not name the client's user, or the user cannot be told.
+    pub fn admit(&self, client: &TcpStream, peer: SocketAddr) -> Result<(), Refusal> {
+        match &self.peers {
+            None => Ok(()),
+            Some(peers) => peers.admit(peer, client.local_addr().map_err(Refusal::Unknown)?),
+        }
+    }
+}
+
 /// Makes the listener that the document asks for; all other traffic stays in the own namespace.
 ///
 /// # Errors
 ///
 /// [`ListenError`] with what the kernel said.
-pub async fn bind(listen: &Listen) -> Result<TcpListener, ListenError> {
-    if let Some(descriptor) = listen.fd {
-        let refused =
-            |cause| ListenError::Refused { at: format!("descriptor {descriptor}"), cause };
-        let listener = inherited(descriptor).map_err(refused)?;
-        return TcpListener::from_std(listener).map_err(refused);
-    }
+pub async fn bind(listen: &Listen) -> Result<Listener, ListenError> {
     let address = SocketAddr::new(listen.address, listen.port);
-    let refused = |cause| ListenError::Refused { at: address.to_string(), cause };
-    let Some(path) = &listen.netns else {
-        return TcpListener::bind(address).await.map_err(refused);
+    let at = match listen.fd {
+        Some(descriptor) => format!("descriptor {descriptor}"),
+        None => address.to_string(),
     };
-    let listener = in_namespace(path.clone(), address).await?;
-    TcpListener::from_std(listener).map_err(refused)
+    let refused = |cause| ListenError::Refused { at: at.clone(), cause };
+    let allowed = listen.allowed_uids.clone();
+    let open = move |fd: Option<i32>| -> io::Result<_> {
+        let socket = match fd {
+            Some(descriptor) => inherited(descriptor)?,
+            None => std::net::TcpListener::bind(address)?,
+        };
+        socket.set_nonblocking(true)?;
+        // Made where the listener is made: both see the sockets of this network namespace.
+        Ok((socket, allowed.map(Peers::new).transpose()?))
+    };
+    let (socket, peers) = match &listen.netns {
+        Some(path) => in_namespace(path.clone(), move || open(None)).await?.map_err(refused)?,
+        None => open(listen.fd).map_err(refused)?,
+    };
+    let port = socket.local_addr().map_err(refused)?.port();
+    let socket = TcpListener::from_std(socket).map_err(refused)?;
+    Ok(Listener { socket, port, peers })
 }
 
 /// Takes over a listening socket that the launcher left open.
@@ -77,42 +121,39 @@ fn inherited(descriptor: i32) -> io::Result<std::net::TcpListener> {
     }
     let listener = std::net::TcpListener::from(owned);
     listener.local_addr()?;
-    listener.set_nonblocking(true)?;
     Ok(listener)
 }
 
-/// Binds on a thread of its own, since a thread that has entered a namespace stays in it.
+/// Runs `open` on a thread of its own, since a thread that has entered a namespace stays in it.
 #[cfg(target_os = "linux")]
-async fn in_namespace(
+async fn in_namespace<T: Send + 'static>(
     path: PathBuf,
-    address: SocketAddr,
-) -> Result<std::net::TcpListener, ListenError> {
+    open: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ListenError> {
     use nix::sched::{CloneFlags, setns};
 
+    let namespace = |cause| ListenError::Namespace { path: path.clone(), cause };
+    let file = std::fs::File::open(&path).map_err(namespace)?;
     let (sender, receiver) = tokio::sync::oneshot::channel();
-    let lost = ListenError::Namespace {
-        path: path.clone(),
-        cause: io::Error::other("the thread that enters it ended"),
+    let enter = move || {
+        let entered = setns(&file, CloneFlags::CLONE_NEWNET);
+        // Nobody waits any more when the start was stopped meanwhile.
+        drop(sender.send(entered.map(|()| open())));
     };
-    let bind = move || {
-        let namespace = |cause| ListenError::Namespace { path: path.clone(), cause };
-        let file = std::fs::File::open(&path).map_err(namespace)?;
-        setns(&file, CloneFlags::CLONE_NEWNET).map_err(|errno| namespace(errno.into()))?;
-        let refused = |cause| ListenError::Refused { at: address.to_string(), cause };
-        let listener = std::net::TcpListener::bind(address).map_err(refused)?;
-        listener.set_nonblocking(true).map_err(refused)?;
-        Ok(listener)
-    };
-    let thread = std::thread::Builder::new().name("namespace".to_owned());
-    let spawned = thread.spawn(move || drop(sender.send(bind())));
-    match spawned {
-        Ok(_) => receiver.await.unwrap_or(Err(lost)),
-        Err(cause) => Err(ListenError::Refused { at: address.to_string(), cause }),
+    std::thread::Builder::new().name("namespace".to_owned()).spawn(enter).map_err(namespace)?;
+    match receiver.await {
+        Ok(Ok(opened)) => Ok(opened),
+        Ok(Err(errno)) => Err(namespace(errno.into())),
+        Err(_) => Err(namespace(io::Error::other("the thread that enters it ended"))),
     }
 }
 
 #[cfg(not(target_os = "linux"))]
-async fn in_namespace(path: PathBuf, _: SocketAddr) -> Result<std::net::TcpListener, ListenError> {
+#[expect(clippy::unused_async, reason = "the same shape as on Linux")]
+async fn in_namespace<T: Send + 'static>(
+    path: PathBuf,
+    _: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ListenError> {
     let cause =
         io::Error::new(io::ErrorKind::Unsupported, "network namespaces exist on Linux only");
     Err(ListenError::Namespace { path, cause })

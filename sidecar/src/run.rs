@@ -20,7 +20,6 @@ use runner_protocol::{
     Summary,
 };
 use tokio::{
-    net::TcpListener,
     runtime,
     signal::unix::{SignalKind, signal},
     time::{Instant, timeout},
@@ -38,7 +37,7 @@ use crate::{
     http_proxy::Proxy,
     lanes::{Change, Lane, Lanes, Needs, PathListener, Target},
     lease::Stdin,
-    listen,
+    listen::{self, Listener},
     output::{self, Output},
     progress::{Phase, Progress},
     session::SessionApi,
@@ -173,9 +172,7 @@ async fn job(
     let output = Arc::new(Output::new(request.events));
     let told = Arc::clone(&output);
     let progress = Progress::new(started, move |phase| {
-        if phase != Phase::Tunnel {
-            told.event(&Line::Phase(phase.name().to_owned()));
-        }
+        told.event(&Line::Phase(phase.name().to_owned()));
     });
     let failed = |error: Error| error.into_failure(progress.phase());
     let config = Config::from_request(request).map_err(|error| failed(error.into()))?;
@@ -347,7 +344,7 @@ impl Job {
         }
     }
 
-    async fn start(&self) -> Result<(TcpListener, Arc<Lanes>, Proof), Error> {
+    async fn start(&self) -> Result<(Listener, Arc<Lanes>, Proof), Error> {
         let limit = self.config.timeouts.ready;
         let listener = listen::bind(&self.config.listen).await?;
         let port =
@@ -399,7 +396,7 @@ impl Job {
         Err(TargetError { host, port, cause }.into())
     }
 
-    async fn forward(&self, listener: TcpListener, lanes: Arc<Lanes>, proof: Proof) -> Error {
+    async fn forward(&self, listener: Listener, lanes: Arc<Lanes>, proof: Proof) -> Error {
         let limits = Limits {
             max_connections: self.config.tunnel.max_connections,
             connect: self.config.timeouts.connect,
@@ -468,18 +465,23 @@ impl Job {
             retransmissions: totals.retransmissions,
             phases_ms: PhaseTimes(took.collect()),
         };
-        let phases_ms = serde_json::to_string(&summary.phases_ms).unwrap_or_default();
+        let took_ms = |phase| self.progress.took(phase).map(|took| took.as_secs_f64() * 1e3);
         info!(
             reason = summary.reason,
             bytes_to_target = summary.bytes_to_target,
             bytes_from_target = summary.bytes_from_target,
             connections = summary.connections,
             resets = self.traffic.resets.load(Relaxed),
+            refused = self.traffic.refused.load(Relaxed),
             sessions = summary.sessions,
             resumes = summary.resumes,
             retransmissions = summary.retransmissions,
             unfinished,
-            phases_ms,
+            config_ms = took_ms(Phase::Config),
+            start_session_ms = took_ms(Phase::StartSession),
+            session_ms = took_ms(Phase::Session),
+            ssh_ms = took_ms(Phase::Ssh),
+            target_ms = took_ms(Phase::Target),
             "closed"
         );
         if outcome.is_ok() {
@@ -490,9 +492,6 @@ impl Job {
 
 /// A field that is accepted must do what it promises.
 fn refuse_unsupported(config: &Config) -> Result<(), Error> {
-    if config.listen.allowed_uids.is_some() {
-        return Err(Error::Unsupported { field: "listen.allowed_uids" });
-    }
     if config.health.is_some() {
         return Err(Error::Unsupported { field: "health.listen" });
     }

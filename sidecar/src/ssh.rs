@@ -145,6 +145,11 @@ impl Ssh {
         }
     }
 
+    /// Whether the far end has sent anything at all.
+    pub fn has_received(&self) -> bool {
+        self.shared.lock().received
+    }
+
     /// Channels that are open or being opened.
     pub fn channels(&self) -> usize {
         self.shared.lock().channels.len()
@@ -210,6 +215,7 @@ struct State {
     connected: Option<Connected>,
     host_key: Option<(String, bool)>,
     server: Option<String>,
+    received: bool,
     ended: Option<SshError>,
     /// Set when the loop is to end once all is written.
     leaving: bool,
@@ -252,6 +258,7 @@ impl State {
             connected: None,
             host_key: None,
             server: None,
+            received: false,
             ended: None,
             leaving: false,
         }
@@ -362,6 +369,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Poll::Ready(Ok(())) if buffer.filled().is_empty() => Err(SshError::StreamEnded),
             Poll::Ready(Ok(())) => {
                 let mut state = self.shared.lock();
+                state.received = true;
                 let outcome = state.client.handle_input(now(), buffer.filled());
                 while let Some(event) = state.client.poll_event() {
                     state.handle_event(event);

@@ -173,7 +173,7 @@ impl OpenError {
                                    except that host in `NO_PROXY`"
                 .to_owned(),
             Self::Untrusted { .. } => DISTRUST_HINT.to_owned(),
-            Self::Refused { signature_refused: true, .. } => {
+            Self::Refused { signature_refused: true, status: 401 | 403, .. } => {
                 "allow `ssmmessages:OpenDataChannel` on `arn:aws:ssm:*:*:session/${aws:userid}-*`, and \
                  check that credentials and clock are right"
                     .to_owned()

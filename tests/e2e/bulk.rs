@@ -123,7 +123,7 @@ async fn bytes_are_counted_exactly() {
     }
     let exit = tunnel.close().await;
     let summary = exit.logs().pop().unwrap();
-    let count = |name: &str| summary.pointer(&format!("/fields/{name}")).cloned();
+    let count = |name: &str| summary.pointer(&format!("/{name}")).cloned();
     assert_eq!(count("connections"), Some(3.into()), "{summary}");
     assert_eq!(count("bytes_to_target"), Some(total.into()), "{summary}");
     assert_eq!(count("bytes_from_target"), Some(total.into()), "{summary}");

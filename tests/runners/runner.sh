@@ -36,5 +36,7 @@ fi
 
 # The end of the lease; the tunnel closes and its session is terminated.
 exec 3>&-
-wait "$pid" || { [ "$status" -ne 0 ] || status=$?; }
+ended=0
+wait "$pid" || ended=$?
+[ "$status" -ne 0 ] || status=$ended
 exit "$status"

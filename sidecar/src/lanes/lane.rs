@@ -13,7 +13,7 @@ use tokio::{
     sync::{Mutex, oneshot},
     time::{sleep, timeout},
 };
-use tracing::{Instrument as _, debug, info, info_span};
+use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use super::resume::Resume;
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
     session::{self, ApiError, Session, SessionApi},
     shutdown::Shutdown,
     ssh::{self, Connected, Ssh, SshError},
-    websocket::{self, OpenError},
+    websocket::{self, OpenError, OpeningSignature},
 };
 
 /// What every lane of this process is made from.
@@ -104,6 +104,12 @@ pub enum LaneError {
         /// What the agent said about it, if anything.
         reason: String,
     },
+    /// Somebody answers at sshd's port, but does not speak SSH.
+    #[error("what answers on port {port} of the bastion does not identify itself as an SSH server")]
+    NotSsh {
+        /// `bastion.ssh_port`.
+        port: u16,
+    },
     /// The time for a new lane is used up.
     #[error("the path was lost and did not come back in time")]
     NotReplaced(#[source] Box<LaneError>),
@@ -124,7 +130,7 @@ impl LaneError {
                 **error,
                 ssh_client::Error::HostKeyMismatch { .. } | ssh_client::Error::AuthRejected { .. }
             ),
-            Self::NotReplaced(_) | Self::Stopping => false,
+            Self::NotSsh { .. } | Self::NotReplaced(_) | Self::Stopping => false,
         }
     }
 }
@@ -164,17 +170,23 @@ impl Lane {
         carrier: &Carrier,
         stream: SessionStream,
     ) -> Result<(Ssh, Connected), LaneError> {
-        let no_sshd = |reason| LaneError::NoSshd { port: needs.ssh_port, reason };
+        let port = needs.ssh_port;
         let ssh = ssh::start(stream, needs.ssh.clone(), needs.shutdown.tasks());
         match timeout(BANNER_WAIT, ssh.identified()).await {
             Ok(Ok(server)) => debug!(server, "sshd identified itself"),
             Ok(Err(error)) => {
                 return Err(match carrier.explain(error).await {
-                    LaneError::Channel(Ended::Closed(reason)) => no_sshd(reason),
+                    // How the agent ends when nothing listens at the port; other ends have other words.
+                    LaneError::Channel(Ended::Closed(reason))
+                        if reason.is_empty() || reason.contains("document process failed") =>
+                    {
+                        LaneError::NoSshd { port, reason }
+                    }
                     error => error,
                 });
             }
-            Err(_) => return Err(no_sshd(String::new())),
+            Err(_) if ssh.has_received() => return Err(LaneError::NotSsh { port }),
+            Err(_) => return Err(LaneError::NoSshd { port, reason: String::new() }),
         }
         match ssh.authenticated().await {
             Ok(connected) => Ok((ssh, connected)),
@@ -291,6 +303,12 @@ impl Carrier {
         let url = session.stream_url().to_owned();
         let opening = channel.opening(session.token());
         let socket = websocket::open(&needs.stream, &*needs.api, &url, opening).await?;
+        if socket.signature() == OpeningSignature::UnsignedAfterRefusal {
+            warn!(
+                "the signed opening of the data channel was refused, the unsigned one was not: allow \
+                 `ssmmessages:OpenDataChannel` on `arn:aws:ssm:*:*:session/${{aws:userid}}-*`"
+            );
+        }
         let resume = Resume::new(needs, session.id().to_owned(), url, Arc::clone(resumes));
         let listener = Arc::clone(&needs.on_path);
         let (driver, stream) = driver::spawn(

@@ -14,7 +14,7 @@ use std::{
 
 use serde_json::{Value, json};
 use tests::{
-    emulator::{Emulator, Policy},
+    emulator::{Emulator, Ending, Policy},
     fixtures::{Bastion, Database, Document, Exit, Sidecar, binary, eventually},
 };
 use tokio::{select, signal::ctrl_c, time::timeout};
@@ -180,6 +180,14 @@ async fn verify_end(exit: &Exit, emulator: &Emulator) -> Outcome<()> {
     let violations = journal.violations();
     if !violations.is_empty() {
         return Err(format!("the protocol was broken: {violations:?}").into());
+    }
+    for session in journal.sessions() {
+        let how = match journal.ending(&session) {
+            Some(Ending::Flag) => "by the flag in its channel",
+            Some(Ending::Api) => "by the API",
+            _ => return Err(format!("session {session} ended in another way").into()),
+        };
+        println!("  session {session} was terminated {how}");
     }
     println!("  no session is left on the instance");
 

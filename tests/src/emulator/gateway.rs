@@ -147,7 +147,7 @@ fn admit(head: &Head, service: &Service) -> Result<Arc<Session>, Refusal> {
         return refuse(400, "not the StreamUrl that was given out last");
     }
     check_signature(head, service, &session)?;
-    if session.is_over() {
+    if !session.admits() {
         return refuse(410, "the session is over");
     }
     Ok(session)

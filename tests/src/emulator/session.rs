@@ -118,7 +118,7 @@ impl Session {
     /// Takes the client of an opening message in place of the one before, if its token holds.
     pub(crate) fn attach(&self, token: &str, client_id: Uuid) -> Result<Attached, String> {
         let mut state = lock(&self.state);
-        if self.is_over() {
+        if self.is_over() && !matches!(state.client, Client::Expected(_)) {
             return Err("the session is over".to_owned());
         }
         match &state.token {
@@ -219,6 +219,11 @@ impl Session {
 
     pub(crate) fn is_over(&self) -> bool {
         self.end.borrow().is_some()
+    }
+
+    /// Whether a client may still come: the first one is told even of an end before its time.
+    pub(crate) fn admits(&self) -> bool {
+        !self.is_over() || matches!(lock(&self.state).client, Client::Expected(_))
     }
 
     /// Waits for the end of the session. Cancel-safe.
