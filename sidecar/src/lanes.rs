@@ -1,6 +1,7 @@
 //! One to N lanes, each an SSM session with the SSH connection in it: which lane takes a connection,
 //! when a further one is opened, and what replaces one that is lost.
 
+mod host_key;
 mod lane;
 mod resume;
 
@@ -23,6 +24,7 @@ use tracing::{info, warn};
 
 use crate::ssh::{Channel, OpenError, SshError};
 
+pub use host_key::Type as HostKeyType;
 pub use lane::{Lane, LaneError, Needs, PathListener, Target};
 
 /// All lanes of this process.

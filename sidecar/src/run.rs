@@ -11,7 +11,7 @@ use std::{
     panic,
     path::PathBuf,
     pin::pin,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
+    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -320,6 +320,7 @@ impl Job {
             stream,
             message_bytes: config.tunnel.message_bytes,
             ssh,
+            host_key_type: OnceLock::new(),
             ssh_port: config.bastion.ssh_port,
             target: Target { host: config.target.host.clone(), port: config.target.port },
             sessions: config.tunnel.sessions,
@@ -347,8 +348,7 @@ impl Job {
     async fn start(&self) -> Result<(Listener, Arc<Lanes>, Proof), Error> {
         let limit = self.config.timeouts.ready;
         let listener = listen::bind(&self.config.listen).await?;
-        let port =
-            listener.local_addr().map_err(|error| Error::Internal(error.to_string()))?.port();
+        let port = listener.port();
         let opened = timeout(limit, self.open()).await;
         let (lanes, proof) = opened.map_err(|_| Error::NotReady { seconds: limit.as_secs() })??;
         self.progress.begin(Phase::Tunnel);

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, SystemTime},
@@ -15,7 +15,7 @@ use tokio::{
 };
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
-use super::resume::Resume;
+use super::{host_key, resume::Resume};
 use crate::{
     driver::{self, Driver, Ended, Path, SessionStream},
     progress::Phase,
@@ -36,6 +36,8 @@ pub struct Needs {
     pub message_bytes: usize,
     /// The bastion's sshd, user, key and pins.
     pub ssh: ssh_client::Config,
+    /// The type of host key to ask for, once a fingerprint was found to be of it.
+    pub host_key_type: OnceLock<host_key::Type>,
     /// For hints: where the bastion's sshd should listen.
     pub ssh_port: u16,
     /// The database.
@@ -50,6 +52,12 @@ pub struct Needs {
     pub on_path: Arc<dyn PathListener>,
     /// The tasks and the stop signal of the process.
     pub shutdown: Shutdown,
+}
+
+impl Needs {
+    fn pins_fingerprints(&self) -> bool {
+        self.ssh.pins.iter().any(|pin| matches!(pin, ssh_client::HostKeyPin::Fingerprint(_)))
+    }
 }
 
 /// Hears when a lane's WebSocket breaks and when its session is resumed.
@@ -148,12 +156,43 @@ impl Lane {
         needs: &Arc<Needs>,
         begin: impl Fn(Phase) + Send + Clone + 'static,
     ) -> Result<Self, LaneError> {
+        let mut config = needs.ssh.clone();
+        if let Some(known) = needs.host_key_type.get() {
+            config.algorithms.host_key = Some(known.names());
+        }
+        let mismatch = match Self::attempt(number, needs, &config, begin.clone()).await {
+            Err(LaneError::Ssh(error)) if needs.pins_fingerprints() => error,
+            outcome => return outcome,
+        };
+        // A fingerprint does not tell the type of its key, and a server presents one type per connection.
+        for other in host_key::Type::not_presented(&mismatch) {
+            info!(host_key = ?other, "the pinned fingerprint may be of another type: connecting again");
+            config.algorithms.host_key = Some(other.names());
+            match Self::attempt(number, needs, &config, begin.clone()).await {
+                Err(LaneError::Ssh(error)) if host_key::is_not_the_pinned(&error) => (),
+                Ok(lane) => {
+                    // Another lane may have found the same meanwhile.
+                    let _known = needs.host_key_type.get_or_init(|| other);
+                    return Ok(lane);
+                }
+                outcome => return outcome,
+            }
+        }
+        Err(mismatch.into())
+    }
+
+    async fn attempt(
+        number: u64,
+        needs: &Arc<Needs>,
+        config: &ssh_client::Config,
+        begin: impl Fn(Phase) + Send + Clone + 'static,
+    ) -> Result<Self, LaneError> {
         let span = info_span!("lane", number);
         let (carrier, stream) =
             Carrier::start(needs, begin.clone()).instrument(span.clone()).await?;
         let agent_version = carrier.agent_version.clone();
         begin(Phase::Ssh);
-        let outcome = Self::authenticate(needs, &carrier, stream).instrument(span).await;
+        let outcome = Self::authenticate(needs, config, &carrier, stream).instrument(span).await;
         let (ssh, connected) = match outcome {
             Ok(found) => found,
             Err(error) => {
@@ -167,11 +206,12 @@ impl Lane {
 
     async fn authenticate(
         needs: &Needs,
+        config: &ssh_client::Config,
         carrier: &Carrier,
         stream: SessionStream,
     ) -> Result<(Ssh, Connected), LaneError> {
         let port = needs.ssh_port;
-        let ssh = ssh::start(stream, needs.ssh.clone(), needs.shutdown.tasks());
+        let ssh = ssh::start(stream, config.clone(), needs.shutdown.tasks());
         match timeout(BANNER_WAIT, ssh.identified()).await {
             Ok(Ok(server)) => debug!(server, "sshd identified itself"),
             Ok(Err(error)) => {
