@@ -134,7 +134,7 @@ impl Lanes {
     pub async fn forget_proof(&self) {
         sleep(PROOF_IS_FRESH).await;
         drop(self.proof.lock().unwrap_or_else(PoisonError::into_inner).take());
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// Keeps lanes open until one is wanted, lost and cannot be replaced: then returns why.
@@ -255,7 +255,7 @@ impl Lanes {
     }
 
     /// Opens a lane in place of the last one, again and again for as long as the document allows.
-    async fn replace(&self, lost: LaneError) -> Result<Arc<Lane>, LaneError> {
+    async fn replace(&self, reason: LaneError) -> Result<Arc<Lane>, LaneError> {
         let deadline = Instant::now() + self.needs.reconnect;
         let mut pauses = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(200))
@@ -263,7 +263,7 @@ impl Lanes {
             .without_max_times()
             .with_jitter()
             .build();
-        let mut last = lost;
+        let mut last = reason;
         loop {
             let attempt = Lane::open(self.number(), &self.needs, |_| ());
             match tokio::time::timeout_at(deadline, attempt).await {

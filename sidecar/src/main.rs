@@ -70,7 +70,7 @@ fn main() -> ExitCode {
 fn run(options: Run, started: Instant) -> ExitCode {
     let telemetry = Telemetry::start(options.log_format);
     let source = options.config.map_or(Source::Stdin, Source::File);
-    let status = run::run(source, &telemetry, started);
+    let status = run::run(&source, &telemetry, started);
     drop(telemetry);
     status.into()
 }

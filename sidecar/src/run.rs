@@ -58,11 +58,11 @@ pub enum Source {
 }
 
 /// Does the job and says how it ended, on stdout and as exit status. `started`: when the process did.
-pub fn run(source: Source, telemetry: &Telemetry, started: Instant) -> ExitStatus {
+pub fn run(source: &Source, telemetry: &Telemetry, started: Instant) -> ExitStatus {
     let refused = hardening::apply();
     let panicked = watch_for_panics();
     let outcome = runtime::Builder::new_current_thread().enable_all().build().map(|runtime| {
-        let outcome = runtime.block_on(job(&source, refused, started, &panicked));
+        let outcome = runtime.block_on(job(source, refused, started, &panicked));
         // Threads that look up names must not hold up the exit.
         runtime.shutdown_background();
         outcome
@@ -73,10 +73,10 @@ pub fn run(source: Source, telemetry: &Telemetry, started: Instant) -> ExitStatu
     }
     match outcome {
         Ok(Ok(())) => ExitStatus::Ended,
-        Ok(Err(failure)) => fail(&source, &failure),
+        Ok(Err(failure)) => fail(source, &failure),
         Err(error) => {
             let error = Error::Internal(format!("no runtime: {error}"));
-            fail(&source, &error.into_failure(Phase::Config))
+            fail(source, &error.into_failure(Phase::Config))
         }
     }
 }
@@ -233,10 +233,10 @@ fn read_file(path: &std::path::Path) -> Result<Request, Error> {
 /// Reads up to the closing brace; what came behind it is returned for the lease.
 async fn read_document(stdin: &mut Stdin) -> Result<(Request, Zeroizing<Vec<u8>>), Error> {
     let mut reader = DocumentReader::new();
-    let mut buffer = Zeroizing::new([0; READ_BYTES]);
+    let mut buffer = Zeroizing::new(vec![0; READ_BYTES]);
     let malformed = |error| Error::from(ConfigError::from(RequestError::from(error)));
     loop {
-        let read = match stdin.read(&mut *buffer).await {
+        let read = match stdin.read(&mut buffer).await {
             Ok(read) => read,
             Err(error) => return Err(Error::Internal(format!("stdin: {error}"))),
         };
@@ -255,11 +255,11 @@ async fn read_document(stdin: &mut Stdin) -> Result<(Request, Zeroizing<Vec<u8>>
 async fn watch_lease(lease: Option<(Stdin, Zeroizing<Vec<u8>>)>, api: &dyn SessionApi) {
     let Some((mut stdin, rest)) = lease else { return std::future::pending().await };
     let mut messages = MessageReader::new();
-    let mut buffer = Zeroizing::new([0; READ_BYTES]);
+    let mut buffer = Zeroizing::new(vec![0; READ_BYTES]);
     take_messages(&mut messages, &rest, api);
     drop(rest);
     loop {
-        match stdin.read(&mut *buffer).await {
+        match stdin.read(&mut buffer).await {
             Ok(0) => return,
             Ok(read) => take_messages(&mut messages, buffer.get(..read).unwrap_or_default(), api),
             Err(error) => {

@@ -273,9 +273,7 @@ impl State {
     fn end(&mut self, error: SshError) {
         self.ended.get_or_insert(error);
         self.watchers.drain(..).for_each(Waker::wake);
-        for channel in self.channels.values_mut() {
-            channel.wake();
-        }
+        self.channels.values_mut().for_each(ChannelState::wake);
     }
 
     fn handle_event(&mut self, event: Event) {
@@ -293,9 +291,9 @@ impl State {
                 self.connected = Some(Connected { fingerprint, pinned, server });
                 self.watchers.drain(..).for_each(Waker::wake);
             }
-            Event::ChannelOpened(id) => {
-                self.with_channel(id, |channel| channel.phase = Phase::Open)
-            }
+            Event::ChannelOpened(id) => self.with_channel(id, |channel| {
+                channel.phase = Phase::Open;
+            }),
             Event::ChannelRefused { id, reason, description } => self.with_channel(id, |channel| {
                 channel.phase = Phase::Refused(OpenError::Refused { reason, description });
             }),
@@ -326,9 +324,10 @@ struct Connection<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     async fn run(mut self) {
         let error = poll_fn(|context| self.poll(context)).await;
-        match &error {
-            Some(error) => warn!(%error, "connection to the bastion ended"),
-            None => debug!("connection to the bastion closed"),
+        if let Some(error) = &error {
+            warn!(%error, "connection to the bastion ended");
+        } else {
+            debug!("connection to the bastion closed");
         }
         self.shared.lock().end(error.unwrap_or(SshError::StreamEnded));
     }
@@ -340,7 +339,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Ok(received) => received,
                 Err(error) => {
                     // The reason for a refusal of ours is still worth sending.
-                    let _ = self.poll_outgoing(context);
+                    if let Err(error) = self.poll_outgoing(context) {
+                        debug!(%error, "no farewell");
+                    }
                     return Poll::Ready(Some(error));
                 }
             };

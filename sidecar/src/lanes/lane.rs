@@ -120,7 +120,7 @@ pub enum LaneError {
     },
     /// The time for a new lane is used up.
     #[error("the path was lost and did not come back in time")]
-    NotReplaced(#[source] Box<LaneError>),
+    NotReplaced(#[source] Box<Self>),
     /// The process is stopping.
     #[error("stopping")]
     Stopping,
@@ -132,8 +132,7 @@ impl LaneError {
         match self {
             Self::Api(error) => error.may_pass(),
             Self::Stream(error) => error.may_pass(),
-            Self::Channel(_) | Self::NoSshd { .. } => true,
-            Self::Ssh(SshError::StreamEnded) => true,
+            Self::Channel(_) | Self::NoSshd { .. } | Self::Ssh(SshError::StreamEnded) => true,
             Self::Ssh(SshError::Protocol(error)) => !matches!(
                 **error,
                 ssh_client::Error::HostKeyMismatch { .. } | ssh_client::Error::AuthRejected { .. }

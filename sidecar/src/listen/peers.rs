@@ -54,10 +54,10 @@ impl Peers {
     }
 }
 
-/// `struct nlmsghdr` and `struct inet_diag_req_v2` (linux/inet_diag.h) for exactly one socket.
+/// `struct nlmsghdr` and `struct inet_diag_req_v2` of `linux/inet_diag.h`, for exactly one socket.
 fn question(peer: SocketAddr, own: SocketAddr) -> Vec<u8> {
-    let mut message = Vec::with_capacity(REQUEST_BYTES);
-    message.extend_from_slice(&(REQUEST_BYTES as u32).to_ne_bytes());
+    let mut message = Vec::new();
+    message.extend_from_slice(&REQUEST_BYTES.to_ne_bytes());
     message.extend_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     message.extend_from_slice(&NLM_F_REQUEST.to_ne_bytes());
     message.extend_from_slice(&[0; 8]); // sequence number and port: one question at a time
@@ -106,7 +106,7 @@ fn user_of(answer: &[u8]) -> io::Result<u32> {
 const HEADER_BYTES: usize = 16;
 
 /// `struct nlmsghdr` and `struct inet_diag_req_v2`.
-const REQUEST_BYTES: usize = HEADER_BYTES + 56;
+const REQUEST_BYTES: u32 = 16 + 56;
 
 /// Of `idiag_uid` in `struct inet_diag_msg`: behind four bytes, the socket's id (48) and three counters.
 const UID_OFFSET: usize = 4 + 48 + 12;
@@ -114,13 +114,13 @@ const UID_OFFSET: usize = 4 + 48 + 12;
 /// More than one `struct inet_diag_msg` with what the kernel may add.
 const ANSWER_BYTES: usize = 1024;
 
-/// linux/sock_diag.h.
+/// `linux/sock_diag.h`.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 
-/// linux/netlink.h.
+/// `linux/netlink.h`.
 const NLM_F_REQUEST: u16 = 1;
 
-/// linux/netlink.h.
+/// `linux/netlink.h`.
 const NLMSG_ERROR: u16 = 2;
 
 /// RFC 9293.

@@ -58,13 +58,13 @@ impl Channel {
             match &channel.phase {
                 Phase::Open => Poll::Ready(Ok(())),
                 Phase::Refused(error) => Poll::Ready(Err(error.clone())),
-                Phase::Opening => match &state.ended {
-                    Some(error) => Poll::Ready(Err(OpenError::Lost(error.clone()))),
-                    None => {
-                        register_one(&mut channel.reader, context);
-                        Poll::Pending
+                Phase::Opening => {
+                    if let Some(error) = &state.ended {
+                        return Poll::Ready(Err(OpenError::Lost(error.clone())));
                     }
-                },
+                    register_one(&mut channel.reader, context);
+                    Poll::Pending
+                }
             }
         })
         .await
