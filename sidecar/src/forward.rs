@@ -140,7 +140,9 @@ async fn relay(
 ) -> Result<(), RelayError> {
     let (reader, writer) = client.split();
     tokio::try_join!(upwards(reader, channel, traffic), downwards(writer, channel, traffic))?;
-    Ok(())
+    // What the client sent last may still be queued, and closing the channel would drop it: the server
+    // closes once it has both ends of data.
+    Ok(poll_fn(|context| channel.poll_closed(context)).await?)
 }
 
 async fn upwards(

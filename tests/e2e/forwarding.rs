@@ -233,7 +233,7 @@ async fn server_may_end_its_output_and_read_on() {
     timeout(LIMIT, stream.read_to_string(&mut words)).await.unwrap().unwrap();
     assert_eq!(words, "last words");
     // The server has ended its output; ours goes on.
-    stream.write_all(&pattern(200_000)).await.unwrap();
+    stream.write_all(&pattern(4_000_000)).await.unwrap();
     stream.shutdown().await.unwrap();
     let count = timeout(LIMIT, async {
         // A connection of the start that was not handed to us counts nothing.
@@ -244,7 +244,7 @@ async fn server_may_end_its_output_and_read_on() {
         }
         0
     });
-    assert_eq!(count.await.unwrap(), 200_000);
+    assert_eq!(count.await.unwrap(), 4_000_000);
     tunnel.close().await;
     world.finish().await;
 }

@@ -10,7 +10,7 @@ use ssh_client::{ChannelId, OpenFailure};
 
 use super::{Phase, Ssh, SshError, register_one};
 
-/// A byte stream to the target. Dropping it closes it in both directions.
+/// A byte stream to the target. Dropping it closes it in both directions and drops what is still queued.
 ///
 /// Reading and writing take `&self`, so that one task can do both; each direction has one waiter.
 pub struct Channel {
