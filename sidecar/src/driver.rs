@@ -11,7 +11,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -22,7 +22,10 @@ use tokio::time::{Sleep, sleep_until};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
-use crate::websocket::{Frame, WebSocket};
+use crate::{
+    wakers::{Waiter, Waiters},
+    websocket::{Frame, WebSocket},
+};
 
 pub use stream::SessionStream;
 
@@ -97,7 +100,7 @@ impl Driver {
             if let Some(agent_version) = &state.agent_version {
                 return Poll::Ready(Ok(agent_version.clone()));
             }
-            state.watchers.push(context.waker().clone());
+            state.watchers.register(context);
             Poll::Pending
         })
         .await
@@ -110,7 +113,7 @@ impl Driver {
             if let Some(ended) = &state.ended {
                 return Poll::Ready(ended.clone());
             }
-            state.watchers.push(context.waker().clone());
+            state.watchers.register(context);
             Poll::Pending
         })
         .await
@@ -178,11 +181,11 @@ struct State {
     terminated: bool,
     /// Nobody wants the channel any more.
     abandoned: bool,
-    reader: Option<Waker>,
-    writer: Option<Waker>,
+    reader: Waiter,
+    writer: Waiter,
     /// The loop, when it waits for something to send.
-    driver: Option<Waker>,
-    watchers: Vec<Waker>,
+    driver: Waiter,
+    watchers: Waiters,
 }
 
 impl State {
@@ -194,34 +197,29 @@ impl State {
             terminating: false,
             terminated: false,
             abandoned: false,
-            reader: None,
-            writer: None,
-            driver: None,
-            watchers: Vec::new(),
+            reader: Waiter::default(),
+            writer: Waiter::default(),
+            driver: Waiter::default(),
+            watchers: Waiters::default(),
         }
     }
 
     fn wake_loop(&mut self) {
-        if let Some(waker) = self.driver.take() {
-            waker.wake();
-        }
+        self.driver.wake();
     }
 
     fn wake_stream(&mut self) {
-        if let Some(waker) = self.reader.take() {
-            waker.wake();
-        }
-        if self.channel.writable() > 0
-            && let Some(waker) = self.writer.take()
-        {
-            waker.wake();
+        self.reader.wake();
+        if self.channel.writable() > 0 {
+            self.writer.wake();
         }
     }
 
     fn end(&mut self, ended: Ended) {
         self.ended.get_or_insert(ended);
-        let wakers = [self.reader.take(), self.writer.take()];
-        wakers.into_iter().flatten().chain(self.watchers.drain(..)).for_each(Waker::wake);
+        self.reader.wake();
+        self.writer.wake();
+        self.watchers.wake();
     }
 
     /// Takes the channel's events; an end when the service or the agent has ended it.
@@ -237,7 +235,7 @@ impl State {
                     }
                     debug!(agent_version, "handshake complete");
                     self.agent_version = Some(agent_version);
-                    self.watchers.drain(..).for_each(Waker::wake);
+                    self.watchers.wake();
                 }
                 Event::Terminated => self.terminated = true,
                 Event::Closed { reason } => {
@@ -309,7 +307,7 @@ impl Task {
             if state.abandoned || state.terminating {
                 return Poll::Ready(());
             }
-            state.driver = Some(context.waker().clone());
+            state.driver.register(context);
             Poll::Pending
         })
         .await;
@@ -402,7 +400,7 @@ impl<'a> Exchange<'a> {
                 if state.abandoned {
                     return Err(Done::Over(Ended::Terminated));
                 }
-                state.driver = Some(context.waker().clone());
+                state.driver.register(context);
                 state.channel.poll_transmit(now())
             };
             let Some(frame) = frame else { break };

@@ -30,6 +30,7 @@ pub mod websocket;
 
 pub mod driver;
 pub mod ssh;
+mod wakers;
 
 pub mod forward;
 pub mod lanes;

@@ -3,10 +3,10 @@
 //! Stopping is dropping: no flag is threaded through the steps. Whatever ends the job, the same way leads
 //! out: stop accepting, reset what is open, end every session, say why, exit.
 
+mod document;
 mod identity;
 
 use std::{
-    io::Read as _,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     panic,
     path::PathBuf,
@@ -15,21 +15,17 @@ use std::{
     time::Duration,
 };
 
-use runner_protocol::{
-    DocumentReader, ExitStatus, Failure, Line, MessageReader, PhaseTimes, Request, RequestError,
-    Summary,
-};
+use runner_protocol::{ExitStatus, Failure, Line, PhaseTimes, Summary};
 use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
     time::{Instant, timeout},
 };
 use tracing::{debug, error, info, warn};
-use zeroize::Zeroizing;
 
 use crate::{
     aws::ControlPlane,
-    config::{Config, ConfigError},
+    config::Config,
     driver::Path,
     error::{Error, TargetCause, TargetError},
     forward::{self, Limits, Traffic},
@@ -152,11 +148,11 @@ async fn job(
     let mut lease = None;
     let document = async {
         match source {
-            Source::File(path) => read_file(path),
+            Source::File(path) => document::read_file(path),
             Source::Stdin => {
                 let mut stdin =
                     Stdin::open().map_err(|error| Error::Internal(error.to_string()))?;
-                let (request, rest) = read_document(&mut stdin).await?;
+                let (request, rest) = document::read(&mut stdin).await?;
                 lease = Some((stdin, rest));
                 Ok(request)
             }
@@ -182,7 +178,7 @@ async fn job(
 
     let stop = async {
         tokio::select! {
-            () = watch_lease(lease, &*job.needs.api) => Stop::StdinClosed,
+            () = document::watch(lease, &*job.needs.api) => Stop::StdinClosed,
             () = output::closed() => Stop::StdoutClosed,
             signal = &mut signals => Stop::Signal(signal),
             () = wake.notified() => Stop::Panic,
@@ -218,67 +214,6 @@ async fn stopping_signal() -> &'static str {
     tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
-    }
-}
-
-fn read_file(path: &std::path::Path) -> Result<Request, Error> {
-    let refused = |cause| Error::File { path: path.display().to_string(), cause };
-    let file = std::fs::File::open(path).map_err(refused)?;
-    let mut document = Zeroizing::new(Vec::with_capacity(runner_protocol::MAX_DOCUMENT_BYTES + 1));
-    let limit = runner_protocol::MAX_DOCUMENT_BYTES as u64 + 1;
-    file.take(limit).read_to_end(&mut document).map_err(refused)?;
-    Ok(Request::from_slice(&document).map_err(ConfigError::from)?)
-}
-
-/// Reads up to the closing brace; what came behind it is returned for the lease.
-async fn read_document(stdin: &mut Stdin) -> Result<(Request, Zeroizing<Vec<u8>>), Error> {
-    let mut reader = DocumentReader::new();
-    let mut buffer = Zeroizing::new(vec![0; READ_BYTES]);
-    let malformed = |error| Error::from(ConfigError::from(RequestError::from(error)));
-    loop {
-        let read = match stdin.read(&mut buffer).await {
-            Ok(read) => read,
-            Err(error) => return Err(Error::Internal(format!("stdin: {error}"))),
-        };
-        if read == 0 {
-            return Err(malformed(reader.end()));
-        }
-        let bytes = buffer.get(..read).unwrap_or_default();
-        if let Some(framed) = reader.push(bytes).map_err(malformed)? {
-            let request = Request::from_json(&framed.document).map_err(ConfigError::from)?;
-            return Ok((request, Zeroizing::new(framed.rest.to_vec())));
-        }
-    }
-}
-
-/// Takes the runner's messages; completes when stdin closes, never where there is no lease.
-async fn watch_lease(lease: Option<(Stdin, Zeroizing<Vec<u8>>)>, api: &dyn SessionApi) {
-    let Some((mut stdin, rest)) = lease else { return std::future::pending().await };
-    let mut messages = MessageReader::new();
-    let mut buffer = Zeroizing::new(vec![0; READ_BYTES]);
-    take_messages(&mut messages, &rest, api);
-    drop(rest);
-    loop {
-        match stdin.read(&mut buffer).await {
-            Ok(0) => return,
-            Ok(read) => take_messages(&mut messages, buffer.get(..read).unwrap_or_default(), api),
-            Err(error) => {
-                warn!(%error, "stdin cannot be read, which ends the lease");
-                return;
-            }
-        }
-    }
-}
-
-fn take_messages(messages: &mut MessageReader, bytes: &[u8], api: &dyn SessionApi) {
-    for message in messages.push(bytes) {
-        match message {
-            Ok(runner_protocol::Message::Credentials(keys)) => {
-                info!("credentials renewed");
-                api.replace_credentials(identity::keys(keys));
-            }
-            Err(error) => warn!(%error, "a line on stdin is ignored"),
-        }
     }
 }
 
@@ -528,6 +463,3 @@ const FLAG_BOUND: Duration = Duration::from_secs(2);
 /// Silence after which sshd is asked for a sign of life. It is input for the session, too, whose idle
 /// time-out may be as short as a minute.
 const SSH_KEEPALIVE: Duration = Duration::from_secs(20);
-
-/// Read from stdin at once.
-const READ_BYTES: usize = 16 * 1024;

@@ -14,7 +14,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
     time::Instant,
 };
 
@@ -26,6 +26,8 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, debug, info, info_span, warn};
+
+use crate::wakers::{Waiter, Waiters};
 
 pub use channel::{Channel, ChannelError, OpenError};
 
@@ -164,7 +166,7 @@ impl Ssh {
             if let Some(error) = &state.ended {
                 return Poll::Ready(Err(error.clone()));
             }
-            register(&mut state.watchers, context);
+            state.watchers.register(context);
             Poll::Pending
         })
         .await
@@ -209,9 +211,9 @@ struct State {
     client: Client,
     channels: HashMap<ChannelId, ChannelState>,
     /// The loop, when it waits for something to send.
-    driver: Option<Waker>,
+    driver: Waiter,
     /// Whoever waits for the authentication or for the end.
-    watchers: Vec<Waker>,
+    watchers: Waiters,
     connected: Option<Connected>,
     host_key: Option<(String, bool)>,
     server: Option<String>,
@@ -224,8 +226,8 @@ struct State {
 #[derive(Debug, Default)]
 struct ChannelState {
     phase: Phase,
-    reader: Option<Waker>,
-    writer: Option<Waker>,
+    reader: Waiter,
+    writer: Waiter,
     /// The server sends no more.
     eof: bool,
     /// The channel is over in both directions.
@@ -242,9 +244,8 @@ enum Phase {
 
 impl ChannelState {
     fn wake(&mut self) {
-        for waker in [self.reader.take(), self.writer.take()].into_iter().flatten() {
-            waker.wake();
-        }
+        self.reader.wake();
+        self.writer.wake();
     }
 }
 
@@ -253,8 +254,8 @@ impl State {
         Self {
             client,
             channels: HashMap::new(),
-            driver: None,
-            watchers: Vec::new(),
+            driver: Waiter::default(),
+            watchers: Waiters::default(),
             connected: None,
             host_key: None,
             server: None,
@@ -265,14 +266,12 @@ impl State {
     }
 
     fn wake_loop(&mut self) {
-        if let Some(waker) = self.driver.take() {
-            waker.wake();
-        }
+        self.driver.wake();
     }
 
     fn end(&mut self, error: SshError) {
         self.ended.get_or_insert(error);
-        self.watchers.drain(..).for_each(Waker::wake);
+        self.watchers.wake();
         self.channels.values_mut().for_each(ChannelState::wake);
     }
 
@@ -280,7 +279,7 @@ impl State {
         match event {
             Event::ServerIdentified(server) => {
                 self.server = Some(server);
-                self.watchers.drain(..).for_each(Waker::wake);
+                self.watchers.wake();
             }
             Event::HostKey { fingerprint, pinned } => self.host_key = Some((fingerprint, pinned)),
             Event::Banner(text) => info!(text, "banner of the bastion"),
@@ -289,7 +288,7 @@ impl State {
                 let (fingerprint, pinned) = self.host_key.clone().unwrap_or_default();
                 let server = self.server.clone().unwrap_or_default();
                 self.connected = Some(Connected { fingerprint, pinned, server });
-                self.watchers.drain(..).for_each(Waker::wake);
+                self.watchers.wake();
             }
             Event::ChannelOpened(id) => self.with_channel(id, |channel| {
                 channel.phase = Phase::Open;
@@ -386,7 +385,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         loop {
             if self.outgoing.is_empty() {
                 let mut state = self.shared.lock();
-                register_one(&mut state.driver, context);
+                state.driver.register(context);
                 let more = state.client.poll_transmit(now(), &mut self.outgoing, WRITE_BYTES)?;
                 while let Some(event) = state.client.poll_event() {
                     state.handle_event(event);
@@ -428,18 +427,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 return Ok(());
             }
         }
-    }
-}
-
-fn register(wakers: &mut Vec<Waker>, context: &Context<'_>) {
-    if !wakers.iter().any(|waker| waker.will_wake(context.waker())) {
-        wakers.push(context.waker().clone());
-    }
-}
-
-fn register_one(slot: &mut Option<Waker>, context: &Context<'_>) {
-    if !slot.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
-        *slot = Some(context.waker().clone());
     }
 }
 

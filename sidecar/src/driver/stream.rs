@@ -65,7 +65,7 @@ impl AsyncRead for SessionStream {
                 ended.clone(),
             )));
         }
-        state.reader = Some(context.waker().clone());
+        state.reader.register(context);
         Poll::Pending
     }
 }
@@ -85,7 +85,7 @@ impl AsyncWrite for SessionStream {
         }
         match state.channel.write(data) {
             0 if data.has_remaining() => {
-                state.writer = Some(context.waker().clone());
+                state.writer.register(context);
                 Poll::Pending
             }
             written => {

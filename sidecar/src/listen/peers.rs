@@ -134,7 +134,8 @@ mod tests {
 
     #[test]
     fn the_kernel_names_the_user_of_a_connection_over_both_families() {
-        let me = nix::unistd::geteuid().as_raw();
+        let me =
+            std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").expect("/proc"));
         for address in ["127.0.0.1:0", "[::1]:0"] {
             let listener = TcpListener::bind(address).unwrap();
             let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();

@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use ssh_client::{ChannelId, OpenFailure};
 
-use super::{Phase, Ssh, SshError, register_one};
+use super::{Phase, Ssh, SshError};
 
 /// A byte stream to the target. Dropping it closes it in both directions and drops what is still queued.
 ///
@@ -62,7 +62,7 @@ impl Channel {
                     if let Some(error) = &state.ended {
                         return Poll::Ready(Err(OpenError::Lost(error.clone())));
                     }
-                    register_one(&mut channel.reader, context);
+                    channel.reader.register(context);
                     Poll::Pending
                 }
             }
@@ -95,7 +95,7 @@ impl Channel {
         if let Some(error) = &state.ended {
             return Poll::Ready(Err(error.clone().into()));
         }
-        register_one(&mut channel.reader, context);
+        channel.reader.register(context);
         Poll::Pending
     }
 
@@ -129,7 +129,7 @@ impl Channel {
         }
         let written = state.client.write(self.id, data);
         if written == 0 {
-            register_one(&mut channel.writer, context);
+            channel.writer.register(context);
             return Poll::Pending;
         }
         state.wake_loop();
@@ -159,7 +159,7 @@ impl Channel {
         if let Some(error) = &state.ended {
             return Poll::Ready(Err(error.clone().into()));
         }
-        register_one(&mut channel.writer, context);
+        channel.writer.register(context);
         Poll::Pending
     }
 
