@@ -18,7 +18,10 @@ use std::{
 use bytes::Bytes;
 use data_channel::{DataChannel, Event, ProtocolError, Statistics};
 use futures_util::{Sink, Stream};
-use tokio::time::{Sleep, sleep_until};
+use tokio::{
+    sync::Notify,
+    time::{Sleep, sleep_until},
+};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
@@ -61,28 +64,20 @@ pub struct Driver {
     shared: Arc<Shared>,
 }
 
-/// Starts the loop on an open socket whose opening message has been sent.
+/// Starts the loop on an open socket whose opening message has been sent; notifies `path_changed` whenever
+/// the socket is lost and when the session goes on with another.
 pub fn spawn(
     channel: DataChannel,
     socket: WebSocket,
     reconnect: impl Reconnect,
-    on_path: impl Fn(Path) + Send + Sync + 'static,
+    path_changed: Arc<Notify>,
     tasks: &TaskTracker,
 ) -> (Driver, SessionStream) {
     let shared = Arc::new(Shared { state: Mutex::new(State::new(channel)) });
     let driver = Driver { shared: Arc::clone(&shared) };
-    let task = Task { shared: Arc::clone(&shared), on_path: Box::new(on_path) };
+    let task = Task { shared: Arc::clone(&shared), path_changed };
     tasks.spawn(task.drive(socket, reconnect).instrument(info_span!("data_channel")));
     (driver, SessionStream::new(shared))
-}
-
-/// Whether the path below the stream carries bytes.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Path {
-    /// The WebSocket is gone, for this reason; the session is being resumed.
-    Broken(String),
-    /// The session goes on where it was.
-    Restored,
 }
 
 impl Driver {
@@ -134,12 +129,12 @@ impl Driver {
             if state.ended.is_some() || !state.channel.terminate() {
                 return matches!(state.ended, Some(Ended::Closed(_) | Ended::Terminated));
             }
-            state.terminating = true;
+            state.farewell = Farewell::Said;
             state.wake_loop();
         }
         // Acknowledging goes on until channel_closed: the agent then ends at once instead of in 2 s.
         let closed = tokio::time::timeout(bound, self.ended()).await.is_ok();
-        closed || self.shared.lock().terminated
+        closed || self.shared.lock().farewell == Farewell::Heard
     }
 
     /// Ends the loop without a word to the service.
@@ -147,6 +142,17 @@ impl Driver {
         let mut state = self.shared.lock();
         state.abandoned = true;
         state.wake_loop();
+    }
+
+    /// Whether there is a socket that carries bytes, rather than a session that is being resumed.
+    pub fn is_up(&self) -> bool {
+        let state = self.shared.lock();
+        state.broken.is_none() && state.ended.is_none()
+    }
+
+    /// Why there is no socket at present, while the session is being resumed.
+    pub fn broken(&self) -> Option<String> {
+        self.shared.lock().broken.clone()
     }
 
     /// Counters of the channel since it was opened, over all its sockets.
@@ -175,17 +181,26 @@ struct State {
     channel: DataChannel,
     agent_version: Option<String>,
     ended: Option<Ended>,
-    /// We have asked the agent to end.
-    terminating: bool,
-    /// The agent has acknowledged that.
-    terminated: bool,
+    farewell: Farewell,
     /// Nobody wants the channel any more.
     abandoned: bool,
+    /// Why there is no socket at present.
+    broken: Option<String>,
     reader: Waiter,
     writer: Waiter,
     /// The loop, when it waits for something to send.
     driver: Waiter,
     watchers: Waiters,
+}
+
+/// How far the end of the session is that we ask for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Farewell {
+    Unsaid,
+    /// We have asked the agent to end.
+    Said,
+    /// The agent has acknowledged that.
+    Heard,
 }
 
 impl State {
@@ -194,9 +209,9 @@ impl State {
             channel,
             agent_version: None,
             ended: None,
-            terminating: false,
-            terminated: false,
+            farewell: Farewell::Unsaid,
             abandoned: false,
+            broken: None,
             reader: Waiter::default(),
             writer: Waiter::default(),
             driver: Waiter::default(),
@@ -237,12 +252,11 @@ impl State {
                     self.agent_version = Some(agent_version);
                     self.watchers.wake();
                 }
-                Event::Terminated => self.terminated = true,
+                Event::Terminated => self.farewell = Farewell::Heard,
                 Event::Closed { reason } => {
-                    return Some(if self.terminating {
-                        Ended::Terminated
-                    } else {
-                        Ended::Closed(reason)
+                    return Some(match self.farewell {
+                        Farewell::Unsaid => Ended::Closed(reason),
+                        Farewell::Said | Farewell::Heard => Ended::Terminated,
                     });
                 }
                 Event::Failed(error) => return Some(Ended::Protocol(Arc::new(error))),
@@ -255,7 +269,7 @@ impl State {
 
 struct Task {
     shared: Arc<Shared>,
-    on_path: Box<dyn Fn(Path) + Send + Sync>,
+    path_changed: Arc<Notify>,
 }
 
 /// Why one socket is done with.
@@ -275,13 +289,17 @@ impl Task {
                 Done::Lost(reason) => reason,
             };
             drop(exchange);
-            if self.shared.lock().terminating {
+            if self.shared.lock().farewell != Farewell::Unsaid {
                 // A bare close is how many agents end after the flag.
                 break Ended::Terminated;
             }
             warn!(reason = lost, "data channel lost, resuming the session");
-            (self.on_path)(Path::Broken(lost));
-            self.shared.lock().channel.on_disconnected(now());
+            {
+                let mut state = self.shared.lock();
+                state.channel.on_disconnected(now());
+                state.broken = Some(lost);
+            }
+            self.path_changed.notify_one();
             let opening = |token: &str| self.shared.lock().channel.opening(token);
             socket = tokio::select! {
                 outcome = reconnect.reconnect(&opening) => match outcome {
@@ -291,8 +309,12 @@ impl Task {
                 () = self.abandoned() => break Ended::Terminated,
             };
             info!("session resumed");
-            self.shared.lock().channel.on_resumed(now());
-            (self.on_path)(Path::Restored);
+            {
+                let mut state = self.shared.lock();
+                state.channel.on_resumed(now());
+                state.broken = None;
+            }
+            self.path_changed.notify_one();
         };
         match &ended {
             Ended::Terminated => debug!("data channel closed"),
@@ -304,7 +326,7 @@ impl Task {
     async fn abandoned(&self) {
         std::future::poll_fn(|context| {
             let mut state = self.shared.lock();
-            if state.abandoned || state.terminating {
+            if state.abandoned || state.farewell != Farewell::Unsaid {
                 return Poll::Ready(());
             }
             state.driver.register(context);

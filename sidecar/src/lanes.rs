@@ -1,9 +1,10 @@
-//! One to N lanes, each an SSM session with the SSH connection in it: which lane takes a connection,
-//! when a further one is opened, and what replaces one that is lost.
+//! One to N lanes, each an SSM session with the SSH connection in it: which lane takes a connection, and
+//! what all of them add up to. When lanes are opened and replaced is decided in `supervise`.
 
 mod host_key;
 mod lane;
 mod resume;
+mod supervise;
 
 use std::{
     net::SocketAddr,
@@ -14,18 +15,17 @@ use std::{
     time::Duration,
 };
 
-use backon::{BackoffBuilder as _, ExponentialBuilder};
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep},
 };
-use tracing::{info, warn};
 
+use self::supervise::Supervisor;
 use crate::ssh::{Channel, OpenError, SshError};
 
 pub use host_key::Type as HostKeyType;
-pub use lane::{Lane, LaneError, Needs, PathListener, Target};
+pub use lane::{Lane, LaneError, Needs, Target};
 
 /// All lanes of this process.
 #[derive(Debug)]
@@ -89,7 +89,9 @@ impl Lanes {
             let lane = self.least_loaded().await;
             match self.open_on(&lane, originator).await {
                 // Lost between the choice and the opening: nothing was sent to the target yet.
-                Err(OpenError::Lost(_)) => self.retire(&lane),
+                Err(OpenError::Lost(_)) => {
+                    self.retire(&lane);
+                }
                 outcome => return outcome,
             }
         }
@@ -137,42 +139,12 @@ impl Lanes {
         std::future::pending::<()>().await;
     }
 
-    /// Keeps lanes open until one is wanted, lost and cannot be replaced: then returns why.
+    /// Keeps lanes open, and makes them before they break, until one is wanted, lost and cannot be
+    /// replaced: then returns why.
     ///
-    /// `on_change` hears when the path breaks and when it is back.
+    /// `on_change` hears when the last lane is lost and when there is one again.
     pub async fn supervise(&self, on_change: impl Fn(Change)) -> LaneError {
-        let mut endings = FuturesUnordered::new();
-        let ending = |lane: Arc<Lane>| async move {
-            let reason = lane.ended().await;
-            (lane, reason)
-        };
-        for lane in self.open.borrow().iter() {
-            endings.push(ending(Arc::clone(lane)));
-        }
-        loop {
-            let lane = tokio::select! {
-                Some((lane, reason)) = endings.next() => {
-                    warn!(lane = lane.number, %reason, "lane lost");
-                    self.retire(&lane);
-                    if !self.open.borrow().is_empty() {
-                        continue;
-                    }
-                    on_change(Change::Degraded(reason.to_string()));
-                    match self.replace(reason).await {
-                        Ok(lane) => {
-                            on_change(Change::Recovered);
-                            lane
-                        }
-                        Err(error) => return error,
-                    }
-                }
-                () = self.wanted.notified() => match self.add().await {
-                    Some(lane) => lane,
-                    None => continue,
-                },
-            };
-            endings.push(ending(lane));
-        }
+        Supervisor::new(self, on_change).run().await
     }
 
     /// Ends every session; each within `bound`.
@@ -198,15 +170,24 @@ impl Lanes {
         totals
     }
 
+    /// Lanes that carry bytes at this moment. Zero while the path is broken.
+    pub fn up(&self) -> usize {
+        self.open.borrow().iter().filter(|lane| lane.is_up()).count()
+    }
+
+    /// The lane for a new connection: the one with the fewest among those that stay and whose path is
+    /// whole; others only where there is none.
     async fn least_loaded(&self) -> Arc<Lane> {
         let mut open = self.open.subscribe();
         loop {
-            let (best, lanes) = {
+            let (best, staying) = {
                 let lanes = open.borrow_and_update();
-                (lanes.iter().min_by_key(|lane| lane.ssh.channels()).cloned(), lanes.len())
+                let load =
+                    |lane: &&Arc<Lane>| (lane.is_leaving(), !lane.is_up(), lane.ssh.channels());
+                (lanes.iter().min_by_key(load).cloned(), staying(&lanes))
             };
             if let Some(lane) = best {
-                if lane.ssh.channels() > 0 && lanes < self.needs.sessions {
+                if lane.ssh.channels() > 0 && staying < self.needs.sessions {
                     self.wanted.notify_one();
                 }
                 return lane;
@@ -218,7 +199,8 @@ impl Lanes {
         }
     }
 
-    fn retire(&self, lost: &Arc<Lane>) {
+    /// Takes a lane out of those that are open; false when it was not among them.
+    fn retire(&self, lost: &Arc<Lane>) -> bool {
         let mut counted = false;
         self.open.send_if_modified(|lanes| {
             let before = lanes.len();
@@ -229,6 +211,7 @@ impl Lanes {
         if counted {
             self.count(lost);
         }
+        counted
     }
 
     fn count(&self, lane: &Lane) {
@@ -239,59 +222,17 @@ impl Lanes {
         self.next_number.fetch_add(1, Relaxed)
     }
 
-    /// Opens a further lane beside open ones; its failure harms nobody.
-    async fn add(&self) -> Option<Arc<Lane>> {
-        if self.open.borrow().len() >= self.needs.sessions {
-            return None;
-        }
-        match Lane::open(self.number(), &self.needs, |_| ()).await {
-            Ok(lane) => Some(self.admit(lane)),
-            Err(error) => {
-                warn!(%error, "a further session could not be opened; connections share those there are");
-                sleep(ADD_PAUSE).await;
-                None
-            }
-        }
-    }
-
-    /// Opens a lane in place of the last one, again and again for as long as the document allows.
-    async fn replace(&self, reason: LaneError) -> Result<Arc<Lane>, LaneError> {
-        let deadline = Instant::now() + self.needs.reconnect;
-        let mut pauses = ExponentialBuilder::default()
-            .with_min_delay(Duration::from_millis(200))
-            .with_max_delay(Duration::from_secs(5))
-            .without_max_times()
-            .with_jitter()
-            .build();
-        let mut last = reason;
-        loop {
-            let attempt = Lane::open(self.number(), &self.needs, |_| ());
-            match tokio::time::timeout_at(deadline, attempt).await {
-                Ok(Ok(lane)) => {
-                    info!(lane = lane.number, "a new session is open");
-                    return Ok(self.admit(lane));
-                }
-                Ok(Err(error)) if !error.may_pass() => return Err(error),
-                Ok(Err(error)) => {
-                    warn!(%error, "no new session yet");
-                    last = error;
-                }
-                Err(_) => return Err(LaneError::NotReplaced(Box::new(last))),
-            }
-            let pause = pauses.next().unwrap_or(Duration::from_secs(5));
-            if Instant::now() + pause >= deadline {
-                return Err(LaneError::NotReplaced(Box::new(last)));
-            }
-            sleep(pause).await;
-        }
-    }
-
     fn admit(&self, lane: Lane) -> Arc<Lane> {
         let lane = Arc::new(lane);
         self.totals.lock().unwrap_or_else(PoisonError::into_inner).sessions += 1;
         self.open.send_modify(|lanes| lanes.push(Arc::clone(&lane)));
         lane
     }
+}
+
+/// Lanes that take new connections.
+fn staying(lanes: &[Arc<Lane>]) -> usize {
+    lanes.iter().filter(|lane| !lane.is_leaving()).count()
 }
 
 impl Totals {
@@ -304,6 +245,3 @@ impl Totals {
 /// How long the connection that proved the target is worth handing on: servers give a new connection
 /// about ten seconds to log in.
 const PROOF_IS_FRESH: Duration = Duration::from_secs(4);
-
-/// Pause after a further lane could not be opened, before the next wish is heard.
-const ADD_PAUSE: Duration = Duration::from_secs(5);

@@ -1,6 +1,6 @@
 //! The process: command line → run → failure line → exit status; nothing else.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use runner_protocol::ExitStatus;
@@ -38,6 +38,10 @@ struct Run {
     /// How log lines on stderr look; by default text on a terminal, JSON otherwise.
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<LogFormat>,
+    /// Seconds for which the service leaves a data channel open; where sessions cannot be resumed a
+    /// successor is ready after five sixths of them. An hour by default, as observed.
+    #[arg(long, value_name = "SECONDS", hide = true, value_parser = clap::value_parser!(u64).range(1..))]
+    channel_life: Option<u64>,
 }
 
 fn main() -> ExitCode {
@@ -59,6 +63,7 @@ fn main() -> ExitCode {
                 Run {
                     config: options.config.or(outer.config),
                     log_format: options.log_format.or(outer.log_format),
+                    channel_life: options.channel_life.or(outer.channel_life),
                 },
                 started,
             )
@@ -70,7 +75,8 @@ fn main() -> ExitCode {
 fn run(options: Run, started: Instant) -> ExitCode {
     let telemetry = Telemetry::start(options.log_format);
     let source = options.config.map_or(Source::Stdin, Source::File);
-    let status = run::run(&source, &telemetry, started);
+    let channel_life = options.channel_life.map_or(run::CHANNEL_LIFE, Duration::from_secs);
+    let status = run::run(&source, channel_life, &telemetry, started);
     drop(telemetry);
     status.into()
 }

@@ -26,12 +26,11 @@ use tracing::{debug, error, info, warn};
 use crate::{
     aws::ControlPlane,
     config::Config,
-    driver::Path,
     error::{Error, TargetCause, TargetError},
     forward::{self, Limits, Traffic},
     hardening::{self, Unprotected},
     http_proxy::Proxy,
-    lanes::{Change, Lane, Lanes, Needs, PathListener, Target},
+    lanes::{Change, Lane, Lanes, Needs, Target},
     lease::Stdin,
     listen::{self, Listener},
     output::{self, Output},
@@ -53,12 +52,18 @@ pub enum Source {
     File(PathBuf),
 }
 
-/// Does the job and says how it ended, on stdout and as exit status. `started`: when the process did.
-pub fn run(source: &Source, telemetry: &Telemetry, started: Instant) -> ExitStatus {
+/// Does the job and says how it ended, on stdout and as exit status. `channel_life`: for how long the service
+/// leaves a data channel open, [`CHANNEL_LIFE`]; `started`: when the process did.
+pub fn run(
+    source: &Source,
+    channel_life: Duration,
+    telemetry: &Telemetry,
+    started: Instant,
+) -> ExitStatus {
     let refused = hardening::apply();
     let panicked = watch_for_panics();
     let outcome = runtime::Builder::new_current_thread().enable_all().build().map(|runtime| {
-        let outcome = runtime.block_on(job(source, refused, started, &panicked));
+        let outcome = runtime.block_on(job(source, channel_life, refused, started, &panicked));
         // Threads that look up names must not hold up the exit.
         runtime.shutdown_background();
         outcome
@@ -139,6 +144,7 @@ struct Panicked {
 
 async fn job(
     source: &Source,
+    channel_life: Duration,
     refused: Vec<Unprotected>,
     started: Instant,
     panicked: &Mutex<Panicked>,
@@ -173,7 +179,8 @@ async fn job(
     let failed = |error: Error| error.into_failure(progress.phase());
     let config = Config::from_request(request).map_err(|error| failed(error.into()))?;
     hardening::enforce(config.hardening, refused).map_err(|error| failed(error.into()))?;
-    let job = Job::new(config, Arc::clone(&output), progress.clone()).map_err(failed)?;
+    let job =
+        Job::new(config, channel_life, Arc::clone(&output), progress.clone()).map_err(failed)?;
     info!(name = job.config.name, job_id = job.config.job_id, "started");
 
     let stop = async {
@@ -233,7 +240,12 @@ struct Job {
 type Proof = (Channel, Instant);
 
 impl Job {
-    fn new(config: Config, output: Arc<Output>, progress: Progress) -> Result<Self, Error> {
+    fn new(
+        config: Config,
+        channel_life: Duration,
+        output: Arc<Output>,
+        progress: Progress,
+    ) -> Result<Self, Error> {
         refuse_unsupported(&config)?;
         let shutdown = Shutdown::default();
         let trust = Trust::load();
@@ -260,11 +272,9 @@ impl Job {
             target: Target { host: config.target.host.clone(), port: config.target.port },
             sessions: config.tunnel.sessions,
             reconnect: config.timeouts.reconnect,
+            channel_life,
             start: config.timeouts.ready,
-            on_path: Arc::new(Announcer {
-                output: Arc::clone(&output),
-                progress: progress.clone(),
-            }),
+            path_changed: Arc::default(),
             shutdown: shutdown.clone(),
         });
         let traffic = Arc::default();
@@ -433,23 +443,9 @@ fn refuse_unsupported(config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
-/// Tells the runner of breaks that a resumed session heals, once the tunnel is up.
-#[derive(Debug)]
-struct Announcer {
-    output: Arc<Output>,
-    progress: Progress,
-}
-
-impl PathListener for Announcer {
-    fn on_path(&self, path: Path) {
-        if self.progress.phase() == Phase::Tunnel {
-            self.output.event(&match path {
-                Path::Broken(reason) => Line::Degraded(reason),
-                Path::Restored => Line::Recovered,
-            });
-        }
-    }
-}
+/// The service closes every data channel after about 60 minutes, idle or not
+/// (`aws/session-manager-plugin` #135, #136).
+pub const CHANNEL_LIFE: Duration = Duration::from_hours(1);
 
 /// Kubernetes shows what is written here as the reason of a container's end.
 const TERMINATION_LOG: &str = "/dev/termination-log";

@@ -157,6 +157,12 @@ impl Ssh {
         self.shared.lock().channels.len()
     }
 
+    /// Completes when no channel is open or being opened. Cancel-safe.
+    pub async fn emptied(&self) {
+        // A connection that is over has none either.
+        drop(self.wait_for(|state| state.channels.is_empty().then_some(())).await);
+    }
+
     async fn wait_for<T>(&self, found: impl Fn(&State) -> Option<T>) -> Result<T, SshError> {
         poll_fn(|context| {
             let mut state = self.shared.lock();

@@ -59,7 +59,7 @@ async fn client_that_does_not_read_stalls_itself_alone() {
             // A whole download beside the stalled one, checked.
             let mut stream = connect(b'd').await;
             let mut bytes = Vec::with_capacity(DOWNLOAD);
-            timeout(STALL, stream.read_to_end(&mut bytes)).await.unwrap().unwrap();
+            timeout(LIMIT, stream.read_to_end(&mut bytes)).await.unwrap().unwrap();
             assert!(bytes == pattern(DOWNLOAD), "a download beside the stalled one is damaged");
             downloads += 1;
         } else {

@@ -22,6 +22,8 @@ mod failures_aws;
 #[cfg(test)]
 mod forwarding;
 #[cfg(test)]
+mod hourly_close;
+#[cfg(test)]
 mod isolation;
 #[cfg(test)]
 mod keys;
@@ -29,6 +31,8 @@ mod keys;
 mod logs;
 #[cfg(test)]
 mod permissions;
+#[cfg(test)]
+mod resume;
 #[cfg(test)]
 mod runners;
 #[cfg(test)]

@@ -3,23 +3,23 @@
 use std::{
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, SystemTime},
 };
 
 use data_channel::DataChannel;
 use tokio::{
-    sync::{Mutex, oneshot},
-    time::{sleep, timeout},
+    sync::{Mutex, Notify, oneshot},
+    time::{Instant, sleep, timeout},
 };
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use super::{host_key, resume::Resume};
 use crate::{
-    driver::{self, Driver, Ended, Path, SessionStream},
+    driver::{self, Driver, Ended, SessionStream},
     progress::Phase,
-    session::{self, ApiError, Session, SessionApi},
+    session::{self, ApiError, ApiErrorKind, Session, SessionApi},
     shutdown::Shutdown,
     ssh::{self, Connected, Ssh, SshError},
     websocket::{self, OpenError, OpeningSignature},
@@ -46,10 +46,12 @@ pub struct Needs {
     pub sessions: usize,
     /// How long a broken path may take to come back.
     pub reconnect: Duration,
+    /// How long the service leaves a data channel open.
+    pub channel_life: Duration,
     /// How long a start may go on trying what may pass.
     pub start: Duration,
-    /// Hears of the path's breaks.
-    pub on_path: Arc<dyn PathListener>,
+    /// Notified when a lane's WebSocket breaks and when its session is resumed.
+    pub path_changed: Arc<Notify>,
     /// The tasks and the stop signal of the process.
     pub shutdown: Shutdown,
 }
@@ -58,12 +60,6 @@ impl Needs {
     fn pins_fingerprints(&self) -> bool {
         self.ssh.pins.iter().any(|pin| matches!(pin, ssh_client::HostKeyPin::Fingerprint(_)))
     }
-}
-
-/// Hears when a lane's WebSocket breaks and when its session is resumed.
-pub trait PathListener: Send + Sync + std::fmt::Debug {
-    /// Called from the lane's task; must not block.
-    fn on_path(&self, path: Path);
 }
 
 /// Where connections lead.
@@ -86,6 +82,9 @@ pub struct Lane {
     pub connected: Connected,
     /// The agent's version, as it said.
     pub agent_version: String,
+    opened: Instant,
+    /// It takes no new connection while another lane can.
+    leaving: AtomicBool,
     carrier: Carrier,
 }
 
@@ -130,6 +129,8 @@ impl LaneError {
     /// Whether trying again within seconds makes sense.
     pub fn may_pass(&self) -> bool {
         match self {
+            // Renewed ones may be on their way over stdin.
+            Self::Api(error) if error.kind() == ApiErrorKind::CredentialsExpired => true,
             Self::Api(error) => error.may_pass(),
             Self::Stream(error) => error.may_pass(),
             Self::Channel(_) | Self::NoSshd { .. } | Self::Ssh(SshError::StreamEnded) => true,
@@ -200,7 +201,8 @@ impl Lane {
                 return Err(error);
             }
         };
-        Ok(Self { number, ssh, connected, agent_version, carrier })
+        let (opened, leaving) = (Instant::now(), AtomicBool::new(false));
+        Ok(Self { number, ssh, connected, agent_version, opened, leaving, carrier })
     }
 
     async fn authenticate(
@@ -242,6 +244,36 @@ impl Lane {
         }
     }
 
+    /// When it was opened; its data channel is a moment older.
+    pub fn opened(&self) -> Instant {
+        self.opened
+    }
+
+    /// Whether its path carries bytes at this moment, rather than being mended.
+    pub fn is_up(&self) -> bool {
+        self.carrier.driver.is_up()
+    }
+
+    /// Why it does not, while its session is being resumed.
+    pub fn broken(&self) -> Option<String> {
+        self.carrier.driver.broken()
+    }
+
+    /// Keeps new connections away, as far as other lanes can take them, or lets them come again.
+    pub fn set_leaving(&self, leaving: bool) {
+        self.leaving.store(leaving, Relaxed);
+    }
+
+    /// Whether new connections are kept away.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Relaxed)
+    }
+
+    /// What the service calls its session.
+    pub fn session_id(&self) -> &str {
+        &self.carrier.session_id
+    }
+
     /// Ends the session by flag and by API, within `bound` each.
     pub async fn terminate(&self, bound: Duration) {
         self.carrier.end(bound).await;
@@ -262,6 +294,7 @@ impl Lane {
 #[derive(Debug)]
 struct Carrier {
     driver: Driver,
+    session_id: String,
     agent_version: String,
     resumes: Arc<AtomicU64>,
     /// Taken by whoever ends it.
@@ -314,9 +347,12 @@ impl Carrier {
         };
         match opened {
             Ok((driver, agent_version, stream)) => {
+                let session_id = session.id().to_owned();
                 let session = Arc::new(Mutex::new(Some(session)));
                 let shutdown = shutdown.clone();
-                Ok((Self { driver, agent_version, resumes, session, shutdown }, stream))
+                let carrier =
+                    Self { driver, session_id, agent_version, resumes, session, shutdown };
+                Ok((carrier, stream))
             }
             Err(error) => {
                 if matches!(error, LaneError::Channel(Ended::Closed(_))) {
@@ -349,12 +385,11 @@ impl Carrier {
             );
         }
         let resume = Resume::new(needs, session.id().to_owned(), url, Arc::clone(resumes));
-        let listener = Arc::clone(&needs.on_path);
         let (driver, stream) = driver::spawn(
             channel,
             socket,
             resume,
-            move |path| listener.on_path(path),
+            Arc::clone(&needs.path_changed),
             needs.shutdown.tasks(),
         );
         let agent_version = driver.opened().await?;
@@ -392,6 +427,7 @@ impl Drop for Carrier {
         drop(slot);
         let ending = Self {
             driver: self.driver.clone(),
+            session_id: self.session_id.clone(),
             agent_version: String::new(),
             resumes: Arc::clone(&self.resumes),
             session: Arc::new(Mutex::new(Some(session))),
@@ -410,7 +446,7 @@ async fn end_by_api(session: Session) {
 }
 
 fn now() -> std::time::Instant {
-    tokio::time::Instant::now().into_std()
+    Instant::now().into_std()
 }
 
 fn unix_ms() -> u64 {
@@ -429,4 +465,4 @@ const EXPLAIN_WAIT: Duration = Duration::from_millis(500);
 const OPEN_AFTER_STOP: Duration = Duration::from_millis(1500);
 
 /// For the agent to acknowledge the flag and to close.
-const END_BOUND: Duration = Duration::from_secs(2);
+pub(super) const END_BOUND: Duration = Duration::from_secs(2);

@@ -17,7 +17,7 @@ use tracing::{debug, warn};
 use super::lane::Needs;
 use crate::{
     driver::{Ended, Reconnect},
-    session::SessionApi,
+    session::{ApiErrorKind, SessionApi},
     websocket::{self, WebSocket},
 };
 
@@ -58,6 +58,10 @@ impl Resume {
         let resumed = match self.api.resume(&self.session_id).await {
             Ok(resumed) => resumed,
             Err(error) if error.may_pass() => return Err(Attempt::Again(error.to_string())),
+            // Renewed ones may be on their way over stdin.
+            Err(error) if error.kind() == ApiErrorKind::CredentialsExpired => {
+                return Err(Attempt::Again(error.to_string()));
+            }
             Err(error) => return Err(Attempt::Over(error.to_string())),
         };
         let Some(token) = resumed.token else {

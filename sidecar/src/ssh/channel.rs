@@ -175,6 +175,9 @@ impl Drop for Channel {
     fn drop(&mut self) {
         let mut state = self.ssh.shared.lock();
         state.channels.remove(&self.id);
+        if state.channels.is_empty() {
+            state.watchers.wake();
+        }
         state.client.close(self.id);
         state.wake_loop();
     }

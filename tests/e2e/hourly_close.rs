@@ -1,0 +1,146 @@
+//! The service closes every data channel after about an hour. Nobody notices where sessions may be resumed;
+//! where they may not, lanes are made before they break. The hour is shortened to seconds, for the
+//! emulator and, by `--channel-life`, for the sidecar.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tests::{
+    emulator::Policy,
+    fixtures::{Sidecar, TcpServer, eventually, source_bytes},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::world::{INSTANCE, LIMIT, Tunnel, World, may_terminate};
+
+/// In place of the hour.
+const LIFE: Duration = Duration::from_secs(6);
+
+#[tokio::test]
+async fn nobody_notices_the_close_where_sessions_may_be_resumed() {
+    let world = World::with(|builder| {
+        builder.policy(Policy::full(INSTANCE)).channel_lifetime(Duration::from_secs(2))
+    });
+    let world = world.await;
+    let bytes = 5_000_000;
+    let server = TcpServer::source(bytes).await.unwrap();
+    let tunnel = world.tunnel(server.port()).await;
+    let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
+    stream.write_all(b"x").await.unwrap();
+    let mut received = Vec::new();
+    timeout(4 * LIMIT, stream.read_to_end(&mut received)).await.unwrap().unwrap();
+    assert!(received == source_bytes(bytes), "{} bytes, not those that were sent", received.len());
+    drop(stream);
+
+    let exit = tunnel.close().await;
+    let summary = exit.logs().pop().unwrap();
+    assert_eq!(summary["sessions"], 1, "{summary}");
+    assert!(summary["resumes"].as_u64() >= Some(2), "{summary}");
+    assert_eq!(summary["resets"], 0, "{summary}");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn successor_takes_new_connections_before_the_close_and_old_ones_last_until_it() {
+    // A session whose channel is closed can be ended by the API alone.
+    let world = World::with(|builder| builder.channel_lifetime(LIFE).policy(may_terminate())).await;
+    let server = TcpServer::echo().await.unwrap();
+    let mut tunnel = short_lived(&world, server.port()).await;
+    tunnel.sidecar.log_line(LIMIT, |line| line.contains("ssm:ResumeSession")).await.unwrap();
+
+    let mut old = Echo::connect(tunnel.port).await;
+    let succeeded = |line: &str| line.contains("succeeded before its channel is closed");
+    tunnel.sidecar.log_line(LIMIT, succeeded).await.unwrap();
+    assert!(old.answers().await, "the old connection was cut by the making of a successor");
+    let mut new = Echo::connect(tunnel.port).await;
+    assert!(new.answers().await);
+
+    // The old lane's channel is closed now, and its session with it.
+    timeout(LIMIT, old.cut()).await.expect("the old connection outlives its session");
+    assert!(new.answers().await, "the new connection was on the old lane");
+    let exit = tunnel.close().await;
+    let lines = &exit.stdout;
+    assert!(
+        !lines.iter().any(|line| line.starts_with("degraded")),
+        "never without a lane: {lines:?}"
+    );
+    assert_eq!(world.emulator.journal().sessions().len(), 2);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn lane_that_nobody_uses_is_ended_once_it_has_a_successor() {
+    let world = World::with(|builder| builder.channel_lifetime(LIFE).policy(may_terminate())).await;
+    let server = TcpServer::echo().await.unwrap();
+    let tunnel = short_lived(&world, server.port()).await;
+    let journal = world.emulator.journal();
+    // Three generations, one session at a time, ended by us and not by the close of its channel.
+    let generations = || async { journal.sessions().len() >= 3 };
+    assert!(eventually(LIMIT, generations).await, "{:?}", journal.sessions());
+    let first = journal.sessions().remove(0);
+    assert!(eventually(LIMIT, || async { journal.ending(&first).is_some() }).await);
+    assert!(!journal.calls("TerminateSession").is_empty());
+    assert!(journal.open_sessions().len() <= 2, "{:?}", journal.open_sessions());
+    let mut stream = Echo::connect(tunnel.port).await;
+    assert!(stream.answers().await);
+    tunnel.close().await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn permission_that_is_granted_in_time_makes_successors_needless() {
+    let world = World::with(|builder| builder.channel_lifetime(LIFE)).await;
+    let server = TcpServer::echo().await.unwrap();
+    let mut tunnel = short_lived(&world, server.port()).await;
+    tunnel.sidecar.log_line(LIMIT, |line| line.contains("ssm:ResumeSession")).await.unwrap();
+    let mut stream = Echo::connect(tunnel.port).await;
+    world.emulator.control().set_policy(Policy::full(INSTANCE));
+    let resumed = |line: &str| line.contains("session resumed");
+    tunnel.sidecar.log_line(LIMIT, resumed).await.unwrap();
+    assert!(stream.answers().await, "cut although the session was resumed");
+    tunnel.close().await;
+    assert_eq!(world.emulator.journal().sessions().len(), 1);
+    world.finish().await;
+}
+
+/// A tunnel whose sidecar knows of the short life.
+async fn short_lived(world: &World, target_port: u16) -> Tunnel {
+    let document = world.document(target_port).with(&json!({ "events": true }));
+    let life = LIFE.as_secs().to_string();
+    let sidecar = Sidecar::spawn_with(&document, |command| {
+        command.args(["--channel-life", &life]);
+    });
+    let mut sidecar = sidecar.await.unwrap();
+    let port = sidecar.ready(LIMIT).await.unwrap();
+    Tunnel { sidecar, port }
+}
+
+/// A connection whose far end sends back what it gets.
+struct Echo(TcpStream);
+
+impl Echo {
+    async fn connect(port: u16) -> Self {
+        Self(TcpStream::connect(("127.0.0.1", port)).await.unwrap())
+    }
+
+    /// Whether a few bytes come back.
+    async fn answers(&mut self) -> bool {
+        let mut answer = [0; 5];
+        let exchange = async {
+            self.0.write_all(b"hello").await?;
+            self.0.read_exact(&mut answer).await
+        };
+        let outcome = timeout(LIMIT, exchange).await.expect("an answer or an end");
+        outcome.is_ok() && &answer == b"hello"
+    }
+
+    /// Completes when the connection is reset, which an orderly end is not.
+    async fn cut(&mut self) {
+        let end = self.0.read(&mut [0; 16]).await;
+        assert!(end.is_err(), "ended as if it were complete");
+    }
+}
