@@ -5,16 +5,19 @@
 
 mod document;
 mod identity;
+mod panics;
 
 use std::{
+    future::pending,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    panic,
+    panic::{self, AssertUnwindSafe},
     path::PathBuf,
     pin::pin,
     sync::{Arc, Mutex, OnceLock, PoisonError, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
+use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use runner_protocol::{ExitStatus, Failure, Line, PhaseTimes, Summary};
 use tokio::{
     runtime,
@@ -23,6 +26,7 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
+use self::panics::Panics;
 use crate::{
     aws::ControlPlane,
     config::Config,
@@ -61,12 +65,17 @@ pub fn run(
     started: Instant,
 ) -> ExitStatus {
     let refused = hardening::apply();
-    let panicked = watch_for_panics();
+    let panics = Panics::watch();
     let outcome = runtime::Builder::new_current_thread().enable_all().build().map(|runtime| {
-        let outcome = runtime.block_on(job(source, channel_life, refused, started, &panicked));
+        let job = job(source, channel_life, refused, started, &panics);
+        let outcome = panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(job)));
         // Threads that look up names must not hold up the exit.
         runtime.shutdown_background();
-        outcome
+        // Before there was a session, or after the sessions were ended.
+        outcome.unwrap_or_else(|_| {
+            let error = panics.error().unwrap_or_else(|| Error::Internal("panic".to_owned()));
+            Err(error.into_failure(Phase::Config))
+        })
     });
     let lost_lines = telemetry.lost_lines();
     if lost_lines > 0 {
@@ -122,35 +131,14 @@ impl Stop {
     }
 }
 
-/// Notes the first panic of any task, without its text, which might quote what it worked on.
-fn watch_for_panics() -> Arc<Mutex<Panicked>> {
-    let panicked = Arc::new(Mutex::new(Panicked::default()));
-    let noted = Arc::clone(&panicked);
-    panic::set_hook(Box::new(move |panic| {
-        let place = panic.location().map_or_else(String::new, ToString::to_string);
-        error!(place, "panic");
-        let mut noted = noted.lock().unwrap_or_else(PoisonError::into_inner);
-        noted.place.get_or_insert(place);
-        noted.wake.notify_one();
-    }));
-    panicked
-}
-
-#[derive(Debug, Default)]
-struct Panicked {
-    place: Option<String>,
-    wake: Arc<tokio::sync::Notify>,
-}
-
 async fn job(
     source: &Source,
     channel_life: Duration,
     refused: Vec<Unprotected>,
     started: Instant,
-    panicked: &Mutex<Panicked>,
+    panics: &Panics,
 ) -> Result<(), Failure> {
     let mut signals = pin!(stopping_signal());
-    let wake = Arc::clone(&panicked.lock().unwrap_or_else(PoisonError::into_inner).wake);
     let mut lease = None;
     let document = async {
         match source {
@@ -188,21 +176,18 @@ async fn job(
             () = document::watch(lease, &*job.needs.api) => Stop::StdinClosed,
             () = output::closed() => Stop::StdoutClosed,
             signal = &mut signals => Stop::Signal(signal),
-            () = wake.notified() => Stop::Panic,
+            () = panics.noticed() => Stop::Panic,
         }
     };
     let outcome = tokio::select! {
-        error = job.serve() => Err(error),
+        // Not unwound through here: the sessions are still to be ended.
+        served = AssertUnwindSafe(job.serve()).catch_unwind() => served.map_or(Ok(Stop::Panic), Err),
         stop = stop => Ok(stop),
     };
     // What was open in `serve` is dropped by now; what must be seen through runs on.
     let phase = progress.phase();
     let unfinished = job.end().await;
-    let place = panicked.lock().unwrap_or_else(PoisonError::into_inner).place.take();
-    let outcome = match (outcome, place) {
-        (_, Some(place)) => Err(Error::Internal(format!("panic at {place}"))),
-        (outcome, None) => outcome,
-    };
+    let outcome = panics.error().map_or(outcome, Err);
     job.sum_up(&outcome, unfinished);
     match outcome {
         Ok(_) => Ok(()),
@@ -210,17 +195,30 @@ async fn job(
     }
 }
 
-/// Completes with the name of SIGTERM or SIGINT when one arrives.
+/// Completes with the name of the first signal that asks to stop. A closed terminal and Ctrl-\ ask as well:
+/// by default they would end the process and leave its sessions.
 async fn stopping_signal() -> &'static str {
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        warn!("signals cannot be handled");
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
+    let signals = [
+        ("SIGTERM", SignalKind::terminate()),
+        ("SIGINT", SignalKind::interrupt()),
+        ("SIGHUP", SignalKind::hangup()),
+        ("SIGQUIT", SignalKind::quit()),
+    ];
+    let mut asked = FuturesUnordered::new();
+    for (name, kind) in signals {
+        match signal(kind) {
+            Ok(mut signal) => asked.push(async move {
+                match signal.recv().await {
+                    Some(()) => name,
+                    None => pending().await,
+                }
+            }),
+            Err(error) => warn!(name, %error, "the signal cannot be handled"),
+        }
+    }
+    match asked.next().await {
+        Some(name) => name,
+        None => pending().await,
     }
 }
 

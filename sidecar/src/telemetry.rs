@@ -6,7 +6,9 @@
 use std::io::{self, IsTerminal as _};
 
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::{EnvFilter, filter::filter_fn, fmt, prelude::*};
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry, filter::filter_fn, fmt, layer::Identity, prelude::*,
+};
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
@@ -28,6 +30,14 @@ impl Telemetry {
     /// Begins logging to stderr. Without a `format`: text on a terminal, JSON otherwise. The level comes
     /// from `RUST_LOG`, `info` without it.
     pub fn start(format: Option<LogFormat>) -> Self {
+        Self::start_with(format, Identity::new())
+    }
+
+    /// As [`start`](Self::start), with a further layer that sees every event, whatever the level is.
+    pub fn start_with(
+        format: Option<LogFormat>,
+        layer: impl Layer<Registry> + Send + Sync,
+    ) -> Self {
         let terminal = io::stderr().is_terminal();
         let format = format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
         let (writer, guard) = NonBlockingBuilder::default()
@@ -37,7 +47,6 @@ impl Telemetry {
             .finish(io::stderr());
         let lost = writer.error_counter();
         let level = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-        let registry = tracing_subscriber::registry().with(level);
         let lines = match format {
             LogFormat::Json => fmt::layer()
                 .json()
@@ -47,7 +56,11 @@ impl Telemetry {
                 .boxed(),
             LogFormat::Text => fmt::layer().with_ansi(terminal).with_writer(writer).boxed(),
         };
-        registry.with(lines.with_filter(filter_fn(|metadata| is_ours(metadata.target())))).init();
+        let ours = filter_fn(|metadata| is_ours(metadata.target()));
+        tracing_subscriber::registry()
+            .with(layer)
+            .with(lines.with_filter(ours).with_filter(level))
+            .init();
         Self { _writer: guard, lost }
     }
 

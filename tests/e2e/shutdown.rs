@@ -18,17 +18,24 @@ use tokio::{
 use crate::world::{Failure, LIMIT, STOP, Tunnel, World, may_terminate};
 
 /// The ways to stop a sidecar.
-const WAYS: [Way; 3] = [Way::EndOfInput, Way::Signal(Signal::SIGTERM), Way::Signal(Signal::SIGINT)];
+pub(crate) const WAYS: [Way; 5] = [
+    Way::EndOfInput,
+    Way::Signal(Signal::SIGTERM),
+    Way::Signal(Signal::SIGINT),
+    Way::Signal(Signal::SIGHUP),
+    Way::Signal(Signal::SIGQUIT),
+];
 
+/// A way to stop a sidecar.
 #[derive(Clone, Copy, Debug)]
-enum Way {
+pub(crate) enum Way {
     EndOfInput,
     Signal(Signal),
 }
 
 #[tokio::test]
 async fn signals_before_the_document_is_complete() {
-    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
         let mut sidecar = Sidecar::spawn_silent(|_| ()).await.unwrap();
         sidecar.write(br#"{"name": "half"#).await.unwrap();
         // A signal before the handler stands would end the process by itself.
@@ -307,7 +314,7 @@ async fn stop_in_phase(document: &Document, phase: &str, way: Way) {
 }
 
 /// Stops a sidecar and waits for its end, which must come in time.
-async fn stop(mut sidecar: Sidecar, way: Way) -> Exit {
+pub(crate) async fn stop(mut sidecar: Sidecar, way: Way) -> Exit {
     let started = Instant::now();
     match way {
         Way::EndOfInput => sidecar.close_stdin(),
@@ -319,7 +326,7 @@ async fn stop(mut sidecar: Sidecar, way: Way) -> Exit {
 }
 
 /// Asserts status 0 and no word of a failure.
-fn assert_ended_well(exit: &Exit, case: &str) {
+pub(crate) fn assert_ended_well(exit: &Exit, case: &str) {
     assert_eq!(exit.status.code(), Some(0), "{case}: {}", exit.text());
     assert_eq!(exit.failure(), None, "{case}");
 }

@@ -1,0 +1,209 @@
+//! Ways out that are not asked for in peace and quiet: while the path is broken, by a defect, with the service
+//! out of reach, by SIGKILL. `tests/README.md` has the whole table of endings.
+
+use std::{fs, os::unix::process::ExitStatusExt as _, time::Duration};
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+use tempfile::TempDir;
+use tests::{
+    emulator::{Action, ApiFault, Break, Ending, Failure as Fault, Plan, Policy},
+    fixtures::{Exit, Sidecar, TcpServer, eventually, panicking},
+};
+use tokio::{net::TcpStream, time::Instant};
+
+use crate::{
+    shutdown::{WAYS, assert_ended_well, stop},
+    world::{Failure, INSTANCE, LIMIT, STOP, Tunnel, World, may_terminate},
+};
+
+#[tokio::test]
+async fn while_the_session_is_being_resumed() {
+    for way in WAYS {
+        let world = World::with(|builder| builder.policy(Policy::full(INSTANCE))).await;
+        let mut tunnel = eventful(&world).await;
+        // Neither answered nor refused, so that it is under way when the stop comes.
+        let hangs = ApiFault::new(Fault::Hangs).on(Action::ResumeSession);
+        world.emulator.control().set_faults(Plan::default().api(hangs));
+        world.emulator.control().disconnect_all(Break::Reset).await;
+        tunnel.sidecar.word("degraded", LIMIT).await.unwrap();
+        assert_ended_well(&stop(tunnel.sidecar, way).await, &format!("{way:?} while resuming"));
+        world.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn while_a_lost_session_is_being_replaced() {
+    for way in WAYS {
+        let world = World::with(|builder| builder.policy(may_terminate())).await;
+        let mut tunnel = eventful(&world).await;
+        let late = ApiFault::new(Fault::Delayed(Duration::from_secs(1))).on(Action::StartSession);
+        world.emulator.control().set_faults(Plan::default().api(late));
+        world.emulator.control().disconnect_all(Break::Reset).await;
+        tunnel.sidecar.word("degraded", LIMIT).await.unwrap();
+        assert_ended_well(&stop(tunnel.sidecar, way).await, &format!("{way:?} while replacing"));
+        world.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn panic_of_any_task_ends_the_sessions_and_is_internal() {
+    // One text that is logged by each task: the job itself, the API's, the driver of the data channel, the
+    // SSH connection, the supervisor of lanes, a forwarded connection.
+    let places = [
+        ("started", "config", false),
+        ("session started", "start_session", false),
+        ("handshake complete", "session", false),
+        ("authenticated", "ssh", false),
+        ("host key is the pinned one", "ssh", false),
+        ("ready", "tunnel", false),
+        ("connected", "tunnel", true),
+        ("connection complete", "tunnel", true),
+    ];
+    let program = tokio::task::spawn_blocking(panicking).await.unwrap().unwrap();
+    for (text, phase, connect) in places {
+        let world = World::with(|builder| builder.policy(may_terminate())).await;
+        let server = TcpServer::source(10).await.unwrap();
+        let document = world.document(server.port());
+        let sidecar = Sidecar::spawn_program(program.clone(), |command| {
+            command.arg(text);
+        });
+        let mut sidecar = sidecar.await.unwrap();
+        sidecar.write(document.compact().as_bytes()).await.unwrap();
+        if connect {
+            let port = sidecar.ready(LIMIT).await.unwrap();
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+            let mut rest = Vec::new();
+            drop(tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut rest).await);
+        }
+        let exit = sidecar.exit(LIMIT).await.unwrap();
+        let line = exit.failure().unwrap_or_else(|| panic!("{text}: {}", exit.text()));
+        assert_eq!(exit.status.code(), Some(70), "{text}: {}", exit.text());
+        assert_eq!(line["code"], "internal", "{text}: {line}");
+        assert_eq!(line["phase"], phase, "{text}: {line}");
+        assert!(!line.to_string().contains("planted"), "{text}: quotes the panic: {line}");
+        world.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn api_out_of_reach_at_the_end_leaves_the_flag() {
+    for fault in [Fault::Hangs, Fault::InternalServerError, Fault::ConnectionClosed] {
+        let world = World::with(|builder| builder.policy(may_terminate())).await;
+        let tunnel = eventful(&world).await;
+        let gone = ApiFault::new(fault.clone()).on(Action::TerminateSession);
+        world.emulator.control().set_faults(Plan::default().api(gone));
+        assert_ended_well(&stop(tunnel.sidecar, WAYS[0]).await, &format!("{fault:?}"));
+        let session = world.emulator.journal().sessions().remove(0);
+        assert_eq!(world.emulator.journal().ending(&session), Some(Ending::Flag), "{fault:?}");
+        world.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn gateway_out_of_reach_at_the_end_leaves_the_api() {
+    let world = World::with(|builder| builder.policy(may_terminate())).await;
+    let tunnel = eventful(&world).await;
+    world.emulator.control().disconnect_all(Break::Silence).await;
+    assert_ended_well(&stop(tunnel.sidecar, WAYS[0]).await, "silent gateway");
+    let session = world.emulator.journal().sessions().remove(0);
+    assert_eq!(world.emulator.journal().ending(&session), Some(Ending::Api));
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn everything_out_of_reach_at_the_end_is_said_and_left_to_the_idle_time_out() {
+    let world =
+        World::with(|builder| builder.policy(may_terminate()).idle_timeout(Duration::from_secs(8)));
+    let world = world.await;
+    let tunnel = eventful(&world).await;
+    let gone = ApiFault::new(Fault::Hangs).on(Action::TerminateSession);
+    world.emulator.control().set_faults(Plan::default().api(gone));
+    world.emulator.control().disconnect_all(Break::Silence).await;
+    let exit = stop(tunnel.sidecar, WAYS[0]).await;
+    assert_ended_well(&exit, "nothing answers");
+    let said = exit.stderr.iter().any(|line| line.contains("idle time-out"));
+    assert!(said, "nobody is told of the session: {}", exit.text());
+    assert_idle_end(&world).await;
+}
+
+#[tokio::test]
+async fn killed_sidecar_leaves_nothing_here_and_its_session_to_the_idle_time_out() {
+    let world = World::with(|builder| builder.idle_timeout(Duration::from_secs(8))).await;
+    let tunnel = eventful(&world).await;
+    tunnel.sidecar.signal(Signal::SIGKILL).unwrap();
+    let exit = tunnel.sidecar.exit(STOP).await.unwrap();
+    assert_eq!(exit.status.signal(), Some(Signal::SIGKILL as i32));
+    assert!(TcpStream::connect(("127.0.0.1", tunnel.port)).await.is_err(), "somebody listens");
+    assert_idle_end(&world).await;
+}
+
+#[tokio::test]
+async fn full_disk_below_the_log_stops_nothing() {
+    let world = World::start().await;
+    let server = TcpServer::echo().await.unwrap();
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let document = world.document(server.port());
+    let sidecar = Sidecar::spawn_with(&document, |command| {
+        command.stderr(full).env("RUST_LOG", "trace");
+    });
+    let mut sidecar = sidecar.await.unwrap();
+    sidecar.ready(LIMIT).await.unwrap();
+    assert_ended_well(&stop(sidecar, WAYS[0]).await, "full disk");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn no_file_and_no_process_is_left() {
+    let world = World::start().await;
+    let server = TcpServer::echo().await.unwrap();
+    for way in WAYS {
+        let directory = TempDir::new().unwrap();
+        let document = world.document(server.port());
+        let sidecar = Sidecar::spawn_with(&document, |command| {
+            let here = directory.path();
+            command.current_dir(here).env("TMPDIR", here).env("HOME", here).process_group(0);
+        });
+        let mut sidecar = sidecar.await.unwrap();
+        sidecar.ready(LIMIT).await.unwrap();
+        let group = sidecar.pid().unwrap();
+        assert_ended_well(&stop(sidecar, way).await, "in a directory of its own");
+        let left: Vec<_> = fs::read_dir(directory.path()).unwrap().collect();
+        assert!(left.is_empty(), "{way:?} left {left:?}");
+        let alone = || async { nix::sys::signal::killpg(group, None).is_err() };
+        assert!(eventually(STOP, alone).await, "{way:?} left a process");
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn failure_after_ready_is_told_within_five_seconds_of_its_cause() {
+    let world = World::start().await;
+    let mut tunnel = eventful(&world).await;
+    // Neither resumed nor replaced, for good.
+    world.emulator.control().set_policy(Policy::nothing());
+    world.emulator.control().disconnect_all(Break::Reset).await;
+    tunnel.sidecar.word("degraded", LIMIT).await.unwrap();
+    let began = Instant::now();
+    let exit: Exit = tunnel.sidecar.exit(LIMIT).await.unwrap();
+    assert!(began.elapsed() < STOP, "took {:?}", began.elapsed());
+    let failure =
+        Failure { code: "aws.access_denied", status: 77, phase: "tunnel", blame: "customer" };
+    failure.assert(&exit, &world.document(1));
+}
+
+/// A tunnel to an echo, which tells of its path.
+async fn eventful(world: &World) -> Tunnel {
+    // The server is not needed beyond the proof.
+    let server = TcpServer::echo().await.unwrap();
+    let document = world.document(server.port()).with(&json!({ "events": true }));
+    Tunnel::open(&document).await
+}
+
+/// Asserts that the only session is open and that the service ends it for idleness.
+async fn assert_idle_end(world: &World) {
+    let session = world.emulator.journal().sessions().remove(0);
+    let ended = || async { world.emulator.journal().ending(&session).is_some() };
+    assert!(eventually(LIMIT, ended).await, "the session is still open");
+    assert_eq!(world.emulator.journal().ending(&session), Some(Ending::Idle));
+}
