@@ -14,6 +14,8 @@ mod config;
 #[cfg(test)]
 mod demo;
 #[cfg(test)]
+mod documents;
+#[cfg(test)]
 mod endings;
 #[cfg(test)]
 mod events;
