@@ -42,4 +42,6 @@ mod runners;
 #[cfg(test)]
 mod shutdown;
 #[cfg(test)]
+mod slow_parties;
+#[cfg(test)]
 mod world;

@@ -1,0 +1,233 @@
+//! Clients that do not read, targets that do not answer, crowds: each harms itself alone, and memory
+//! stays within its bound.
+//!
+//! By hand, longer and more: `SLOW_PARTY_SECONDS=600 CROWD=10000 tests/run --test e2e slow_parties`.
+
+use std::{env, fs, sync::Arc, time::Duration};
+
+use serde_json::json;
+use tests::{
+    emulator::Pacing,
+    fixtures::{KeyPair, KeyType, Sshd, TcpServer, eventually, pattern},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+
+use crate::world::{LIMIT, Tunnel, World};
+
+/// What each connection can hold at most (`sidecar/README.md`, Memory): the SSH window of what its client has not
+/// read, the queue of what its target has not taken, and the buffer between.
+const PER_CONNECTION_KIB: u64 = 512 + 256 + 16;
+
+/// The process, one lane with all its buffers in use, and what the allocator does not give back.
+const PROCESS_KIB: u64 = 40 << 10;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parties_that_stall_hold_their_windows_and_nobody_else() {
+    // sshd ends a client that leaves four probes unanswered, one a second.
+    let options = ["ClientAliveInterval 1", "ClientAliveCountMax 4"];
+    let key = KeyPair::generate(KeyType::Ed25519).unwrap();
+    let sshd = Arc::new(Sshd::start_with(key, &options).await.unwrap());
+    let world = World::around(sshd, |builder| builder.pacing(Pacing::Unpaced)).await;
+    let server = parties().await;
+    let tunnel = world.tunnel(server.port()).await;
+
+    // Clients that do not read, targets that do not read, targets that say nothing.
+    let mut stalled = Vec::new();
+    let mut uploads = JoinSet::new();
+    for _ in 0..20 {
+        stalled.push(connect(&tunnel, b'd').await);
+        stalled.push(connect(&tunnel, b's').await);
+        let mut upload = connect(&tunnel, b's').await;
+        uploads.spawn(async move {
+            let flood = vec![7; 1 << 20];
+            while upload.write_all(&flood).await.is_ok() {}
+        });
+    }
+    let mut echo = connect(&tunnel, b'e').await;
+    let mut trickle = connect(&tunnel, b't').await;
+    let began = Instant::now();
+    let mut slowest = Duration::ZERO;
+    while began.elapsed() < stall() {
+        let asked = Instant::now();
+        assert_eq!(ping(&mut echo).await, Some(*b"ping"));
+        slowest = slowest.max(asked.elapsed());
+        let byte = timeout(LIMIT, trickle.read_u8()).await.unwrap().unwrap();
+        assert_eq!(byte, b't');
+    }
+    assert!(slowest < Duration::from_secs(3), "an echo beside stalled parties took {slowest:?}");
+
+    let (bound, peak) = (PROCESS_KIB + 62 * PER_CONNECTION_KIB, peak_kib(&tunnel));
+    eprintln!("62 stalled: peak {peak} KiB, bound {bound} KiB, slowest echo {slowest:?}");
+    assert!(peak < bound, "{peak} KiB where {bound} KiB is the bound");
+    // Whoever stalled can go on.
+    let mut reader = stalled.swap_remove(0);
+    let mut bytes = Vec::with_capacity(DOWNLOAD);
+    timeout(LIMIT, reader.read_to_end(&mut bytes)).await.unwrap().unwrap();
+    assert!(bytes == pattern(DOWNLOAD), "the stalled download is damaged");
+    drop((stalled, uploads));
+    tunnel.close().await;
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_greedy_connection_among_64_starves_none() {
+    let world = World::start().await;
+    let server = parties().await;
+    let tunnel = world.tunnel(server.port()).await;
+    let mut crowd = Vec::new();
+    for _ in 0..63 {
+        crowd.push(connect(&tunnel, b'e').await);
+    }
+    let mut greedy = connect(&tunnel, b'd').await;
+    let mut download = JoinSet::new();
+    let finished = download.spawn(async move {
+        let mut bytes = Vec::with_capacity(DOWNLOAD);
+        greedy.read_to_end(&mut bytes).await.unwrap();
+        bytes
+    });
+    // The agent's pace makes the download last for seconds.
+    let mut rounds = 0;
+    let mut slowest = Duration::ZERO;
+    while !finished.is_finished() {
+        for stream in &mut crowd {
+            stream.write_all(b"ping").await.unwrap();
+        }
+        let asked = Instant::now();
+        for stream in &mut crowd {
+            let mut answer = [0; 4];
+            timeout(LIMIT, stream.read_exact(&mut answer)).await.unwrap().unwrap();
+            assert_eq!(&answer, b"ping");
+        }
+        slowest = slowest.max(asked.elapsed());
+        rounds += 1;
+    }
+    assert!(rounds > 2, "the crowd had {rounds} turns during the download");
+    // What is queued ahead of an answer is at most the greedy one's window, at 0.6 MB/s or more.
+    assert!(slowest < Duration::from_secs(5), "a turn of the crowd took {slowest:?}");
+    let downloaded = download.join_all().await.remove(0);
+    assert!(downloaded == pattern(DOWNLOAD), "the download is damaged");
+    tunnel.close().await;
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thousands_of_connections_one_after_another_leave_nothing_behind() {
+    let crowd: usize = from_env("CROWD", 2_000);
+    let world = World::with(|builder| builder.pacing(Pacing::Unpaced)).await;
+    let server = parties().await;
+    let tunnel = world.tunnel(server.port()).await;
+    let port = tunnel.port;
+    let visits = |count: usize| async move {
+        let mut visitors = JoinSet::new();
+        for visitor in 0..16 {
+            visitors.spawn(async move {
+                for _ in (visitor..count).step_by(16) {
+                    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                    stream.write_u8(b'e').await.unwrap();
+                    assert_eq!(ping(&mut stream).await, Some(*b"ping"));
+                }
+            });
+        }
+        visitors.join_all().await;
+    };
+    visits(200).await;
+    let (files, memory) = (open_files(&tunnel), peak_kib(&tunnel));
+    visits(crowd).await;
+    let settled = || async { open_files(&tunnel) <= files };
+    assert!(eventually(LIMIT, settled).await, "{} files, {files} before", open_files(&tunnel));
+    let grown = peak_kib(&tunnel) - memory;
+    eprintln!("{crowd} connections: {grown} KiB more, {files} files");
+    assert!(grown < 4 << 10, "{grown} KiB more after {crowd} connections");
+    let exit = tunnel.close().await;
+    let summary = exit.logs().pop().unwrap();
+    assert_eq!(summary["connections"], crowd + 200, "{summary}");
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flood_beyond_the_limit_is_served_in_turn() {
+    let world = World::with(|builder| builder.pacing(Pacing::Unpaced)).await;
+    let server = parties().await;
+    let limit = json!({ "tunnel": { "max_connections": 4 } });
+    let tunnel = Tunnel::open(&world.document(server.port()).with(&limit)).await;
+    let port = tunnel.port;
+    let mut flood = JoinSet::new();
+    for _ in 0..100 {
+        flood.spawn(async move {
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+            stream.write_u8(b'e').await.unwrap();
+            ping(&mut stream).await
+        });
+    }
+    let answers = timeout(2 * LIMIT, flood.join_all()).await.unwrap();
+    assert!(answers.iter().all(|answer| *answer == Some(*b"ping")), "{answers:?}");
+    tunnel.close().await;
+    world.finish().await;
+}
+
+/// A server that does as its client's first byte says: `d`ownload, `e`cho, `t`rickle, or `s`ilence.
+async fn parties() -> TcpServer {
+    let server = TcpServer::start(|mut stream| async move {
+        match stream.read_u8().await? {
+            b'd' => {
+                stream.write_all(&pattern(DOWNLOAD)).await?;
+                stream.shutdown().await
+            }
+            b'e' => {
+                let (mut input, mut output) = stream.split();
+                tokio::io::copy(&mut input, &mut output).await.map(drop)
+            }
+            b't' => loop {
+                stream.write_u8(b't').await?;
+                // What a trickle is; nothing waits for it to be over.
+                sleep(Duration::from_millis(50)).await;
+            },
+            _ => std::future::pending().await,
+        }
+    });
+    server.await.unwrap()
+}
+
+async fn connect(tunnel: &Tunnel, kind: u8) -> TcpStream {
+    let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
+    stream.write_u8(kind).await.unwrap();
+    stream
+}
+
+async fn ping(stream: &mut TcpStream) -> Option<[u8; 4]> {
+    let mut answer = [0; 4];
+    stream.write_all(b"ping").await.ok()?;
+    timeout(LIMIT, stream.read_exact(&mut answer)).await.ok()?.ok()?;
+    Some(answer)
+}
+
+/// The most memory that the sidecar has had so far, in KiB.
+fn peak_kib(tunnel: &Tunnel) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", tunnel.sidecar.pid().unwrap()));
+    let status = status.unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+fn open_files(tunnel: &Tunnel) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", tunnel.sidecar.pid().unwrap())).unwrap().count()
+}
+
+fn stall() -> Duration {
+    Duration::from_secs(from_env("SLOW_PARTY_SECONDS", 12))
+}
+
+fn from_env<T: std::str::FromStr>(name: &str, default: T) -> T {
+    match env::var(name) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")),
+        Err(_) => default,
+    }
+}
+
+/// Bytes of a download; more than all buffers on the way hold.
+const DOWNLOAD: usize = 3 << 20;
