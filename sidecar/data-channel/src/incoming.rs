@@ -57,6 +57,12 @@ impl Incoming {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn skip_to(&mut self, expected: SequenceNumber) {
+        assert!(self.early.is_empty());
+        self.expected = Some(expected);
+    }
+
     /// Stores a message if it is new and there is room.
     pub(crate) fn accept(&mut self, number: SequenceNumber, message: Stored) -> Accepted {
         let Some(offset) = self.expected.and_then(|expected| number.offset_from(expected)) else {

@@ -36,6 +36,37 @@
 //! Acknowledgements are sent in all of them but `Closed`. Beside that state runs the path's: up, paused
 //! by the service, or down.
 //!
+//! # Rules for a faulty path
+//!
+//! A peer, or whoever stands between, may do anything. What it does meets one of these:
+//!
+//! | what comes, or does not | what is done about it |
+//! | --- | --- |
+//! | a message of ours is lost | sent again, unchanged, when its time-out has passed: 200 ms to 3 s, doubling; overdue ones oldest first and paced; the window halves |
+//! | an acknowledgement of ours is lost | the agent repeats its message, and each repetition is acknowledged, for ever if need be |
+//! | the agent's acknowledgement is lost | our message is sent again; an agent that never says so again (before 3.2.1041.0) has it set aside after five time-outs, where it blocks nothing |
+//! | a message comes twice | delivered once, acknowledged each time |
+//! | messages overtake each other | early ones are stored and acknowledged at once, within the bounds of [`Config`]; beyond those they are dropped unacknowledged and come again |
+//! | a delay, also one that grows | the time-out follows the measured round trip; nothing that was sent again is measured |
+//! | a digest that does not match; a payload cut short | dropped unacknowledged and counted, so that it comes again |
+//! | a frame without a whole header, header length or date 0, a blank type, a negative number, broken JSON in an acknowledgement | dropped and counted as damaged |
+//! | 64 damaged frames in a row | the channel is over ([`ProtocolError::Damaged`]): TLS lets none through, so they were sent so |
+//! | an unknown type, or a client's own, of any size | dropped and counted; the WebSocket bounds the size |
+//! | an unknown or foreign payload type in its turn | acknowledged, and kept out of the stream; what is meant for people becomes [`Event::Notice`] |
+//! | a number far ahead | beyond the reorder buffer: dropped unacknowledged |
+//! | an acknowledgement of what was never sent, or once more | ignored and counted |
+//! | the handshake request once more, under its number | a duplicate like any other |
+//! | a second handshake under a new number, or stream bytes before it is complete | the channel is over ([`ProtocolError::Unexpected`]) |
+//! | `pause_publication` | new bytes wait, clocks stand still, acknowledgements go on; any stream message, acknowledgement or `start_publication` ends it, at the latest 10 s after the first request, however often it is repeated |
+//! | `channel_closed`, at any moment, damaged or not | the end: nothing more is sent, what came before it can be read |
+//! | nothing at all | sent again now and then; whether the path is dead is the caller's to judge, who sees every frame |
+//! | the WebSocket is gone | nothing is sent, clocks stand still, up to the bounds bytes are still accepted; afterwards everything unacknowledged goes out in order at once |
+//! | dates of the peer that run backwards, a process that was stopped for an hour | nothing: no date of the peer is looked at, and what is due is due once |
+//! | numbers up to the end of the field | like any other; after the last one, 9 zettabytes on, nothing is accepted |
+//!
+//! What follows the rules to the letter cannot be told from the truth: that is for TLS to keep out.
+//! `tests/faulty_path.rs` lets all of it happen at once, on thousands of seeds.
+//!
 //! # What never happens
 //!
 //! Bytes are never delivered twice, out of order or with a gap; a message is never acknowledged before it

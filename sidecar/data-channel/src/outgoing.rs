@@ -99,6 +99,12 @@ impl Outgoing {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn skip_to(&mut self, next: SequenceNumber) {
+        assert!(self.in_flight.is_empty() && self.unsent.is_empty());
+        self.next = Some(next);
+    }
+
     pub(crate) fn answer_handshake(&mut self, response: Vec<u8>) {
         self.handshake_response = Some(response);
     }

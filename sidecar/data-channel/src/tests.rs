@@ -2,6 +2,7 @@
 
 mod agent;
 mod ending;
+mod faulty_path;
 mod handshake;
 mod hostile;
 mod link;
@@ -9,5 +10,6 @@ mod loss;
 mod pair;
 mod pause;
 mod resume;
+mod seeds;
 mod statistics;
 mod window;

@@ -25,6 +25,10 @@ pub(super) struct Behaviour {
     pub(super) dial: Duration,
     /// What it asks for in the handshake.
     pub(super) actions: Value,
+    /// It never books the acknowledgement of this message, and sends it again for ever.
+    pub(super) resends_for_ever: Option<i64>,
+    /// Each message is dated before the one before it.
+    pub(super) clock_runs_back: bool,
 }
 
 impl Default for Behaviour {
@@ -33,7 +37,13 @@ impl Default for Behaviour {
             "ActionType": "SessionType",
             "ActionParameters": { "SessionType": "Port", "Properties": { "portNumber": "22" } },
         }]);
-        Self { acknowledges_again: true, dial: Duration::ZERO, actions }
+        Self {
+            acknowledges_again: true,
+            dial: Duration::ZERO,
+            actions,
+            resends_for_ever: None,
+            clock_runs_back: false,
+        }
     }
 }
 
@@ -99,9 +109,21 @@ impl Agent {
         agent
     }
 
+    /// Goes on with these numbers, as if as many messages had gone to and fro; nothing is in flight.
+    pub(super) fn skip_to(&mut self, expected: i64, next: i64) {
+        assert!(self.unacknowledged.is_empty() && self.early.is_empty());
+        (self.expected, self.next) = (expected, next);
+    }
+
     /// Gives sshd something to say.
     pub(super) fn offer(&mut self, bytes: &[u8]) {
         self.source.extend(bytes);
+    }
+
+    /// The same in place of what it had to say.
+    pub(super) fn offer_instead(&mut self, bytes: &[u8]) {
+        self.source.clear();
+        self.offer(bytes);
     }
 
     pub(super) fn has_sent_everything(&self) -> bool {
@@ -118,6 +140,9 @@ impl Agent {
                 let number = fields["AcknowledgedMessageSequenceNumber"].as_i64().unwrap();
                 assert!(number < self.next, "acknowledged {number} before it was sent");
                 self.acknowledged.push(number);
+                if self.behaviour.resends_for_ever == Some(number) {
+                    return;
+                }
                 if let Some((_, sent_at)) = self.unacknowledged.remove(&number) {
                     self.on_round_trip(now - sent_at);
                 }
@@ -261,7 +286,8 @@ impl Agent {
     ) -> Bytes {
         self.ids += 1;
         let message_id = Uuid::from_u128(self.ids);
-        let created_date_ms = 1;
+        let ids = u64::try_from(self.ids).unwrap();
+        let created_date_ms = if self.behaviour.clock_runs_back { u64::MAX - ids } else { 1 };
         let mut frame = BytesMut::new();
         Envelope {
             message_type,

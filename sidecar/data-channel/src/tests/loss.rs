@@ -1,8 +1,8 @@
 //! Both streams arrive whole, whatever the path does.
 
-use std::{env, panic, time::Duration};
+use std::time::Duration;
 
-use super::{agent::Behaviour, link::Faults, pair::Pair};
+use super::{agent::Behaviour, link::Faults, pair::Pair, seeds};
 use crate::{Config, Event, MessageType, random::Random};
 
 const fn ms(milliseconds: u64) -> Duration {
@@ -142,20 +142,9 @@ fn a_path_that_has_become_slow_is_noticed_without_endless_repetition() {
     assert!(statistics.retransmissions < 10, "{statistics:?}");
 }
 
-/// Count of seeds from `DATA_CHANNEL_SEEDS`, 400 without it; `DATA_CHANNEL_SEED` runs one alone.
 #[test]
 fn both_streams_arrive_whole_on_any_path() {
-    let number = |name| env::var(name).ok().map(|value| value.parse::<u64>().unwrap());
-    let seeds = match number("DATA_CHANNEL_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("DATA_CHANNEL_SEEDS").unwrap_or(400),
-    };
-    for seed in seeds {
-        if let Err(cause) = panic::catch_unwind(|| run_seed(seed)) {
-            println!("failing seed: DATA_CHANNEL_SEED={seed}");
-            panic::resume_unwind(cause);
-        }
-    }
+    seeds::each(400, run_seed);
 }
 
 fn run_seed(seed: u64) {
@@ -167,6 +156,7 @@ fn run_seed(seed: u64) {
         damage: pick(2) * pick(40),
         delay: ms(pick(80)),
         jitter: ms(pick(3) * pick(30)),
+        ..Faults::default()
     };
     let behaviour = Behaviour {
         acknowledges_again: pick(4) != 0,

@@ -52,8 +52,8 @@ impl Pair {
             start: now,
             client: DataChannel::new(config, now, 1_767_225_600_000, u128::from(seed)),
             agent: Agent::new(behaviour, now),
-            up: Link::new(faults, up),
-            down: Link::new(faults, down),
+            up: Link::new(faults, up, false),
+            down: Link::new(faults, down, true),
             connected: true,
             events: Vec::new(),
             error: None,
@@ -128,7 +128,8 @@ impl Pair {
         self.settle();
         let next = [
             self.client.poll_timeout(),
-            self.agent.poll_timeout(),
+            // Bytes to say may have come to it since it last had any.
+            self.agent.poll_timeout().map(|due| due.max(self.now)),
             self.up.next(),
             self.down.next(),
         ];
