@@ -4,6 +4,7 @@
 //! the session come the same way. When the socket is lost the same session is resumed on a new one, and
 //! the stream only pauses.
 
+mod liveness;
 mod stream;
 
 use std::{
@@ -32,13 +33,26 @@ use crate::{
 
 pub use stream::SessionStream;
 
+use liveness::{Liveness, Verdict};
+
 /// Opens a new WebSocket for the same session, until one is open or the session is known to be over.
 pub trait Reconnect: Send + 'static {
-    /// `channel_opening` makes the first message of the new socket from its token.
+    /// `channel_opening` makes the first message of the new socket from its token; `trouble` says
+    /// whether patience begins anew.
     fn reconnect<'a>(
         &'a mut self,
+        trouble: Trouble,
         channel_opening: &'a (dyn Fn(&str) -> String + Sync),
     ) -> Pin<Box<dyn Future<Output = Result<WebSocket, Ended>> + Send + 'a>>;
+}
+
+/// What the loss of a socket belongs to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Trouble {
+    /// The socket had carried messages, or had lasted a while.
+    New,
+    /// The socket came to nothing: the trouble before it goes on.
+    Same,
 }
 
 /// Why a data channel is over.
@@ -150,9 +164,32 @@ impl Driver {
         state.broken.is_none() && state.ended.is_none()
     }
 
-    /// Why there is no socket at present, while the session is being resumed.
-    pub fn broken(&self) -> Option<String> {
+    /// Since when and why there is no socket, while the session is being resumed and after that was given up.
+    pub fn broken(&self) -> Option<Broken> {
         self.shared.lock().broken.clone()
+    }
+
+    /// Completes when the path has carried bytes for `time` without a break; never once the channel is over.
+    /// Cancel-safe.
+    pub async fn up_for(&self, time: Duration) {
+        loop {
+            self.path_is(true).await;
+            if tokio::time::timeout(time, self.path_is(false)).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn path_is(&self, up: bool) {
+        std::future::poll_fn(|context| {
+            let mut state = self.shared.lock();
+            if up == (state.broken.is_none() && state.ended.is_none()) {
+                return Poll::Ready(());
+            }
+            state.watchers.register(context);
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Counters of the channel since it was opened, over all its sockets.
@@ -184,8 +221,10 @@ struct State {
     farewell: Farewell,
     /// Nobody wants the channel any more.
     abandoned: bool,
-    /// Why there is no socket at present.
-    broken: Option<String>,
+    /// There is no socket at present.
+    broken: Option<Broken>,
+    /// When the trouble began that may still go on.
+    trouble_since: Instant,
     reader: Waiter,
     writer: Waiter,
     /// The loop, when it waits for something to send.
@@ -203,6 +242,15 @@ enum Farewell {
     Heard,
 }
 
+/// A path that is being mended.
+#[derive(Clone, Debug)]
+pub struct Broken {
+    /// When the trouble began.
+    pub since: Instant,
+    /// Why the socket was lost.
+    pub reason: String,
+}
+
 impl State {
     fn new(channel: DataChannel) -> Self {
         Self {
@@ -212,11 +260,33 @@ impl State {
             farewell: Farewell::Unsaid,
             abandoned: false,
             broken: None,
+            trouble_since: now(),
             reader: Waiter::default(),
             writer: Waiter::default(),
             driver: Waiter::default(),
             watchers: Waiters::default(),
         }
+    }
+
+    fn break_path(&mut self, trouble: Trouble, reason: String) {
+        let now = now();
+        self.channel.on_disconnected(now);
+        if trouble == Trouble::New {
+            self.trouble_since = now;
+        }
+        self.broken = Some(Broken { since: self.trouble_since, reason });
+        self.watchers.wake();
+    }
+
+    fn restore_path(&mut self) {
+        self.channel.on_resumed(now());
+        self.broken = None;
+        self.watchers.wake();
+    }
+
+    /// Stream messages that have come so far.
+    fn received(&self) -> u64 {
+        self.channel.statistics().messages_received
     }
 
     fn wake_loop(&mut self) {
@@ -283,6 +353,7 @@ enum Done {
 impl Task {
     async fn drive(self, mut socket: WebSocket, mut reconnect: impl Reconnect) {
         let ended = loop {
+            let (opened, received) = (now(), self.shared.lock().received());
             let mut exchange = Exchange::new(&self.shared, socket);
             let lost = match std::future::poll_fn(|context| exchange.poll(context)).await {
                 Done::Over(ended) => break ended,
@@ -294,26 +365,24 @@ impl Task {
                 break Ended::Terminated;
             }
             warn!(reason = lost, "data channel lost, resuming the session");
-            {
+            let trouble = {
                 let mut state = self.shared.lock();
-                state.channel.on_disconnected(now());
-                state.broken = Some(lost);
-            }
+                let came_to_something = state.received() > received || opened.elapsed() >= STEADY;
+                let trouble = if came_to_something { Trouble::New } else { Trouble::Same };
+                state.break_path(trouble, lost);
+                trouble
+            };
             self.path_changed.notify_one();
             let opening = |token: &str| self.shared.lock().channel.opening(token);
             socket = tokio::select! {
-                outcome = reconnect.reconnect(&opening) => match outcome {
+                outcome = reconnect.reconnect(trouble, &opening) => match outcome {
                     Ok(socket) => socket,
                     Err(ended) => break ended,
                 },
                 () = self.abandoned() => break Ended::Terminated,
             };
             info!("session resumed");
-            {
-                let mut state = self.shared.lock();
-                state.channel.on_resumed(now());
-                state.broken = None;
-            }
+            self.shared.lock().restore_path();
             self.path_changed.notify_one();
         };
         match &ended {
@@ -341,15 +410,14 @@ struct Exchange<'a> {
     shared: &'a Shared,
     socket: WebSocket,
     timer: Pin<Box<Sleep>>,
-    last_received: Instant,
-    last_ping: Instant,
+    liveness: Liveness,
 }
 
 impl<'a> Exchange<'a> {
     fn new(shared: &'a Shared, socket: WebSocket) -> Self {
-        let now = now();
-        let timer = Box::pin(sleep_until((now + PING_AFTER).into()));
-        Self { shared, socket, timer, last_received: now, last_ping: now }
+        let liveness = Liveness::new(now());
+        let timer = Box::pin(sleep_until(liveness.due().into()));
+        Self { shared, socket, timer, liveness }
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Done> {
@@ -392,10 +460,11 @@ impl<'a> Exchange<'a> {
                 Poll::Ready(Some(Ok(_))) => None,
             };
             received = true;
-            self.last_received = now();
+            let now = now();
+            self.liveness.on_received(now);
             let Some(message) = message else { continue };
             let mut state = self.shared.lock();
-            let outcome = state.channel.handle_message(self.last_received, message);
+            let outcome = state.channel.handle_message(now, message);
             if let Some(ended) = state.take_events() {
                 return Err(Done::Over(ended));
             }
@@ -440,17 +509,18 @@ impl<'a> Exchange<'a> {
     /// True when something may have become sendable.
     fn poll_clock(&mut self, context: &mut Context<'_>) -> Result<bool, Done> {
         let now = now();
-        if now >= self.last_received + DEAD_AFTER {
-            let silence = now - self.last_received;
-            return Err(Done::Lost(format!("nothing received for {:.1} s", silence.as_secs_f32())));
-        }
         let mut sendable = false;
-        let ping_due = self.last_received.max(self.last_ping) + PING_AFTER;
-        if now >= ping_due {
-            self.last_ping = now;
-            if let Poll::Ready(Ok(())) = Pin::new(&mut self.socket).poll_ready(context) {
-                self.feed(Frame::Ping(Bytes::from_static(b"keepalive")))?;
-                sendable = true;
+        match self.liveness.judge(now) {
+            Verdict::Alive => (),
+            Verdict::Dead(silence) => {
+                let seconds = silence.as_secs_f32();
+                return Err(Done::Lost(format!("nothing received for {seconds:.1} s")));
+            }
+            Verdict::Ask => {
+                if let Poll::Ready(Ok(())) = Pin::new(&mut self.socket).poll_ready(context) {
+                    self.feed(Frame::Ping(Bytes::from_static(b"keepalive")))?;
+                    sendable = true;
+                }
             }
         }
         let mut state = self.shared.lock();
@@ -463,8 +533,7 @@ impl<'a> Exchange<'a> {
         }
         let channel_due = state.channel.poll_timeout();
         drop(state);
-        let own_due = (self.last_received.max(self.last_ping) + PING_AFTER)
-            .min(self.last_received + DEAD_AFTER);
+        let own_due = self.liveness.due();
         let due = channel_due.map_or(own_due, |due| due.min(own_due));
         self.timer.as_mut().reset(due.into());
         Ok(self.timer.as_mut().poll(context).is_ready() || sendable)
@@ -479,12 +548,8 @@ fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-/// Silence of the service after which a ping asks whether it is there. The official plugin's five
-/// minutes lose to every proxy on the way (`aws/session-manager-plugin` #15).
-const PING_AFTER: Duration = Duration::from_secs(4);
-
-/// Silence after which the path counts as lost: one ping went unanswered for 5 s.
-const DEAD_AFTER: Duration = Duration::from_secs(9);
+/// A socket that lasts so long was worth opening, even if nothing was to be said on it.
+const STEADY: Duration = Duration::from_secs(10);
 
 /// Frames taken before their acknowledgements are written.
 const BATCH: usize = 64;

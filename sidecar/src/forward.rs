@@ -21,7 +21,7 @@ use tokio::{
         tcp::{ReadHalf, WriteHalf},
     },
     sync::Semaphore,
-    time::{sleep, timeout},
+    time::sleep,
 };
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
@@ -52,7 +52,8 @@ pub struct Traffic {
 pub struct Limits {
     /// Connections served at once; further ones wait in the listen queue.
     pub max_connections: usize,
-    /// Time for each connection to reach the target.
+    /// Time for each connection to reach the target; while no lane carries bytes it does not run, and the
+    /// connection waits.
     pub connect: Duration,
 }
 
@@ -106,16 +107,11 @@ async fn carry(
     traffic: &Traffic,
 ) {
     let mut client = ResetOnDrop::new(client);
-    let channel = match timeout(connect, lanes.open(peer)).await {
-        Ok(Ok(channel)) => channel,
-        Ok(Err(error)) => {
+    let channel = match lanes.open(peer, connect).await {
+        Ok(channel) => channel,
+        Err(error) => {
             traffic.resets.fetch_add(1, Relaxed);
             warn!(%error, "target not reached, connection reset");
-            return;
-        }
-        Err(_) => {
-            traffic.resets.fetch_add(1, Relaxed);
-            warn!(seconds = connect.as_secs(), "target not reached in time, connection reset");
             return;
         }
     };

@@ -51,6 +51,20 @@ pub struct Totals {
     pub retransmissions: u64,
 }
 
+/// Why a connection did not get to the target.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Unopened {
+    /// Somebody said no.
+    #[error(transparent)]
+    Refused(#[from] OpenError),
+    /// Nobody answered, on a path that was whole all the time.
+    #[error("the target did not answer within {} s", .within.as_secs())]
+    TimedOut {
+        /// `timeouts.connect_s`.
+        within: Duration,
+    },
+}
+
 /// What happened to the path below open connections.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Change {
@@ -75,24 +89,30 @@ impl Lanes {
         }
     }
 
-    /// Opens a channel to the target on the lane that carries the fewest, waiting for a lane if there is
-    /// none at present. Cancel-safe.
+    /// Opens a channel to the target on the lane that carries the fewest, within `limit`.
+    ///
+    /// While no lane carries bytes it waits for one: the tunnel comes back or is given up, within
+    /// `timeouts.reconnect_s`. `limit` counts from when the path is whole. Cancel-safe.
     ///
     /// # Errors
     ///
-    /// [`OpenError`] when the bastion or the target refuses.
-    pub async fn open(&self, originator: SocketAddr) -> Result<Channel, OpenError> {
+    /// [`Unopened`] when the bastion or the target refuses, or nobody answers in time.
+    pub async fn open(&self, originator: SocketAddr, limit: Duration) -> Result<Channel, Unopened> {
         if let Some(channel) = self.take_proof() {
             return Ok(channel);
         }
         loop {
             let lane = self.least_loaded().await;
-            match self.open_on(&lane, originator).await {
+            let outcome = tokio::select! {
+                outcome = self.open_on(&lane, originator) => outcome,
+                () = lane.up_for(limit) => return Err(Unopened::TimedOut { within: limit }),
+            };
+            match outcome {
                 // Lost between the choice and the opening: nothing was sent to the target yet.
                 Err(OpenError::Lost(_)) => {
                     self.retire(&lane);
                 }
-                outcome => return outcome,
+                outcome => return Ok(outcome?),
             }
         }
     }

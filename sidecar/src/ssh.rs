@@ -63,6 +63,9 @@ pub enum SshError {
 }
 
 /// Begins to speak SSH over `stream`, on a task of `tasks` that ends with the last handle.
+///
+/// A stream whose flush is pending carries nothing at present: meanwhile the server's silence is not held
+/// against it.
 pub fn start<S>(stream: S, config: Config, tasks: &TaskTracker) -> Ssh
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -415,6 +418,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 match state.client.poll_timeout() {
                     None => return Ok(()),
                     Some(due) if due <= now() => {
+                        if Pin::new(&mut self.stream).poll_flush(context).is_pending() {
+                            // The session is being resumed: for how long is for the lane to say.
+                            state.client.excuse_silence(now());
+                        }
                         state.client.handle_timeout(now())?;
                         // What that made us say goes out in the next round.
                         context.waker().wake_by_ref();

@@ -24,6 +24,8 @@ mod failures;
 #[cfg(test)]
 mod failures_aws;
 #[cfg(test)]
+mod faulty_path;
+#[cfg(test)]
 mod forwarding;
 #[cfg(test)]
 mod hourly_close;

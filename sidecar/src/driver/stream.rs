@@ -95,7 +95,13 @@ impl AsyncWrite for SessionStream {
         }
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Pending while there is no socket: what was written waits for the session to be resumed.
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut state = self.shared.lock();
+        if state.broken.is_some() && state.ended.is_none() {
+            state.writer.register(context);
+            return Poll::Pending;
+        }
         Poll::Ready(Ok(()))
     }
 

@@ -17,7 +17,7 @@ use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use super::{host_key, resume::Resume};
 use crate::{
-    driver::{self, Driver, Ended, SessionStream},
+    driver::{self, Broken, Driver, Ended, SessionStream},
     progress::Phase,
     session::{self, ApiError, ApiErrorKind, Session, SessionApi},
     shutdown::Shutdown,
@@ -254,9 +254,15 @@ impl Lane {
         self.carrier.driver.is_up()
     }
 
-    /// Why it does not, while its session is being resumed.
-    pub fn broken(&self) -> Option<String> {
+    /// Since when and why it does not, while its session is being resumed and after that was given up.
+    pub fn broken(&self) -> Option<Broken> {
         self.carrier.driver.broken()
+    }
+
+    /// Completes when its path has carried bytes for `time` without a break; never once it is over.
+    /// Cancel-safe.
+    pub async fn up_for(&self, time: Duration) {
+        self.carrier.driver.up_for(time).await;
     }
 
     /// Keeps new connections away, as far as other lanes can take them, or lets them come again.

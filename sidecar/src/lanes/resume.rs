@@ -10,15 +10,15 @@ use std::{
     time::Duration,
 };
 
-use backon::{BackoffBuilder as _, ExponentialBuilder};
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
 
 use super::lane::Needs;
 use crate::{
-    driver::{Ended, Reconnect},
+    driver::{Ended, Reconnect, Trouble},
     session::{ApiErrorKind, SessionApi},
-    websocket::{self, WebSocket},
+    websocket::{self, OpenError, WebSocket},
 };
 
 /// Resumes one session, as often as it takes.
@@ -30,6 +30,7 @@ pub(super) struct Resume {
     /// The last one; its cell value expires, so a newer one replaces it.
     stream_url: String,
     budget: Duration,
+    patience: Patience,
     resumes: Arc<AtomicU64>,
 }
 
@@ -46,6 +47,7 @@ impl Resume {
             session_id,
             stream_url,
             budget: needs.reconnect,
+            patience: Patience::new(needs.reconnect),
             resumes,
         }
     }
@@ -70,9 +72,22 @@ impl Resume {
         if let Some(url) = resumed.stream_url {
             self.stream_url = url;
         }
-        websocket::open(&self.stream, &*self.api, &self.stream_url, opening(token.expose()))
-            .await
-            .map_err(|error| Attempt::Again(error.to_string()))
+        let opening = opening(token.expose());
+        let error = match websocket::open(&self.stream, &*self.api, &self.stream_url, opening).await
+        {
+            Ok(socket) => {
+                self.patience.refusals = 0;
+                return Ok(socket);
+            }
+            Err(error) => error,
+        };
+        let is_refusal = matches!(error, OpenError::Refused { .. }) && !error.may_pass();
+        self.patience.refusals = if is_refusal { self.patience.refusals + 1 } else { 0 };
+        Err(if self.patience.refusals >= MAXIMUM_REFUSALS {
+            Attempt::Over(error.to_string())
+        } else {
+            Attempt::Again(error.to_string())
+        })
     }
 }
 
@@ -86,19 +101,19 @@ enum Attempt {
 impl Reconnect for Resume {
     fn reconnect<'a>(
         &'a mut self,
+        trouble: Trouble,
         opening: &'a (dyn Fn(&str) -> String + Sync),
     ) -> Pin<Box<dyn Future<Output = Result<WebSocket, Ended>> + Send + 'a>> {
         Box::pin(async move {
-            let deadline = Instant::now() + self.budget;
-            let mut pauses = ExponentialBuilder::default()
-                .with_min_delay(FIRST_PAUSE)
-                .with_max_delay(LONGEST_PAUSE)
-                .without_max_times()
-                .with_jitter()
-                .build();
-            let mut last = "no attempt was answered".to_owned();
+            if trouble == Trouble::New {
+                self.patience = Patience::new(self.budget);
+            } else {
+                // The first attempt of new trouble is made at once; this is a further one.
+                self.patience.pause("the session's sockets come to nothing").await?;
+            }
             loop {
-                match timeout_at(deadline, self.attempt(opening)).await {
+                let attempt = timeout_at(self.patience.deadline, self.attempt(opening)).await;
+                let reason = match attempt {
                     Ok(Ok(socket)) => {
                         self.resumes.fetch_add(1, Relaxed);
                         return Ok(socket);
@@ -107,19 +122,48 @@ impl Reconnect for Resume {
                         debug!(reason, "the session cannot be resumed");
                         return Err(Ended::Lost(reason));
                     }
-                    Ok(Err(Attempt::Again(reason))) => {
-                        warn!(reason, "not resumed yet");
-                        last = reason;
-                    }
-                    Err(_) => return Err(Ended::Lost(last)),
-                }
-                let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
-                if Instant::now() + pause >= deadline {
-                    return Err(Ended::Lost(last));
-                }
-                sleep(pause).await;
+                    Ok(Err(Attempt::Again(reason))) => reason,
+                    Err(_) => "no attempt was answered in time".to_owned(),
+                };
+                warn!(reason, "not resumed yet");
+                self.patience.pause(&reason).await?;
             }
         })
+    }
+}
+
+/// How long to go on, and the pauses on the way.
+#[derive(Debug)]
+struct Patience {
+    deadline: Instant,
+    pauses: ExponentialBackoff,
+    /// Openings in a row that the service has refused though it had just named the way.
+    refusals: u32,
+}
+
+impl Patience {
+    fn new(budget: Duration) -> Self {
+        let pauses = ExponentialBuilder::default()
+            .with_min_delay(FIRST_PAUSE)
+            .with_max_delay(LONGEST_PAUSE)
+            .without_max_times()
+            .with_jitter()
+            .build();
+        Self { deadline: Instant::now() + budget, pauses, refusals: 0 }
+    }
+
+    /// Waits before the next attempt.
+    ///
+    /// # Errors
+    ///
+    /// [`Ended::Lost`] for `reason` when there is no time left for one.
+    async fn pause(&mut self, reason: &str) -> Result<(), Ended> {
+        let pause = self.pauses.next().unwrap_or(LONGEST_PAUSE);
+        if Instant::now() + pause >= self.deadline {
+            return Err(Ended::Lost(reason.to_owned()));
+        }
+        sleep(pause).await;
+        Ok(())
     }
 }
 
@@ -128,3 +172,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(150);
 
 /// Between later attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// A new session is worth more than a further attempt once the service has refused so many openings in a row.
+const MAXIMUM_REFUSALS: u32 = 5;

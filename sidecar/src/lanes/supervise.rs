@@ -50,8 +50,11 @@ pub(super) struct Supervisor<'a, F> {
     not_before: Instant,
 }
 
+#[derive(Debug)]
 struct Outage {
     deadline: Instant,
+    /// When a lane was open again: soon lost too, it has mended nothing.
+    mended: Option<Instant>,
     last: LaneError,
     pauses: ExponentialBackoff,
 }
@@ -92,7 +95,9 @@ impl<'a, F: Fn(Change)> Supervisor<'a, F> {
     }
 
     async fn step(&mut self) -> Result<(), LaneError> {
-        if let Some(outage) = self.outage.take_if(|outage| outage.deadline <= Instant::now()) {
+        let is_over =
+            |outage: &mut Outage| outage.mended.is_none() && outage.deadline <= Instant::now();
+        if let Some(outage) = self.outage.take_if(is_over) {
             return Err(outage.give_up());
         }
         self.announce();
@@ -119,6 +124,7 @@ impl<'a, F: Fn(Change)> Supervisor<'a, F> {
         self.degraded = degraded;
         (self.on_change)(if degraded {
             let broken = self.lanes.open.borrow().iter().find_map(|lane| lane.broken());
+            let broken = broken.map(|broken| broken.reason);
             let lost = || Some(self.outage.as_ref()?.last.to_string());
             Change::Degraded(broken.or_else(lost).unwrap_or_default())
         } else {
@@ -152,7 +158,8 @@ impl<'a, F: Fn(Change)> Supervisor<'a, F> {
     fn next_turn(&self) -> Instant {
         let now = Instant::now();
         let held_back = (self.not_before > now).then_some(self.not_before);
-        let outage = self.outage.as_ref().map(|outage| outage.deadline);
+        let outage = self.outage.as_ref().filter(|outage| outage.mended.is_none());
+        let outage = outage.map(|outage| outage.deadline);
         let oldest = oldest(&self.lanes.open.borrow()).map(Arc::clone);
         let succession = oldest
             .filter(|_| self.perishable)
@@ -177,7 +184,7 @@ impl<'a, F: Fn(Change)> Supervisor<'a, F> {
             Err(error) => error,
         };
         self.wanted = false;
-        let Some(mut outage) = self.outage.take() else {
+        let Some(mut outage) = self.outage.take_if(|outage| outage.mended.is_none()) else {
             warn!(%error, "a further session could not be opened; connections share those there are");
             self.not_before = Instant::now() + ADD_PAUSE;
             return Ok(());
@@ -200,8 +207,12 @@ impl<'a, F: Fn(Change)> Supervisor<'a, F> {
         let replaced = self.due(&self.lanes.open.borrow()).map(Arc::clone);
         let lane = self.lanes.admit(lane);
         info!(lane = lane.number, "a further session is open");
+        if let Some(outage) = &mut self.outage {
+            outage.mended = Some(Instant::now());
+            // What could be resumed would not have been replaced.
+            self.ask_about(&lane);
+        }
         self.watch(lane);
-        self.outage = None;
         if let Some(old) = replaced {
             let connections = old.ssh.channels();
             info!(lane = old.number, connections, "lane is succeeded before its channel is closed");
@@ -217,11 +228,30 @@ impl<'a, F: Fn(Change)> Supervisor<'a, F> {
             warn!(lane = lane.number, %reason, "lane lost");
         }
         self.lanes.retire(lane);
-        if self.outage.is_none() && self.lanes.open.borrow().is_empty() {
-            let deadline = Instant::now() + self.lanes.needs.reconnect;
-            self.outage = Some(Outage { deadline, last: reason, pauses: pauses() });
-            self.not_before = Instant::now();
+        if self.lanes.open.borrow().is_empty() {
+            self.on_outage(lane, reason);
         }
+    }
+
+    /// Counts from when the path broke, not from when the attempts to resume it were given up; but a new
+    /// session gets a chance in any case.
+    fn on_outage(&mut self, lane: &Lane, reason: LaneError) {
+        let now = Instant::now();
+        let reconnect = self.lanes.needs.reconnect;
+        let unmended =
+            |outage: &Outage| outage.mended.is_none_or(|mended| mended.elapsed() < STEADY);
+        let outage = if let Some(mut outage) = self.outage.take().filter(unmended) {
+            self.not_before = now + outage.pauses.next().unwrap_or(LONGEST_PAUSE);
+            outage.mended = None;
+            outage.last = reason;
+            outage
+        } else {
+            self.not_before = now;
+            let since = lane.broken().map_or(now, |broken| Instant::from_std(broken.since));
+            let deadline = (since + reconnect).max(now + reconnect / 6);
+            Outage { deadline, mended: None, last: reason, pauses: pauses() }
+        };
+        self.outage = Some(outage);
     }
 
     /// Ends a lane that was succeeded and carries no connection any more.
@@ -336,6 +366,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Pause after a lane that nobody waits for could not be opened.
 const ADD_PAUSE: Duration = Duration::from_secs(5);
+
+/// A lane that lasts so long has ended the outage before it.
+const STEADY: Duration = Duration::from_secs(10);
 
 /// Before the question whether sessions may be resumed is repeated.
 const PROBE_PAUSE: Duration = Duration::from_secs(30);

@@ -261,6 +261,14 @@ impl Client {
         }
     }
 
+    /// Takes note that the path below carries nothing at present, so that the server's silence says nothing
+    /// about the server. To be said when [`Client::poll_timeout`] is due, and before it is handled.
+    pub fn excuse_silence(&mut self, now: Instant) {
+        if let Some(keepalive) = &mut self.keepalive {
+            keepalive.excuse(now);
+        }
+    }
+
     /// What has happened so far.
     pub fn statistics(&self) -> Statistics {
         let (received, sent) = (self.transport.reader.total(), self.transport.writer.total());

@@ -29,6 +29,12 @@ impl Keepalive {
         self.unanswered = 0;
     }
 
+    /// Lets the clock begin anew without a sign of life: no question can have reached the server.
+    pub(crate) fn excuse(&mut self, now: Instant) {
+        self.due = now + self.interval;
+        self.unanswered = 0;
+    }
+
     /// Tells whether to ask the server now.
     ///
     /// # Errors
@@ -77,5 +83,17 @@ mod tests {
         assert_eq!(keepalive.handle_timeout(at(35)), Ok(true));
         let silent = Duration::from_secs(30);
         assert_eq!(keepalive.handle_timeout(at(45)), Err(Error::KeepaliveTimeout { silent }));
+    }
+
+    #[test]
+    fn silence_that_is_excused_is_counted_from_its_excuse() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut keepalive = Keepalive::new(Duration::from_secs(10), 1, start);
+        assert_eq!(keepalive.handle_timeout(at(10)), Ok(true));
+        keepalive.excuse(at(20));
+        assert_eq!(keepalive.handle_timeout(at(20)), Ok(false));
+        assert_eq!(keepalive.handle_timeout(at(30)), Ok(true));
+        assert!(keepalive.handle_timeout(at(40)).is_err());
     }
 }

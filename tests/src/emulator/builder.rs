@@ -42,6 +42,7 @@ pub struct AgentSettings {
     pub(crate) unreachable_silence: Duration,
     pub(crate) drain: Duration,
     pub(crate) forgotten_acknowledges: f64,
+    pub(crate) resends_for_ever: Option<i64>,
     pub(crate) encryption: bool,
     pub(crate) customer_message: String,
 }
@@ -58,6 +59,7 @@ impl Default for AgentSettings {
             unreachable_silence: Duration::from_mins(1),
             drain: Duration::from_secs(2),
             forgotten_acknowledges: 0.003,
+            resends_for_ever: None,
             encryption: false,
             customer_message: String::new(),
         }
@@ -129,6 +131,14 @@ impl AgentSettings {
     #[must_use]
     pub fn forgotten_acknowledges(mut self, share: f64) -> Self {
         self.forgotten_acknowledges = share;
+        self
+    }
+
+    /// It takes no acknowledge of the stream message with this number, and sends it again for ever. As it
+    /// repairs the oldest message alone, everything that is lost later is lost for good.
+    #[must_use]
+    pub fn resending_for_ever(mut self, sequence: i64) -> Self {
+        self.resends_for_ever = Some(sequence);
         self
     }
 

@@ -19,7 +19,7 @@ use tokio::{
 
 use super::{
     codec::START_PUBLICATION,
-    faults::{Break, Plan},
+    faults::{Break, Link, Plan},
     journal::{Record, count},
     link::{Arrived, Path},
     opening::{self, Opening},
@@ -178,7 +178,7 @@ impl Connection<'_> {
             if let Some(exit) = self.count_frame() {
                 return exit;
             }
-            let link = self.plan.borrow().up;
+            let link = Link { forge: 0.0, ..self.plan.borrow().up };
             if let Some(Arrived { frame, .. }) = path.send(&link, frame, Instant::now()) {
                 self.session.submit(frame).await;
             }
@@ -241,12 +241,12 @@ impl Connection<'_> {
                     // What the agent said before comes first.
                     while let Ok(message) = frames.try_recv() {
                         if let ToClient::Frame(frame) = message {
-                            self.put(&mut out, &Arrived { frame, damaged: false });
+                            self.put(&mut out, &Arrived::intact(frame));
                         }
                     }
                     if !self.plan.borrow().ends_without_word {
                         let frame = payload::channel_closed(&self.session.id, &end.output);
-                        self.put(&mut out, &Arrived { frame, damaged: false });
+                        self.put(&mut out, &Arrived::intact(frame));
                     }
                     websocket::put_close(&mut out, NORMAL, "");
                     drop(write.write_all(&out).await);
@@ -257,8 +257,10 @@ impl Connection<'_> {
     }
 
     fn put(&self, out: &mut BytesMut, arrived: &Arrived) {
-        let Arrived { frame, damaged } = arrived;
-        self.session.audit(|audit| audit.outgoing(frame, *damaged, &self.session.counters));
+        let Arrived { frame, damaged, forged } = arrived;
+        if !forged {
+            self.session.audit(|audit| audit.outgoing(frame, *damaged, &self.session.counters));
+        }
         websocket::put(out, BINARY, frame);
     }
 

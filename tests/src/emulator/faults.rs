@@ -162,6 +162,7 @@ pub struct Link {
     pub(crate) reorder: f64,
     pub(crate) damage: f64,
     pub(crate) truncate: f64,
+    pub(crate) forge: f64,
     pub(crate) delay: Duration,
     pub(crate) jitter: Duration,
 }
@@ -207,6 +208,15 @@ impl Link {
         self
     }
 
+    /// Frames come along that nobody sent and that a client has to drop: without a whole header, of unknown types
+    /// and any size, with numbers far ahead or below zero, acknowledges of what was never sent. Towards the client
+    /// alone, since they would kill the real agent.
+    #[must_use]
+    pub fn forging(mut self, probability: f64) -> Self {
+        self.forge = probability;
+        self
+    }
+
     /// Messages take this long, and up to `jitter` more, without overtaking each other.
     #[must_use]
     pub fn delayed(mut self, delay: Duration, jitter: Duration) -> Self {
@@ -216,7 +226,8 @@ impl Link {
     }
 
     pub(crate) fn is_clean(&self) -> bool {
-        let chances = [self.drop, self.duplicate, self.reorder, self.damage, self.truncate];
+        let chances =
+            [self.drop, self.duplicate, self.reorder, self.damage, self.truncate, self.forge];
         chances.iter().all(|chance| *chance <= 0.0) && self.delay.is_zero() && self.jitter.is_zero()
     }
 }

@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use super::{
-    codec::PAYLOAD,
+    codec::{ACKNOWLEDGE, INPUT, KIND, Message, OUTPUT, PAYLOAD},
     faults::{Link, Rng},
 };
 
@@ -33,6 +33,15 @@ pub(crate) struct Arrived {
     pub(crate) frame: Bytes,
     /// Whether it is not what was sent.
     pub(crate) damaged: bool,
+    /// Whether nothing was sent.
+    pub(crate) forged: bool,
+}
+
+impl Arrived {
+    /// A message as it was sent.
+    pub(crate) fn intact(frame: Bytes) -> Self {
+        Self { frame, damaged: false, forged: false }
+    }
 }
 
 impl Path {
@@ -43,7 +52,12 @@ impl Path {
     /// Sends a message on its way; gives it back at once where nothing can befall it.
     pub(crate) fn send(&mut self, link: &Link, frame: Bytes, now: Instant) -> Option<Arrived> {
         if link.is_clean() && self.under_way.is_empty() {
-            return Some(Arrived { frame, damaged: false });
+            return Some(Arrived::intact(frame));
+        }
+        if self.rng.chance(link.forge) {
+            let forged = Arrived { frame: self.forge(), damaged: true, forged: true };
+            let due = now + link.delay + self.rng.up_to(link.jitter);
+            self.put(due, forged);
         }
         if self.rng.chance(link.drop) {
             return None;
@@ -58,10 +72,14 @@ impl Path {
                 due = self.last.map_or(due, |last| last.max(due));
                 self.last = Some(due);
             }
-            self.count += 1;
-            self.under_way.push(Reverse(UnderWay { due, number: self.count, message }));
+            self.put(due, message);
         }
         None
+    }
+
+    fn put(&mut self, due: Instant, message: Arrived) {
+        self.count += 1;
+        self.under_way.push(Reverse(UnderWay { due, number: self.count, message }));
     }
 
     /// When the next message arrives.
@@ -81,7 +99,7 @@ impl Path {
         let truncate = self.rng.chance(link.truncate) && frame.len() > PAYLOAD + 1;
         let damage = self.rng.chance(link.damage);
         if !truncate && !damage {
-            return Arrived { frame: frame.clone(), damaged: false };
+            return Arrived::intact(frame.clone());
         }
         let mut bytes = BytesMut::from(frame.as_ref());
         if truncate {
@@ -97,7 +115,36 @@ impl Path {
                 *byte ^= bit;
             }
         }
-        Arrived { frame: bytes.freeze(), damaged: true }
+        Arrived { frame: bytes.freeze(), damaged: true, forged: false }
+    }
+
+    /// Makes a frame that every client has to drop. One that follows the rules to the letter cannot be told from
+    /// the truth.
+    fn forge(&mut self) -> Bytes {
+        let far = [i64::MAX, 1 << 40, 1_000_000];
+        let number = far.get(self.rng.below(3)).copied().unwrap_or(i64::MAX);
+        let number = if self.rng.chance(0.3) { -number } else { number };
+        let length = self.rng.below(3) * self.rng.below(60_000);
+        let payload = Bytes::from(vec![b'f'; length + 1]);
+        let frame = match self.rng.below(5) {
+            0 => return self.rng.bytes(length.min(2_000)).into(),
+            1 => Message::new(OUTPUT, number, 1, payload),
+            2 => Message::new(INPUT, 0, 1, payload),
+            3 => Message::new("no_type_of_ours", 0, 1, payload),
+            _ => {
+                let body = format!(r#"{{"AcknowledgedMessageSequenceNumber":{number}}}"#);
+                Message::new(ACKNOWLEDGE, 0, 0, body.into())
+            }
+        };
+        let mut bytes = BytesMut::from(frame.encode().as_ref());
+        match self.rng.below(6) {
+            0 => bytes.truncate(self.rng.below(PAYLOAD)),
+            // No length of a header, no date.
+            1 => bytes.iter_mut().take(4).for_each(|byte| *byte = 0xff),
+            2 => bytes.iter_mut().skip(KIND + 8).take(8).for_each(|byte| *byte = 0),
+            _ => {}
+        }
+        bytes.freeze()
     }
 }
 
@@ -122,7 +169,6 @@ const DIGEST: std::ops::Range<usize> = 80..112;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::emulator::codec::{INPUT, Message};
 
     fn frame(number: i64) -> Bytes {
         Message::new(INPUT, number, 1, Bytes::from_static(b"0123456789")).encode()
@@ -169,6 +215,21 @@ mod tests {
             assert!((50..150).contains(&damaged), "{damaged} for {link:?}");
             assert!(in_order(&messages), "numbers are never damaged");
         }
+    }
+
+    #[test]
+    fn forged_frames_come_beside_the_true_ones() {
+        let mut path = Path::new(1);
+        let start = Instant::now();
+        for number in 0..1_000 {
+            assert_eq!(path.send(&Link::clean().forging(0.1), frame(number), start), None);
+        }
+        let arrived: Vec<_> = std::iter::from_fn(|| path.arrived(start)).collect();
+        let (forged, true_ones): (Vec<_>, Vec<_>) =
+            arrived.into_iter().partition(|message| message.forged);
+        assert!((50..150).contains(&forged.len()), "{}", forged.len());
+        let numbers = true_ones.iter().map(|message| Message::decode(&message.frame).unwrap());
+        assert!(numbers.map(|message| message.sequence).eq(0..1_000));
     }
 
     #[test]

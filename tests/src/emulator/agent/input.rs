@@ -211,6 +211,9 @@ impl<'a> Input<'a> {
     fn handle_acknowledge(&mut self, message: &Message) {
         let Ok(body) = serde_json::from_slice::<Acknowledge>(&message.payload) else { return };
         let sequence = body.acknowledged_message_sequence_number;
+        if self.agent.settings.resends_for_ever == Some(sequence) {
+            return;
+        }
         let now = Instant::now();
         let mut outgoing = lock(&self.agent.outgoing);
         // The real agent books a message after it has sent it, and a fast acknowledge overtakes that.
