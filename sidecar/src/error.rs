@@ -10,6 +10,7 @@ use crate::{
     config::ConfigError,
     driver::Ended,
     hardening::Unprotected,
+    health::HealthError,
     http_proxy::InvalidProxy,
     lanes::LaneError,
     listen::ListenError,
@@ -23,12 +24,6 @@ pub enum Error {
     /// The document is refused.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The document has a field whose promise this build cannot keep.
-    #[error("`{field}` is not supported by this build")]
-    Unsupported {
-        /// Path of the field.
-        field: &'static str,
-    },
     /// The file of `--config` cannot be read.
     #[error("cannot read the document from `{path}`")]
     File {
@@ -44,6 +39,9 @@ pub enum Error {
     /// There is no listener.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The endpoint for probes cannot listen.
+    #[error(transparent)]
+    Health(#[from] HealthError),
     /// `HTTPS_PROXY` cannot be used.
     #[error(transparent)]
     Proxy(#[from] InvalidProxy),
@@ -107,7 +105,7 @@ impl Error {
     /// The `failed` line's content; `phase` is the one that ran.
     pub fn into_failure(self, phase: Phase) -> Failure {
         let phase = match &self {
-            Self::Config(_) | Self::Unsupported { .. } | Self::File { .. } => Phase::Config,
+            Self::Config(_) | Self::File { .. } => Phase::Config,
             _ => phase,
         };
         let message = chain(&self);
@@ -120,10 +118,6 @@ impl Error {
     fn advice(&self, phase: Phase) -> Advice {
         match self {
             Self::Config(error) => Advice::new(error.code(), error.hint()),
-            Self::Unsupported { field } => Advice::new(
-                ErrorCode::ConfigInvalid,
-                format!("leave `{field}` out of the document, or use a sidecar that knows it"),
-            ),
             Self::File { .. } => Advice::new(
                 ErrorCode::ConfigInvalid,
                 "give `--config` the path of a readable file with one JSON document",
@@ -136,6 +130,10 @@ impl Error {
                 ErrorCode::LocalListen,
                 "set `listen.port` to 0 or to a free port, `listen.address` to one of this host, \
                  or `listen.fd` to a listening socket",
+            ),
+            Self::Health(_) => Advice::new(
+                ErrorCode::LocalListen,
+                "set `health.listen` to an address of this host and a free port",
             ),
             Self::Listen(ListenError::Namespace { .. }) => Advice::new(
                 ErrorCode::LocalNamespace,

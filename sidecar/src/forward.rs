@@ -37,6 +37,8 @@ use crate::{
 pub struct Traffic {
     /// Connections accepted.
     pub connections: AtomicU64,
+    /// Of those, how many have ended.
+    pub finished: AtomicU64,
     /// Connections that were reset for a reason on our side of the bastion or at the target.
     pub resets: AtomicU64,
     /// Connections of users that `listen.allowed_uids` does not name.
@@ -45,6 +47,15 @@ pub struct Traffic {
     pub bytes_up: AtomicU64,
     /// Bytes from the target to clients.
     pub bytes_down: AtomicU64,
+}
+
+impl Traffic {
+    /// Connections that are open at present.
+    pub fn open(&self) -> u64 {
+        // In this order, so that one that ends in between is never counted below zero.
+        let finished = self.finished.load(Relaxed);
+        self.connections.load(Relaxed).saturating_sub(finished)
+    }
 }
 
 /// Limits of the listener.
@@ -80,6 +91,7 @@ pub async fn serve(
         let (lanes, traffic) = (Arc::clone(&lanes), Arc::clone(&traffic));
         let connection = async move {
             carry(client, peer, &lanes, limits.connect, &traffic).await;
+            traffic.finished.fetch_add(1, Relaxed);
             drop(permit);
         };
         shutdown.spawn(connection.instrument(info_span!("connection", number)));

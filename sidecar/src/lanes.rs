@@ -181,6 +181,13 @@ impl Lanes {
         endings.collect::<()>().await;
     }
 
+    /// The smoothed round-trip time of each session by its number, where one was measured.
+    pub fn round_trips(&self) -> Vec<(u64, Duration)> {
+        let lanes = self.open.borrow();
+        let rtt = |lane: &Arc<Lane>| Some((lane.number, lane.driver().statistics().smoothed_rtt?));
+        lanes.iter().filter_map(rtt).collect()
+    }
+
     /// Counters over all sessions so far.
     pub fn totals(&self) -> Totals {
         let mut totals = *self.totals.lock().unwrap_or_else(PoisonError::into_inner);

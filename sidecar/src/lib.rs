@@ -13,6 +13,13 @@
 
 pub mod run;
 
+pub mod cli;
+
+pub mod advice;
+pub mod exec;
+pub mod policy;
+pub mod probe;
+
 pub mod config;
 pub mod hardening;
 pub mod lease;
@@ -20,6 +27,9 @@ pub mod output;
 pub mod progress;
 pub mod shutdown;
 pub mod telemetry;
+
+pub mod health;
+pub mod metrics;
 
 pub mod aws;
 pub mod session;

@@ -1,48 +1,24 @@
-//! The process: command line → run → failure line → exit status; nothing else.
+//! The process: command line → command → exit status; nothing else.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+    time::Duration,
+};
 
-use clap::{Args, Parser, Subcommand};
-use runner_protocol::ExitStatus;
+use clap::{CommandFactory as _, Parser as _};
+use runner_protocol::{ExitStatus, Failure};
 use ssm_sidecar::{
+    advice,
+    cli::{Arguments, Command, Exec, Policy, Run},
+    exec,
+    policy::Scope,
+    probe,
+    progress::Phase,
     run::{self, Source},
-    telemetry::{LogFormat, Telemetry},
+    telemetry::Telemetry,
 };
 use tokio::time::Instant;
-
-/// Reaches a database in a private subnet through an AWS Systems Manager session.
-///
-/// Reads one JSON document on stdin, prints `ready <port>` when the tunnel is up, and ends it when stdin closes.
-#[derive(Debug, Parser)]
-#[command(version)]
-struct Arguments {
-    #[command(subcommand)]
-    command: Option<Command>,
-    #[command(flatten)]
-    run: Run,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Open the tunnel and keep it until stdin closes (the default).
-    Run(Run),
-    /// Print the JSON Schema of the document.
-    Schema,
-}
-
-#[derive(Args, Clone, Debug, Default)]
-struct Run {
-    /// Take the document from this file; then stdin is not looked at, and signals end the tunnel.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// How log lines on stderr look; by default text on a terminal, JSON otherwise.
-    #[arg(long, value_name = "FORMAT")]
-    log_format: Option<LogFormat>,
-    /// Seconds for which the service leaves a data channel open; where sessions cannot be resumed a
-    /// successor is ready after five sixths of them. An hour by default, as observed.
-    #[arg(long, value_name = "SECONDS", hide = true, value_parser = clap::value_parser!(u64).range(1..))]
-    channel_life: Option<u64>,
-}
 
 fn main() -> ExitCode {
     let started = Instant::now();
@@ -55,20 +31,28 @@ fn main() -> ExitCode {
             return status.into();
         }
     };
+    let outer = arguments.run;
     match arguments.command {
-        Some(Command::Schema) => print_schema(),
-        Some(Command::Run(options)) => {
-            let outer = arguments.run;
-            run(
-                Run {
-                    config: options.config.or(outer.config),
-                    log_format: options.log_format.or(outer.log_format),
-                    channel_life: options.channel_life.or(outer.channel_life),
-                },
-                started,
-            )
+        None => run(outer, started),
+        Some(Command::Run(options)) => run(options.or(outer), started),
+        Some(Command::Exec(options)) => exec(options),
+        Some(Command::Policy(options)) => {
+            policy(&Policy { config: options.config.or(outer.config), ..options })
         }
-        None => run(arguments.run, started),
+        Some(Command::Probe { url }) => match probe::run(&url) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                advice::say(&format!("ssm-sidecar probe: {url}: {error}"));
+                ExitCode::FAILURE
+            }
+        },
+        Some(Command::Schema) => print(runner_protocol::schema().trim_end()),
+        Some(Command::Completions { shell }) => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), NAME, &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
+        Some(Command::Man) => print_manual(),
     }
 }
 
@@ -81,8 +65,49 @@ fn run(options: Run, started: Instant) -> ExitCode {
     status.into()
 }
 
-#[expect(clippy::print_stdout, reason = "stdout is where a command's result goes")]
-fn print_schema() -> ExitCode {
-    println!("{}", runner_protocol::schema().trim_end());
-    ExitStatus::Ended.into()
+fn exec(options: Exec) -> ExitCode {
+    let Exec { config, log_format, command } = options;
+    let format = log_format.map(|format| ["--log-format", format.name()].map(Into::into));
+    let options = format.into_iter().flatten().collect();
+    exec::run(&exec::Exec { config, command, options }).into()
 }
+
+fn policy(options: &Policy) -> ExitCode {
+    let request = match run::read_document(options.config.as_deref()) {
+        Ok(request) => request,
+        Err(error) => return fail(&error.into_failure(Phase::Config)),
+    };
+    let scope = Scope::of(&request);
+    let policy = if options.caller { scope.caller_policy() } else { Some(scope.session_policy()) };
+    let Some(policy) = policy else {
+        advice::say(
+            "ssm-sidecar policy: the document has no `aws.assume_role`, so its keys need no more than `policy` prints",
+        );
+        return ExitStatus::Usage.into();
+    };
+    print(&format!("{policy:#}"))
+}
+
+fn fail(failure: &Failure) -> ExitCode {
+    advice::print(failure);
+    failure.exit_status().into()
+}
+
+fn print_manual() -> ExitCode {
+    let mut page = Vec::new();
+    match clap_mangen::Man::new(Arguments::command()).render(&mut page) {
+        Ok(()) => print(&String::from_utf8_lossy(&page)),
+        Err(_) => ExitStatus::Defect.into(),
+    }
+}
+
+/// Writes a command's result, which nobody is bound to read to its end.
+fn print(text: &str) -> ExitCode {
+    match writeln!(io::stdout(), "{}", text.trim_end()) {
+        Ok(()) => ExitStatus::Ended.into(),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitStatus::Ended.into(),
+        Err(_) => ExitStatus::Host.into(),
+    }
+}
+
+const NAME: &str = "ssm-sidecar";

@@ -8,17 +8,19 @@ mod identity;
 mod panics;
 
 use std::{
+    fs::OpenOptions,
     future::pending,
+    io::Write as _,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     panic::{self, AssertUnwindSafe},
-    path::PathBuf,
+    path::{Path, PathBuf},
     pin::pin,
     sync::{Arc, Mutex, OnceLock, PoisonError, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
 use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
-use runner_protocol::{ExitStatus, Failure, Line, PhaseTimes, Summary};
+use runner_protocol::{ExitStatus, Failure, Line, PhaseTimes, Request, Summary};
 use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
@@ -33,16 +35,18 @@ use crate::{
     error::{Error, TargetCause, TargetError},
     forward::{self, Limits, Traffic},
     hardening::{self, Unprotected},
+    health,
     http_proxy::Proxy,
     lanes::{Change, Lane, Lanes, Needs, Target},
     lease::Stdin,
     listen::{self, Listener},
+    metrics::Figures,
     output::{self, Output},
     progress::{Phase, Progress},
     session::SessionApi,
     shutdown::Shutdown,
     ssh::{Channel, OpenError},
-    telemetry::Telemetry,
+    telemetry::{LostLines, Telemetry},
     tls::Trust,
     websocket,
 };
@@ -56,6 +60,15 @@ pub enum Source {
     File(PathBuf),
 }
 
+/// Reads the whole document from stdin or from `file`, for commands that open no tunnel. Blocks.
+///
+/// # Errors
+///
+/// [`Error::File`] and [`Error::Config`].
+pub fn read_document(file: Option<&Path>) -> Result<Request, Error> {
+    document::read_whole(file)
+}
+
 /// Does the job and says how it ended, on stdout and as exit status. `channel_life`: for how long the service
 /// leaves a data channel open, [`CHANNEL_LIFE`]; `started`: when the process did.
 pub fn run(
@@ -67,7 +80,7 @@ pub fn run(
     let refused = hardening::apply();
     let panics = Panics::watch();
     let outcome = runtime::Builder::new_current_thread().enable_all().build().map(|runtime| {
-        let job = job(source, channel_life, refused, started, &panics);
+        let job = job(source, channel_life, refused, started, &panics, telemetry.lost_lines());
         let outcome = panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(job)));
         // Threads that look up names must not hold up the exit.
         runtime.shutdown_background();
@@ -77,7 +90,7 @@ pub fn run(
             Err(error.into_failure(Phase::Config))
         })
     });
-    let lost_lines = telemetry.lost_lines();
+    let lost_lines = telemetry.lost_lines().count();
     if lost_lines > 0 {
         warn!(lost_lines, "log lines were dropped because nobody read stderr");
     }
@@ -99,16 +112,27 @@ fn fail(source: &Source, failure: &Failure) -> ExitStatus {
         "{}",
         failure.message
     );
-    if let Source::File(_) = source
-        && let Ok(json) = serde_json::to_string(failure)
-        && let Err(error) = std::fs::write(TERMINATION_LOG, json)
-    {
-        debug!(%error, "no termination message");
+    if let Source::File(_) = source {
+        write_termination_log(failure);
     }
     if let Err(error) = Output::new(true).line(&Line::Failed(failure.clone())) {
         warn!(%error, "nobody reads stdout");
     }
     failure.exit_status()
+}
+
+/// Leaves `failure` where Kubernetes takes the reason of a container's end from; not everywhere is there
+/// such a file.
+pub fn write_termination_log(failure: &Failure) {
+    if let Ok(json) = serde_json::to_string(failure)
+        && let Err(error) = OpenOptions::new()
+            .write(true)
+            .truncate(true)
+            .open(TERMINATION_LOG)
+            .and_then(|mut file| file.write_all(json.as_bytes()))
+    {
+        debug!(%error, "no termination message");
+    }
 }
 
 /// What a stop was asked by.
@@ -137,6 +161,7 @@ async fn job(
     refused: Vec<Unprotected>,
     started: Instant,
     panics: &Panics,
+    lost_lines: LostLines,
 ) -> Result<(), Failure> {
     let mut signals = pin!(stopping_signal());
     let mut lease = None;
@@ -169,6 +194,10 @@ async fn job(
     hardening::enforce(config.hardening, refused).map_err(|error| failed(error.into()))?;
     let job =
         Job::new(config, channel_life, Arc::clone(&output), progress.clone()).map_err(failed)?;
+    let figures = job.figures(lost_lines);
+    health::start(job.config.health, figures, &job.shutdown)
+        .await
+        .map_err(|error| failed(error.into()))?;
     info!(name = job.config.name, job_id = job.config.job_id, "started");
 
     let stop = async {
@@ -231,7 +260,7 @@ struct Job {
     shutdown: Shutdown,
     traffic: Arc<Traffic>,
     /// Set once the first lane is open.
-    lanes: Mutex<Option<Arc<Lanes>>>,
+    lanes: Arc<Mutex<Option<Arc<Lanes>>>>,
 }
 
 /// The first connection to the target, which proved that it can be reached.
@@ -244,7 +273,6 @@ impl Job {
         output: Arc<Output>,
         progress: Progress,
     ) -> Result<Self, Error> {
-        refuse_unsupported(&config)?;
         let shutdown = Shutdown::default();
         let trust = Trust::load();
         let proxy = Proxy::from_env()?;
@@ -276,8 +304,18 @@ impl Job {
             shutdown: shutdown.clone(),
         });
         let traffic = Arc::default();
-        let lanes = Mutex::new(None);
+        let lanes = Arc::default();
         Ok(Self { config, needs, output, progress, shutdown, traffic, lanes })
+    }
+
+    /// What `/metrics` reads.
+    fn figures(&self, lost_lines: LostLines) -> Figures {
+        Figures {
+            progress: self.progress.clone(),
+            traffic: Arc::clone(&self.traffic),
+            lanes: Arc::clone(&self.lanes),
+            lost_lines,
+        }
     }
 
     /// Opens the tunnel and serves it; returns only when that fails.
@@ -431,14 +469,6 @@ impl Job {
             self.output.event(&Line::Closed(summary));
         }
     }
-}
-
-/// A field that is accepted must do what it promises.
-fn refuse_unsupported(config: &Config) -> Result<(), Error> {
-    if config.health.is_some() {
-        return Err(Error::Unsupported { field: "health.listen" });
-    }
-    Ok(())
 }
 
 /// The service closes every data channel after about 60 minutes, idle or not

@@ -19,6 +19,16 @@ pub enum LogFormat {
     Text,
 }
 
+impl LogFormat {
+    /// As the command line says it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Json => "json",
+            Self::Text => "text",
+        }
+    }
+}
+
 /// Keeps the log writer alive; flushes what it can, within about a second, when dropped.
 #[derive(Debug)]
 pub struct Telemetry {
@@ -30,11 +40,24 @@ impl Telemetry {
     /// Begins logging to stderr. Without a `format`: text on a terminal, JSON otherwise. The level comes
     /// from `RUST_LOG`, `info` without it.
     pub fn start(format: Option<LogFormat>) -> Self {
-        Self::start_with(format, Identity::new())
+        Self::begin("info", format, Identity::new())
+    }
+
+    /// The same with another level in place of `info`.
+    pub fn start_at(level: &str, format: Option<LogFormat>) -> Self {
+        Self::begin(level, format, Identity::new())
     }
 
     /// As [`start`](Self::start), with a further layer that sees every event, whatever the level is.
     pub fn start_with(
+        format: Option<LogFormat>,
+        layer: impl Layer<Registry> + Send + Sync,
+    ) -> Self {
+        Self::begin("info", format, layer)
+    }
+
+    fn begin(
+        level: &str,
         format: Option<LogFormat>,
         layer: impl Layer<Registry> + Send + Sync,
     ) -> Self {
@@ -46,7 +69,7 @@ impl Telemetry {
             .thread_name("logs")
             .finish(io::stderr());
         let lost = writer.error_counter();
-        let level = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+        let level = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
         let lines = match format {
             LogFormat::Json => fmt::layer()
                 .json()
@@ -64,9 +87,20 @@ impl Telemetry {
         Self { _writer: guard, lost }
     }
 
-    /// Lines dropped so far because nobody read them.
-    pub fn lost_lines(&self) -> usize {
-        self.lost.dropped_lines()
+    /// Lines dropped because nobody read them.
+    pub fn lost_lines(&self) -> LostLines {
+        LostLines(Some(self.lost.clone()))
+    }
+}
+
+/// Counts log lines that were dropped; clones share it. By default there are none.
+#[derive(Clone, Debug, Default)]
+pub struct LostLines(Option<ErrorCounter>);
+
+impl LostLines {
+    /// How many so far.
+    pub fn count(&self) -> usize {
+        self.0.as_ref().map_or(0, ErrorCounter::dropped_lines)
     }
 }
 

@@ -20,6 +20,8 @@ mod endings;
 #[cfg(test)]
 mod events;
 #[cfg(test)]
+mod exec;
+#[cfg(test)]
 mod failures;
 #[cfg(test)]
 mod failures_aws;
@@ -27,6 +29,8 @@ mod failures_aws;
 mod faulty_path;
 #[cfg(test)]
 mod forwarding;
+#[cfg(test)]
+mod health;
 #[cfg(test)]
 mod hourly_close;
 #[cfg(test)]
@@ -37,6 +41,8 @@ mod keys;
 mod logs;
 #[cfg(test)]
 mod permissions;
+#[cfg(test)]
+mod policy;
 #[cfg(test)]
 mod resume;
 #[cfg(test)]

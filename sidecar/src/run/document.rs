@@ -21,6 +21,18 @@ pub(super) fn read_file(path: &Path) -> Result<Request, Error> {
     Ok(Request::from_slice(&document).map_err(ConfigError::from)?)
 }
 
+/// Reads the whole of stdin or of a file, for commands that open no tunnel. Blocks.
+pub(super) fn read_whole(file: Option<&Path>) -> Result<Request, Error> {
+    let Some(path) = file else {
+        let mut document = Zeroizing::new(Vec::with_capacity(MAX_DOCUMENT_BYTES + 1));
+        let limit = MAX_DOCUMENT_BYTES as u64 + 1;
+        let read = std::io::stdin().take(limit).read_to_end(&mut document);
+        read.map_err(|cause| Error::File { path: "stdin".to_owned(), cause })?;
+        return Ok(Request::from_slice(&document).map_err(ConfigError::from)?);
+    };
+    read_file(path)
+}
+
 /// Reads up to the closing brace; what came behind it is returned for the lease.
 pub(super) async fn read(stdin: &mut Stdin) -> Result<(Request, Zeroizing<Vec<u8>>), Error> {
     let mut reader = DocumentReader::new();
