@@ -20,9 +20,8 @@ use http::{HeaderName, HeaderValue, Uri};
 use tokio::{
     runtime::Handle,
     sync::oneshot,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
-use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, debug, info, warn};
 use zeroize::Zeroizing;
 
@@ -172,7 +171,7 @@ async fn start_with_retries(
     let mut unknown = 0;
     loop {
         let error = match api.start().await {
-            Ok(started) => return Ok(Session::new(started, api, shutdown.tasks().clone())),
+            Ok(started) => return Ok(Session::new(started, api, shutdown.clone())),
             Err(error) => error,
         };
         unknown += u32::from(error.outcome_unknown());
@@ -201,14 +200,14 @@ pub struct Session {
     armed: Option<String>,
     started: Started,
     api: Arc<dyn SessionApi>,
-    tasks: TaskTracker,
+    shutdown: Shutdown,
     runtime: Handle,
 }
 
 impl Session {
-    fn new(started: Started, api: Arc<dyn SessionApi>, tasks: TaskTracker) -> Self {
+    fn new(started: Started, api: Arc<dyn SessionApi>, shutdown: Shutdown) -> Self {
         let armed = Some(started.session_id.clone());
-        Self { armed, started, api, tasks, runtime: Handle::current() }
+        Self { armed, started, api, shutdown, runtime: Handle::current() }
     }
 
     /// The service's name for it.
@@ -231,7 +230,8 @@ impl Session {
         self.armed = None;
     }
 
-    /// Terminates the session, trying again what may pass for a few seconds.
+    /// Terminates the session, trying again what may pass: for minutes, or for seconds once the process
+    /// stops.
     ///
     /// Cancel-safe: when dropped before the answer, one last attempt is made in the background.
     ///
@@ -241,7 +241,7 @@ impl Session {
     /// is then left to its idle time-out, unless it was ended through its data channel.
     pub async fn terminate(mut self) -> Result<(), ApiError> {
         let Some(id) = self.armed.clone() else { return Ok(()) };
-        let outcome = terminate_with_retries(&*self.api, &id).await;
+        let outcome = terminate_with_retries(&*self.api, &self.shutdown, &id).await;
         // Also after a refusal: the same call in `drop` would be refused again.
         self.armed = None;
         outcome
@@ -251,18 +251,22 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         let Some(id) = self.armed.take() else { return };
-        let api = Arc::clone(&self.api);
+        let (api, shutdown) = (Arc::clone(&self.api), self.shutdown.clone());
         let last_attempt = async move {
-            match terminate_with_retries(&*api, &id).await {
+            match terminate_with_retries(&*api, &shutdown, &id).await {
                 Ok(()) => debug!(session = id, "session terminated"),
                 Err(error) => warn!(session = id, %error, "session left to its idle time-out"),
             }
         };
-        self.tasks.spawn_on(last_attempt.in_current_span(), &self.runtime);
+        self.shutdown.tasks().spawn_on(last_attempt.in_current_span(), &self.runtime);
     }
 }
 
-async fn terminate_with_retries(api: &dyn SessionApi, id: &str) -> Result<(), ApiError> {
+async fn terminate_with_retries(
+    api: &dyn SessionApi,
+    shutdown: &Shutdown,
+    id: &str,
+) -> Result<(), ApiError> {
     let mut last = None;
     let attempts = async {
         let mut pauses = pauses();
@@ -279,10 +283,18 @@ async fn terminate_with_retries(api: &dyn SessionApi, id: &str) -> Result<(), Ap
             sleep(pauses.next().unwrap_or(MAX_PAUSE)).await;
         }
     };
-    match timeout(TERMINATE_BUDGET, attempts).await {
-        Ok(outcome) => outcome,
-        Err(_) => Err(last.unwrap_or_else(|| ApiError::timed_out("TerminateSession"))),
+    let patience = async {
+        tokio::select! {
+            () = sleep(TERMINATE_PATIENCE) => (),
+            () = shutdown.stopping() => sleep(TERMINATE_BUDGET).await,
+        }
+    };
+    tokio::select! {
+        biased;
+        outcome = attempts => return outcome,
+        () = patience => (),
     }
+    Err(last.unwrap_or_else(|| ApiError::timed_out("TerminateSession")))
 }
 
 fn pauses() -> backon::ExponentialBackoff {
@@ -303,7 +315,10 @@ const MAX_PAUSE: Duration = Duration::from_secs(5);
 /// Attempts of unknown outcome after which one more may be made.
 const MAX_UNKNOWN: u32 = 1;
 
-/// For the attempts to terminate one session together: a stop as a whole has 5 s.
+/// For the attempts to terminate one session while the job goes on.
+const TERMINATE_PATIENCE: Duration = Duration::from_mins(5);
+
+/// For the attempts to terminate one session together, from the stop on: a stop as a whole has 5 s.
 const TERMINATE_BUDGET: Duration = Duration::from_millis(2500);
 
 #[cfg(test)]

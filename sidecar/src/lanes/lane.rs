@@ -196,8 +196,8 @@ impl Lane {
         let (ssh, connected) = match outcome {
             Ok(found) => found,
             Err(error) => {
-                // The caller reports; the session must not outlive the report.
-                carrier.end(END_BOUND).await;
+                // The caller reports at once; the process waits for the end of the session.
+                drop(carrier);
                 return Err(error);
             }
         };
@@ -364,7 +364,7 @@ impl Carrier {
                 if matches!(error, LaneError::Channel(Ended::Closed(_))) {
                     session.mark_ended();
                 }
-                end_by_api(session).await;
+                drop(session);
                 Err(error)
             }
         }

@@ -97,7 +97,10 @@ async fn session_whose_start_nobody_waits_for_is_terminated() {
     let shutdown = Shutdown::default();
     let api = Arc::clone(&script) as Arc<dyn SessionApi>;
     let waiting = start(api, &shutdown, Duration::from_mins(1));
-    assert!(timeout(Duration::from_millis(1), waiting).await.is_err(), "dropped before the answer");
+    assert!(
+        tokio::time::timeout(Duration::from_millis(1), waiting).await.is_err(),
+        "dropped before the answer"
+    );
     assert_eq!(script.calls(), ["start"]);
 
     let stopping = shutdown.clone();

@@ -38,6 +38,7 @@ mod websocket;
 pub use builder::{AgentSettings, Builder, OpeningMode, Pacing};
 pub use control::Control;
 pub use credentials::Role;
+pub(crate) use faults::Rng;
 pub use faults::{Action, ApiFault, Break, Cut, Failure, Link, Plan};
 pub use iam::{Policy, PolicyError};
 pub use journal::{Ending, Entry, Journal, Missed, Record, SessionStats};
