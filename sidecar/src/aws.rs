@@ -92,6 +92,15 @@ impl ControlPlane {
         Self { ssm, credentials, place, instance_id, ssh_port, reason }
     }
 
+    /// The ARN of whoever calls, as AWS sees it. Cancel-safe.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiError`] when there are no credentials, they are refused, or STS is not reached.
+    pub async fn caller(&self) -> Result<String, ApiError> {
+        self.credentials.caller().await
+    }
+
     async fn start_session(&self) -> Result<Started, ApiError> {
         let call = Call { name: "StartSession", action: "ssm:StartSession", place: &self.place };
         let output = self

@@ -37,6 +37,12 @@ pub enum Command {
     ///
     /// Example: `ssm-sidecar exec --config c.json -- psql -h 127.0.0.1 -p {port} -U reader orders`
     Exec(Exec),
+    /// Try each step in turn, and say what was found or what to change.
+    ///
+    /// What to run before opening a ticket. It ends every session that it starts, and its exit status is that
+    /// of the first failure. With `--output json` each step is a JSON object on a line of its own, and the
+    /// last line has `result` (`ok` or `failed`) and, after a failure, `failure`.
+    Check(Check),
     /// Print the least-privilege IAM policy for a document.
     ///
     /// It is what the identity that starts the session needs: the role where `aws.assume_role` names one,
@@ -86,6 +92,26 @@ impl Run {
             channel_life: self.channel_life.or(outer.channel_life),
         }
     }
+}
+
+/// How to check.
+#[derive(Args, Clone, Debug)]
+pub struct Check {
+    /// Take the document from this file instead of stdin.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// How the steps are told.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub output: OutputFormat,
+}
+
+/// How the steps of a check are told.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub enum OutputFormat {
+    /// For people; coloured on a terminal, unless `NO_COLOR` is set.
+    Text,
+    /// One JSON object a line.
+    Json,
 }
 
 /// What to run with a tunnel.

@@ -246,7 +246,8 @@ fn ssh(error: &ssh_client::Error) -> Advice {
             ErrorCode::SshAuthRejected,
             format!(
                 "put the public half of `bastion.ssh_private_key` into the authorized_keys of `{user}`, \
-                 or set `bastion.ssh_user` to the user of this image (`ec2-user`, `ubuntu`, `admin`, …)"
+                 or set `bastion.ssh_user` to the user of this image (Amazon Linux and RHEL `ec2-user`, Ubuntu \
+                 `ubuntu`, Debian `admin`, Rocky `rocky`)"
             ),
         ),
         Ssh::AuthIncomplete { .. } => Advice::new(
@@ -301,6 +302,17 @@ fn target(error: &TargetError, phase: Phase) -> Advice {
             Advice::new(
                 ErrorCode::TargetUnresolved,
                 format!("check `target.host`: the bastion cannot resolve `{host}`"),
+            )
+        }
+        TargetCause::Open(OpenError::Refused { description, .. })
+            if description.to_lowercase().contains("connection refused") =>
+        {
+            Advice::new(
+                ErrorCode::TargetUnreachable,
+                format!(
+                    "start the database, or correct `target.port`: {host} is there, but nothing listens on \
+                     its port {port}"
+                ),
             )
         }
         TargetCause::Open(OpenError::Refused { .. }) => Advice::new(

@@ -25,7 +25,7 @@ use self::supervise::Supervisor;
 use crate::ssh::{Channel, OpenError, SshError};
 
 pub use host_key::Type as HostKeyType;
-pub use lane::{Lane, LaneError, Needs, Target};
+pub use lane::{Finding, Lane, LaneError, Needs, Observer, Target};
 
 /// All lanes of this process.
 #[derive(Debug)]

@@ -16,6 +16,7 @@ pub mod run;
 pub mod cli;
 
 pub mod advice;
+pub mod check;
 pub mod exec;
 pub mod policy;
 pub mod probe;

@@ -9,8 +9,8 @@ use std::{
 use clap::{CommandFactory as _, Parser as _};
 use runner_protocol::{ExitStatus, Failure};
 use ssm_sidecar::{
-    advice,
-    cli::{Arguments, Command, Exec, Policy, Run},
+    advice, check,
+    cli::{Arguments, Check, Command, Exec, Policy, Run},
     exec,
     policy::Scope,
     probe,
@@ -36,6 +36,9 @@ fn main() -> ExitCode {
         None => run(outer, started),
         Some(Command::Run(options)) => run(options.or(outer), started),
         Some(Command::Exec(options)) => exec(options),
+        Some(Command::Check(options)) => {
+            check(&Check { config: options.config.or(outer.config), ..options })
+        }
         Some(Command::Policy(options)) => {
             policy(&Policy { config: options.config.or(outer.config), ..options })
         }
@@ -61,6 +64,13 @@ fn run(options: Run, started: Instant) -> ExitCode {
     let source = options.config.map_or(Source::Stdin, Source::File);
     let channel_life = options.channel_life.map_or(run::CHANNEL_LIFE, Duration::from_secs);
     let status = run::run(&source, channel_life, &telemetry, started);
+    drop(telemetry);
+    status.into()
+}
+
+fn check(options: &Check) -> ExitCode {
+    let telemetry = Telemetry::start_at("off", None);
+    let status = check::run(options.config.as_deref(), options.output);
     drop(telemetry);
     status.into()
 }

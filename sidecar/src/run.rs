@@ -4,7 +4,7 @@
 //! out: stop accepting, reset what is open, end every session, say why, exit.
 
 mod document;
-mod identity;
+pub(crate) mod identity;
 mod panics;
 
 use std::{
@@ -226,7 +226,7 @@ async fn job(
 
 /// Completes with the name of the first signal that asks to stop. A closed terminal and Ctrl-\ ask as well:
 /// by default they would end the process and leave its sessions.
-async fn stopping_signal() -> &'static str {
+pub(crate) async fn stopping_signal() -> &'static str {
     let signals = [
         ("SIGTERM", SignalKind::terminate()),
         ("SIGINT", SignalKind::interrupt()),
@@ -278,31 +278,8 @@ impl Job {
         let proxy = Proxy::from_env()?;
         let api: Arc<dyn SessionApi> =
             Arc::new(ControlPlane::new(identity::settings(&config), &trust, &proxy));
-        let mut stream = websocket::Settings::new(config.aws.region.clone(), trust, proxy);
-        stream.stream_endpoint_url.clone_from(&config.aws.stream_endpoint_url);
-        stream.allow_loopback = config.aws.is_loopback;
-        let mut ssh =
-            ssh_client::Config::new(&config.bastion.ssh_user, Arc::clone(&config.bastion.key));
-        ssh.pins.clone_from(&config.bastion.pins);
-        ssh.compression = config.tunnel.compression;
-        ssh.keepalive_interval = Some(SSH_KEEPALIVE);
-        // One more than clients can take: the proof may still be open.
-        ssh.max_channels = config.tunnel.max_connections + 1;
-        let needs = Arc::new(Needs {
-            api,
-            stream,
-            message_bytes: config.tunnel.message_bytes,
-            ssh,
-            host_key_type: OnceLock::new(),
-            ssh_port: config.bastion.ssh_port,
-            target: Target { host: config.target.host.clone(), port: config.target.port },
-            sessions: config.tunnel.sessions,
-            reconnect: config.timeouts.reconnect,
-            channel_life,
-            start: config.timeouts.ready,
-            path_changed: Arc::default(),
-            shutdown: shutdown.clone(),
-        });
+        let needs = Needs { channel_life, ..needs(&config, api, trust, proxy, shutdown.clone()) };
+        let needs = Arc::new(needs);
         let traffic = Arc::default();
         let lanes = Arc::default();
         Ok(Self { config, needs, output, progress, shutdown, traffic, lanes })
@@ -468,6 +445,42 @@ impl Job {
         if outcome.is_ok() {
             self.output.event(&Line::Closed(summary));
         }
+    }
+}
+
+/// What every lane is made from, by `config`.
+pub(crate) fn needs(
+    config: &Config,
+    api: Arc<dyn SessionApi>,
+    trust: Trust,
+    proxy: Proxy,
+    shutdown: Shutdown,
+) -> Needs {
+    let mut stream = websocket::Settings::new(config.aws.region.clone(), trust, proxy);
+    stream.stream_endpoint_url.clone_from(&config.aws.stream_endpoint_url);
+    stream.allow_loopback = config.aws.is_loopback;
+    let mut ssh =
+        ssh_client::Config::new(&config.bastion.ssh_user, Arc::clone(&config.bastion.key));
+    ssh.pins.clone_from(&config.bastion.pins);
+    ssh.compression = config.tunnel.compression;
+    ssh.keepalive_interval = Some(SSH_KEEPALIVE);
+    // One more than clients can take: the proof may still be open.
+    ssh.max_channels = config.tunnel.max_connections + 1;
+    Needs {
+        api,
+        stream,
+        message_bytes: config.tunnel.message_bytes,
+        ssh,
+        host_key_type: OnceLock::new(),
+        ssh_port: config.bastion.ssh_port,
+        target: Target { host: config.target.host.clone(), port: config.target.port },
+        sessions: config.tunnel.sessions,
+        reconnect: config.timeouts.reconnect,
+        channel_life: CHANNEL_LIFE,
+        start: config.timeouts.ready,
+        path_changed: Arc::default(),
+        observer: None,
+        shutdown,
     }
 }
 

@@ -96,6 +96,20 @@ impl Ssh {
         self.wait_for(|state| state.server.clone()).await
     }
 
+    /// Completes when the server has proved its host key, with its identification, the key's fingerprint and
+    /// whether that is pinned. Cancel-safe.
+    ///
+    /// # Errors
+    ///
+    /// [`SshError`] when the connection ends first.
+    pub async fn key_exchanged(&self) -> Result<(String, String, bool), SshError> {
+        self.wait_for(|state| {
+            let (fingerprint, pinned) = state.host_key.clone()?;
+            Some((state.server.clone().unwrap_or_default(), fingerprint, pinned))
+        })
+        .await
+    }
+
     /// Completes when the server has accepted the user's key. Cancel-safe.
     ///
     /// # Errors
@@ -290,7 +304,10 @@ impl State {
                 self.server = Some(server);
                 self.watchers.wake();
             }
-            Event::HostKey { fingerprint, pinned } => self.host_key = Some((fingerprint, pinned)),
+            Event::HostKey { fingerprint, pinned } => {
+                self.host_key = Some((fingerprint, pinned));
+                self.watchers.wake();
+            }
             Event::Banner(text) => info!(text, "banner of the bastion"),
             Event::Authenticated(details) => {
                 info!(?details, "authenticated");

@@ -8,6 +8,8 @@
 #[cfg(test)]
 mod bulk;
 #[cfg(test)]
+mod check;
+#[cfg(test)]
 mod clients;
 #[cfg(test)]
 mod config;

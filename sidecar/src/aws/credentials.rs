@@ -99,15 +99,7 @@ impl CredentialSource {
         };
         let role = assume_role.map(|settings| {
             let place = place.for_sts(&settings.role_arn);
-            let mut config = aws_sdk_sts::Config::builder()
-                .behavior_version(BehaviorVersion::latest())
-                .region(Region::new(place.region.clone()))
-                .http_client(http.clone())
-                .identity_cache(IdentityCache::no_cache())
-                .retry_config(RetryConfig::disabled())
-                .timeout_config(timeouts());
-            config.set_endpoint_url(place.endpoint_url);
-            Role { settings, sts: aws_sdk_sts::Client::from_conf(config.build()) }
+            Role { settings, sts: sts_client(&place, &http) }
         });
         Self {
             base: StdMutex::new(base),
@@ -161,6 +153,23 @@ impl CredentialSource {
                 _ => Err(error),
             },
         }
+    }
+
+    /// Asks AWS whose the credentials are: an ARN. No permission is needed for that. Cancel-safe.
+    pub(super) async fn caller(&self) -> Result<String, ApiError> {
+        let credentials = self.current().await?;
+        let role = self.role.as_ref().map_or("", |role| &role.settings.role_arn);
+        let place = self.place.for_sts(role);
+        let call =
+            Call { name: "GetCallerIdentity", action: "sts:GetCallerIdentity", place: &place };
+        let output = sts_client(&place, &self.http)
+            .get_caller_identity()
+            .customize()
+            .config_override(aws_sdk_sts::Config::builder().credentials_provider(credentials))
+            .send()
+            .await
+            .map_err(|error| ApiError::from_sdk(&call, &error))?;
+        output.arn.ok_or_else(|| ApiError::incomplete(&call, "Arn"))
     }
 
     fn keys(&self) -> Option<Credentials> {
@@ -233,6 +242,18 @@ impl fmt::Debug for CredentialSource {
             .field("role", &self.role.as_ref().map(|role| &role.settings.role_arn))
             .finish_non_exhaustive()
     }
+}
+
+fn sts_client(place: &Place, http: &SharedHttpClient) -> aws_sdk_sts::Client {
+    let mut config = aws_sdk_sts::Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new(place.region.clone()))
+        .http_client(http.clone())
+        .identity_cache(IdentityCache::no_cache())
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(timeouts());
+    config.set_endpoint_url(place.endpoint_url.clone());
+    aws_sdk_sts::Client::from_conf(config.build())
 }
 
 /// Whether `credentials` are valid at `time`; without an expiry they are.

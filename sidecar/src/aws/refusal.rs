@@ -141,9 +141,10 @@ fn not_connected(place: &Place) -> ApiError {
         format!("instance `{instance}` is not connected to Systems Manager in `{region}`");
     let suffix = suffix(region);
     let hint = format!(
-        "check `bastion.instance_id`, `aws.region` and the account of the keys; that the instance runs and \
-         its SSM agent with it; that its instance profile has `AmazonSSMManagedInstanceCore`; and that \
-         it reaches `ssm.{region}.{suffix}` and `ssmmessages.{region}.{suffix}` on port 443"
+        "check five things: (1) `bastion.instance_id`, `aws.region` and the account of the keys; (2) that the \
+         instance runs; (3) that its SSM agent runs; (4) that its instance profile has \
+         `AmazonSSMManagedInstanceCore`; (5) that it reaches `ssm.{region}.{suffix}` and \
+         `ssmmessages.{region}.{suffix}` on port 443"
     );
     ApiError::new(ApiErrorKind::InstanceNotConnected, message, hint)
 }

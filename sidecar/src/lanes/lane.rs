@@ -52,11 +52,48 @@ pub struct Needs {
     pub start: Duration,
     /// Notified when a lane's WebSocket breaks and when its session is resumed.
     pub path_changed: Arc<Notify>,
+    /// Hears what a start finds out on its way, for whoever wants to know more than the outcome.
+    pub observer: Option<Arc<dyn Observer>>,
     /// The tasks and the stop signal of the process.
     pub shutdown: Shutdown,
 }
 
+/// Hears what the start of a lane finds out.
+pub trait Observer: Send + Sync + std::fmt::Debug {
+    /// Called from the lane's task; must not block.
+    fn on_found(&self, finding: Finding);
+}
+
+/// What the start of a lane has found out.
+#[derive(Clone, Debug)]
+pub enum Finding {
+    /// The id of the session that was started.
+    Session(String),
+    /// The data channel is open.
+    Channel {
+        /// As it said.
+        agent_version: String,
+        /// How the opening was signed.
+        signature: OpeningSignature,
+    },
+    /// The key exchange is done; authentication is next.
+    Server {
+        /// Its identification.
+        server: String,
+        /// `SHA256:…`.
+        fingerprint: String,
+        /// Whether the document pins it.
+        pinned: bool,
+    },
+}
+
 impl Needs {
+    fn found(&self, finding: impl FnOnce() -> Finding) {
+        if let Some(observer) = &self.observer {
+            observer.on_found(finding());
+        }
+    }
+
     fn pins_fingerprints(&self) -> bool {
         self.ssh.pins.iter().any(|pin| matches!(pin, ssh_client::HostKeyPin::Fingerprint(_)))
     }
@@ -229,6 +266,12 @@ impl Lane {
             Err(_) if ssh.has_received() => return Err(LaneError::NotSsh { port }),
             Err(_) => return Err(LaneError::NoSshd { port, reason: String::new() }),
         }
+        match ssh.key_exchanged().await {
+            Ok((server, fingerprint, pinned)) => {
+                needs.found(|| Finding::Server { server, fingerprint, pinned });
+            }
+            Err(error) => return Err(carrier.explain(error).await),
+        }
         match ssh.authenticated().await {
             Ok(connected) => Ok((ssh, connected)),
             Err(error) => Err(carrier.explain(error).await),
@@ -340,6 +383,7 @@ impl Carrier {
         let shutdown = &needs.shutdown;
         let mut session = session::start(Arc::clone(&needs.api), shutdown, needs.start).await?;
         info!(session = session.id(), "session started");
+        needs.found(|| Finding::Session(session.id().to_owned()));
         begin(Phase::Session);
         let resumes = Arc::new(AtomicU64::new(0));
         let opening = Self::open_channel(needs, &mut session, &resumes);
@@ -390,6 +434,7 @@ impl Carrier {
                  `ssmmessages:OpenDataChannel` on `arn:aws:ssm:*:*:session/${{aws:userid}}-*`"
             );
         }
+        let signature = socket.signature();
         let resume = Resume::new(needs, session.id().to_owned(), url, Arc::clone(resumes));
         let (driver, stream) = driver::spawn(
             channel,
@@ -399,6 +444,7 @@ impl Carrier {
             needs.shutdown.tasks(),
         );
         let agent_version = driver.opened().await?;
+        needs.found(|| Finding::Channel { agent_version: agent_version.clone(), signature });
         Ok((driver, agent_version, stream))
     }
 

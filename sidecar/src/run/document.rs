@@ -21,14 +21,23 @@ pub(super) fn read_file(path: &Path) -> Result<Request, Error> {
     Ok(Request::from_slice(&document).map_err(ConfigError::from)?)
 }
 
-/// Reads the whole of stdin or of a file, for commands that open no tunnel. Blocks.
+/// Reads a document from a file, or from stdin up to its closing brace, for commands that have no lease. Blocks.
 pub(super) fn read_whole(file: Option<&Path>) -> Result<Request, Error> {
     let Some(path) = file else {
-        let mut document = Zeroizing::new(Vec::with_capacity(MAX_DOCUMENT_BYTES + 1));
-        let limit = MAX_DOCUMENT_BYTES as u64 + 1;
-        let read = std::io::stdin().take(limit).read_to_end(&mut document);
-        read.map_err(|cause| Error::File { path: "stdin".to_owned(), cause })?;
-        return Ok(Request::from_slice(&document).map_err(ConfigError::from)?);
+        let malformed = |error| Error::from(ConfigError::from(RequestError::from(error)));
+        let mut reader = DocumentReader::new();
+        let mut buffer = Zeroizing::new(vec![0; READ_BYTES]);
+        loop {
+            let read = std::io::stdin().read(&mut buffer);
+            let read = read.map_err(|cause| Error::File { path: "stdin".to_owned(), cause })?;
+            if read == 0 {
+                return Err(malformed(reader.end()));
+            }
+            let bytes = buffer.get(..read).unwrap_or_default();
+            if let Some(framed) = reader.push(bytes).map_err(malformed)? {
+                return Ok(Request::from_json(&framed.document).map_err(ConfigError::from)?);
+            }
+        }
     };
     read_file(path)
 }

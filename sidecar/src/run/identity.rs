@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// What the control plane needs of `config`.
-pub(super) fn settings(config: &Config) -> Settings {
+pub(crate) fn settings(config: &Config) -> Settings {
     let identity = match &config.aws.identity {
         Identity::Static(static_keys) => aws::Identity::Keys(keys(static_keys.clone())),
         Identity::Environment => aws::Identity::Environment,

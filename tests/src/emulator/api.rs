@@ -119,6 +119,14 @@ async fn handle(
 }
 
 async fn answer_sts(call: &Call, service: &Service) -> Result<Response<Full<Bytes>>, NoAnswer> {
+    if sts::asks_who(call) {
+        let outcome = sts::caller_identity(call, service);
+        let error = outcome.as_ref().err().map(|error| error.code.clone());
+        service.journal.add(Record::ApiCall { action: "GetCallerIdentity".to_owned(), error });
+        let id = Uuid::new_v4();
+        let (status, body) = sts::render_identity(outcome, id);
+        return Ok(response(status, "text/xml", id, body));
+    }
     let failure = before(service, Action::AssumeRole).await?;
     let outcome = match failure.as_ref().and_then(error_of) {
         Some(error) => Err(error),

@@ -1,4 +1,4 @@
-//! STS: `AssumeRole` of the query protocol.
+//! STS: `AssumeRole` and `GetCallerIdentity` of the query protocol.
 
 use std::{
     collections::BTreeMap,
@@ -23,6 +23,38 @@ pub(crate) struct Assumed {
     token: String,
     expires: SystemTime,
     principal: Arc<Principal>,
+}
+
+/// Whether a call is `GetCallerIdentity`.
+pub(crate) fn asks_who(call: &Call) -> bool {
+    call.body.split(|byte| *byte == b'&').any(|pair| pair == b"Action=GetCallerIdentity")
+}
+
+/// Tells who calls, which needs no permission.
+pub(crate) fn caller_identity(call: &Call, service: &Service) -> Result<Arc<Principal>, ApiError> {
+    call.caller(service, "sts").map_err(refuse)
+}
+
+/// Status and body of the answer to `GetCallerIdentity`.
+pub(crate) fn render_identity(
+    outcome: Result<Arc<Principal>, ApiError>,
+    id: Uuid,
+) -> (u16, String) {
+    match outcome {
+        Ok(principal) => {
+            let account = principal.arn.split(':').nth(4).unwrap_or_default();
+            let body = format!(
+                "<GetCallerIdentityResponse xmlns=\"{NAMESPACE}\"><GetCallerIdentityResult><Arn>{}</Arn>\
+                 <UserId>{}</UserId><Account>{account}</Account></GetCallerIdentityResult>\
+                 <ResponseMetadata><RequestId>{id}</RequestId></ResponseMetadata>\
+                 </GetCallerIdentityResponse>",
+                escape(&principal.arn),
+                escape(&principal.user_id),
+            );
+            (200, body)
+        }
+        Err(error) => render(Err(error), id),
+    }
 }
 
 /// Carries out a call.

@@ -1,0 +1,289 @@
+//! `check`, whole: what is printed for a healthy document and for planted faults, against `golden/check/`.
+//!
+//! What differs from run to run (times, ports, keys, versions) is masked. `UPDATE_GOLDEN=1` writes the files
+//! anew; read the difference before it is committed.
+
+use std::{path::Path, process::Stdio, sync::Arc};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+use tests::{
+    emulator::{ApiFault, Failure as Fault, OpeningMode, Plan, Policy},
+    fixtures::{
+        Document, FullQueue, KeyPair, KeyType, Sshd, TcpServer, binary, eventually, free_port,
+    },
+};
+use tokio::{io::AsyncWriteExt as _, process::Command, time::timeout};
+
+use crate::world::{
+    INSTANCE, LIMIT, World, assert_no_secret, mariadb_server, may_terminate, postgres_server,
+};
+
+#[tokio::test]
+async fn healthy_with_every_permission() {
+    let full = Policy::full(INSTANCE);
+    let world = World::with(|builder| builder.policy(full).opening(OpeningMode::SignedOnly)).await;
+    let engine = json!({ "target": { "engine": "postgresql" } });
+    let document = world.document(postgres_server().await.port()).with(&engine);
+    golden(&world, "healthy", &document, 0).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn healthy_with_start_session_alone_and_no_pin() {
+    let world = World::start().await;
+    let document = world
+        .document(mariadb_server().await.port())
+        .with(&json!({ "target": { "engine": "mysql" }, "bastion": { "ssh_host_key": null } }));
+    golden(&world, "least_privilege", &document, 0).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn start_session_is_not_allowed() {
+    let world = World::with(|builder| builder.policy(Policy::nothing())).await;
+    golden(&world, "start_session_denied", &world.document(5432), 77).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn opening_is_not_allowed_where_the_service_insists() {
+    let world =
+        World::with(|builder| builder.policy(may_terminate()).opening(OpeningMode::SignedOnly));
+    let world = world.await;
+    golden(&world, "opening_denied", &world.document(5432), 77).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn secret_key_is_wrong() {
+    let world = World::start().await;
+    let wrong =
+        json!({ "aws": { "secret_access_key": "wrongSecretWrongSecretWrongSecretWrongSe" } });
+    golden(&world, "wrong_secret_key", &world.document(5432).with(&wrong), 77).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn agent_is_offline() {
+    let fault = ApiFault::new(Fault::TargetNotConnected);
+    let world = World::with(|builder| builder.faults(Plan::default().api(fault))).await;
+    let document = world.document(5432).with(&json!({ "timeouts": { "ready_s": 3 } }));
+    golden(&world, "agent_offline", &document, 69).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn sshd_is_not_there() {
+    let world = World::with(|builder| builder.policy(may_terminate())).await;
+    let closed = json!({ "bastion": { "ssh_port": free_port().unwrap() } });
+    golden(&world, "no_sshd", &world.document(5432).with(&closed), 69).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn user_is_not_this_images() {
+    let world = World::start().await;
+    let user = json!({ "bastion": { "ssh_user": "ec2-user" } });
+    golden(&world, "wrong_user", &world.document(5432).with(&user), 77).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn key_does_not_match() {
+    let world = World::start().await;
+    let other = KeyPair::generate(KeyType::Ed25519).unwrap();
+    let key = json!({ "bastion": { "ssh_private_key": other.private } });
+    golden(&world, "wrong_key", &world.document(5432).with(&key), 77).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn host_key_is_another() {
+    let world = World::start().await;
+    let pin = "SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+    let pin = json!({ "bastion": { "ssh_host_key": pin } });
+    golden(&world, "wrong_host_key", &world.document(5432).with(&pin), 77).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn forwarding_is_switched_off() {
+    let key = KeyPair::generate(KeyType::Ed25519).unwrap();
+    let sshd = Arc::new(Sshd::start_with(key, &["AllowTcpForwarding no"]).await.unwrap());
+    let world = World::around(sshd, |builder| builder).await;
+    golden(&world, "no_forwarding", &world.document(5432), 77).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn host_name_does_not_resolve() {
+    let world = World::start().await;
+    let host = json!({ "target": { "host": "database.invalid" } });
+    golden(&world, "unresolved", &world.document(5432).with(&host), 69).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn database_does_not_listen() {
+    let world = World::start().await;
+    golden(&world, "not_listening", &world.document(free_port().unwrap()), 69).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn security_group_drops() {
+    let world = World::start().await;
+    let target = FullQueue::start().await.unwrap();
+    let document = world.document(target.port()).with(&json!({ "timeouts": { "connect_s": 2 } }));
+    golden(&world, "security_group", &document, 75).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn what_listens_is_no_such_database() {
+    let world = World::start().await;
+    let server = TcpServer::banner(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+    let engine = json!({ "target": { "engine": "mysql" } });
+    golden(&world, "other_server", &world.document(server.port()).with(&engine), 69).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn document_is_wrong() {
+    let world = World::start().await;
+    let wrong = json!({ "bastion": { "instance_id": "bastion" }, "targte": {} });
+    golden(&world, "wrong_document", &world.document(5432).with(&wrong), 65).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn json_has_a_line_for_each_step_and_the_failure_last() {
+    let world = World::start().await;
+    let document = world.document(free_port().unwrap());
+    let (stdout, _, status) = check(&document, &["--output", "json"]).await;
+    let lines: Vec<Value> =
+        stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let steps: Vec<_> = lines.iter().filter_map(|line| line["step"].as_str()).collect();
+    assert_eq!(
+        steps,
+        ["document", "identity", "start_session", "session", "ssh", "login", "target"]
+    );
+    let (last, before) = lines.split_last().unwrap();
+    assert!(before.iter().all(|line| line["ms"].is_u64() && line["found"].is_string()));
+    assert_eq!(before.last().unwrap()["status"], "failed");
+    assert_eq!(last["result"], "failed");
+    assert_eq!(last["failure"]["code"], "target.unreachable");
+    assert_eq!((last["exit_status"].as_i64(), status), (Some(69), 69));
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn interrupted_check_ends_its_session() {
+    let world = World::start().await;
+    let silent = TcpServer::banner(b"SSH-2.0-silent\r\n").await.unwrap();
+    let document = world.document(5432).with(&json!({ "bastion": { "ssh_port": silent.port() } }));
+    let child = start(&document, &[]).await;
+    let journal = world.emulator.journal();
+    let open = eventually(LIMIT, || async { !journal.open_sessions().is_empty() }).await;
+    assert!(open, "no session");
+    let pid = i32::try_from(child.id().unwrap()).unwrap();
+    kill(Pid::from_raw(pid), Signal::SIGINT).unwrap();
+    let output = timeout(LIMIT, child.wait_with_output()).await.unwrap().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    world.finish().await;
+}
+
+/// Compares all that a check prints with a file.
+async fn golden(world: &World, name: &str, document: &Document, status: i32) {
+    let (stdout, stderr, actual) = check(document, &[]).await;
+    assert_eq!(stderr, "", "{stdout}");
+    assert!(!stdout.contains('\u{1b}'), "colours go to terminals alone");
+    let masked = mask(world, document, &stdout);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("e2e/golden/check/{name}.txt"));
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, &masked).unwrap();
+    }
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(masked, expected, "{}", path.display());
+    assert_eq!(actual, status, "{stdout}");
+}
+
+fn mask(world: &World, document: &Document, text: &str) -> String {
+    let port = |pointer: &str| document.value().pointer(pointer).map(Value::to_string);
+    let mut text = text.to_owned();
+    for (value, name) in [
+        (port("/target/port"), "TARGET_PORT"),
+        (port("/bastion/ssh_port"), "SSH_PORT"),
+        (Some(format!("`{}`", world.sshd.user())), "`USER`"),
+        (Some(format!("~{}/", world.sshd.user())), "~USER/"),
+    ] {
+        if let Some(value) = value.filter(|value| value != "5432") {
+            text = text.replace(&value, name);
+        }
+    }
+    text.lines().map(|line| mask_line(line) + "\n").collect()
+}
+
+fn mask_line(line: &str) -> String {
+    let words: Vec<_> = line.split(' ').map(mask_word).collect();
+    let line = words.join(" ");
+    // The time stands right-aligned before ` ms  `.
+    match line.split_once(" ms  ") {
+        Some((before, found)) => {
+            let step = before.trim_end_matches(|c: char| c.is_ascii_digit()).trim_end();
+            format!("{step:<24} * ms  {found}")
+        }
+        None => line,
+    }
+}
+
+fn mask_word(word: &str) -> String {
+    let masks = [
+        ("SHA256:", "SHA256:…"),
+        ("SSH-2.0-OpenSSH", "SSH-2.0-OpenSSH…"),
+        ("transfer-0", "transfer-0…"),
+        ("127.0.0.1:", "127.0.0.1:PORT"),
+    ];
+    for (prefix, mask) in masks {
+        if let Some(at) = word.find(prefix) {
+            let end: String = word.chars().rev().take_while(|c| ",;`".contains(*c)).collect();
+            let end: String = end.chars().rev().collect();
+            return format!("{}{mask}{end}", word.get(..at).unwrap_or_default());
+        }
+    }
+    if word.starts_with("Debian-") || word.starts_with("Ubuntu-") {
+        return "…".to_owned();
+    }
+    if word.contains("-MariaDB") { "VERSION".to_owned() } else { word.to_owned() }
+}
+
+/// Stdout, stderr and the exit status.
+async fn check(document: &Document, options: &[&str]) -> (String, String, i32) {
+    let child = start(document, options).await;
+    let output = timeout(LIMIT * 2, child.wait_with_output()).await.unwrap().unwrap();
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_no_secret(&(stdout.clone() + &stderr), document);
+    (stdout, stderr, output.status.code().unwrap())
+}
+
+async fn start(document: &Document, options: &[&str]) -> tokio::process::Child {
+    let path = tokio::task::spawn_blocking(binary).await.unwrap().unwrap();
+    let mut child = Command::new(path)
+        .arg("check")
+        .args(options)
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(document.pretty().as_bytes()).await.unwrap();
+    child
+}
