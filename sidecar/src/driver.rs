@@ -76,6 +76,7 @@ pub enum Ended {
 #[derive(Clone, Debug)]
 pub struct Driver {
     shared: Arc<Shared>,
+    began: Instant,
 }
 
 /// Starts the loop on an open socket whose opening message has been sent; notifies `path_changed` whenever
@@ -88,7 +89,7 @@ pub fn spawn(
     tasks: &TaskTracker,
 ) -> (Driver, SessionStream) {
     let shared = Arc::new(Shared { state: Mutex::new(State::new(channel)) });
-    let driver = Driver { shared: Arc::clone(&shared) };
+    let driver = Driver { shared: Arc::clone(&shared), began: now() };
     let task = Task { shared: Arc::clone(&shared), path_changed };
     tasks.spawn(task.drive(socket, reconnect).instrument(info_span!("data_channel")));
     (driver, SessionStream::new(shared))
@@ -156,6 +157,11 @@ impl Driver {
         let mut state = self.shared.lock();
         state.abandoned = true;
         state.wake_loop();
+    }
+
+    /// When the loop began, with the channel's first socket.
+    pub fn began(&self) -> Instant {
+        self.began
     }
 
     /// Whether there is a socket that carries bytes, rather than a session that is being resumed.

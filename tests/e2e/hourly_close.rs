@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde_json::json;
 use tests::{
-    emulator::Policy,
-    fixtures::{Sidecar, TcpServer, eventually, source_bytes},
+    emulator::{Ending, Policy, Record},
+    fixtures::{Document, Sidecar, TcpServer, eventually, source_bytes},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -18,7 +18,7 @@ use tokio::{
 use crate::world::{INSTANCE, LIMIT, Tunnel, World, may_terminate};
 
 /// In place of the hour.
-const LIFE: Duration = Duration::from_secs(6);
+const LIFE: Duration = Duration::from_secs(12);
 
 #[tokio::test]
 async fn nobody_notices_the_close_where_sessions_may_be_resumed() {
@@ -41,6 +41,44 @@ async fn nobody_notices_the_close_where_sessions_may_be_resumed() {
     assert_eq!(summary["sessions"], 1, "{summary}");
     assert!(summary["resumes"].as_u64() >= Some(2), "{summary}");
     assert_eq!(summary["resets"], 0, "{summary}");
+    // The emulator takes no URL, token or signature twice: each opening had new ones, at the first attempt.
+    let mut openings = 0;
+    for entry in world.emulator.journal().records() {
+        match entry.record {
+            Record::Opened { signed, .. } => {
+                openings += 1;
+                assert!(signed, "opening {openings} is not signed");
+            }
+            Record::OpeningRefused { why, .. } => panic!("refused: {why}"),
+            _ => (),
+        }
+    }
+    assert_eq!(summary["resumes"], openings - 1, "{summary}");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn each_of_several_lanes_has_its_successor_in_time() {
+    let world = World::with(|builder| builder.channel_lifetime(LIFE).policy(may_terminate())).await;
+    let server = TcpServer::echo().await.unwrap();
+    let document = world.document(server.port());
+    let document = document.with(&json!({ "events": true, "tunnel": { "sessions": 2 } }));
+    let tunnel = short_lived_by(&document).await;
+    let journal = world.emulator.journal();
+    let mut first = Echo::connect(tunnel.port).await;
+    assert!(first.answers().await);
+    let mut second = Echo::connect(tunnel.port).await;
+    assert!(second.answers().await);
+    assert!(eventually(LIMIT, || async { journal.sessions().len() >= 2 }).await);
+    // Two lanes, of two generations each: at no time without one.
+    assert!(eventually(LIMIT, || async { journal.sessions().len() >= 4 }).await);
+    for _ in 0..3 {
+        let mut new = Echo::connect(tunnel.port).await;
+        assert!(new.answers().await);
+    }
+    let exit = tunnel.close().await;
+    let lines = &exit.stdout;
+    assert!(!lines.iter().any(|line| line.starts_with("degraded")), "{lines:?}");
     world.finish().await;
 }
 
@@ -59,7 +97,7 @@ async fn successor_takes_new_connections_before_the_close_and_old_ones_last_unti
     let mut new = Echo::connect(tunnel.port).await;
     assert!(new.answers().await);
 
-    // The old lane's channel is closed now, and its session with it.
+    // Before the old lane's channel is closed it is ended, and its session with it.
     timeout(LIMIT, old.cut()).await.expect("the old connection outlives its session");
     assert!(new.answers().await, "the new connection was on the old lane");
     let exit = tunnel.close().await;
@@ -72,6 +110,26 @@ async fn successor_takes_new_connections_before_the_close_and_old_ones_last_unti
     world.finish().await;
 }
 
+/// With `ssm:StartSession` alone a session can be ended through its channel and by no other way.
+#[tokio::test]
+async fn succeeded_lane_is_ended_before_the_close_so_that_nothing_is_left() {
+    // The service is a little late, as ours is a guess.
+    let late = LIFE + Duration::from_secs(4);
+    let world = World::with(|builder| builder.channel_lifetime(late)).await;
+    let server = TcpServer::echo().await.unwrap();
+    let tunnel = short_lived(&world, server.port()).await;
+    let mut old = Echo::connect(tunnel.port).await;
+    assert!(old.answers().await);
+    let first = world.emulator.journal().sessions().remove(0);
+    timeout(LIMIT, old.cut()).await.expect("the old connection outlives its session");
+    let ended = || async { world.emulator.journal().ending(&first) == Some(Ending::Flag) };
+    assert!(eventually(LIMIT, ended).await, "{:?}", world.emulator.journal().ending(&first));
+    let mut new = Echo::connect(tunnel.port).await;
+    assert!(new.answers().await);
+    tunnel.close().await;
+    world.finish().await;
+}
+
 #[tokio::test]
 async fn lane_that_nobody_uses_is_ended_once_it_has_a_successor() {
     let world = World::with(|builder| builder.channel_lifetime(LIFE).policy(may_terminate())).await;
@@ -80,7 +138,7 @@ async fn lane_that_nobody_uses_is_ended_once_it_has_a_successor() {
     let journal = world.emulator.journal();
     // Three generations, one session at a time, ended by us and not by the close of its channel.
     let generations = || async { journal.sessions().len() >= 3 };
-    assert!(eventually(LIMIT, generations).await, "{:?}", journal.sessions());
+    assert!(eventually(2 * LIMIT, generations).await, "{:?}", journal.sessions());
     let first = journal.sessions().remove(0);
     assert!(eventually(LIMIT, || async { journal.ending(&first).is_some() }).await);
     assert!(!journal.calls("TerminateSession").is_empty());
@@ -109,9 +167,12 @@ async fn permission_that_is_granted_in_time_makes_successors_needless() {
 
 /// A tunnel whose sidecar knows of the short life.
 async fn short_lived(world: &World, target_port: u16) -> Tunnel {
-    let document = world.document(target_port).with(&json!({ "events": true }));
+    short_lived_by(&world.document(target_port).with(&json!({ "events": true }))).await
+}
+
+async fn short_lived_by(document: &Document) -> Tunnel {
     let life = LIFE.as_secs().to_string();
-    let sidecar = Sidecar::spawn_with(&document, |command| {
+    let sidecar = Sidecar::spawn_with(document, |command| {
         command.args(["--channel-life", &life]);
     });
     let mut sidecar = sidecar.await.unwrap();

@@ -42,6 +42,8 @@ mod keys;
 #[cfg(test)]
 mod logs;
 #[cfg(test)]
+mod long_life;
+#[cfg(test)]
 mod permissions;
 #[cfg(test)]
 mod policy;

@@ -3,9 +3,11 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde_json::json;
+use tempfile::TempDir;
 use tests::{
-    emulator::{Action, ApiFault, Break, Failure as Fault, Plan, Policy},
+    emulator::{Action, ApiFault, Break, Cut, Failure as Fault, Link, Pacing, Plan, Policy},
     fixtures::{TcpServer, eventually, source_bytes},
 };
 use tokio::{
@@ -14,7 +16,11 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::world::{Failure, INSTANCE, LIMIT, SECRET_ACCESS_KEY, Tunnel, World};
+use crate::{
+    clients::{output, psql},
+    slow_parties::peak_kib,
+    world::{Failure, INSTANCE, LIMIT, SECRET_ACCESS_KEY, Tunnel, World, postgres_server},
+};
 
 /// Silence of an idle path is noticed within this.
 const NOTICED: Duration = Duration::from_secs(10);
@@ -44,6 +50,179 @@ async fn connection_only_pauses_however_the_socket_drops() {
         assert_eq!(summary["resets"], 0, "{how:?}: {summary}");
         world.finish().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copies_through_several_drops_have_the_right_checksum() {
+    join_all([Break::Close, Break::Reset, Break::Silence].map(copies_are_whole)).await;
+}
+
+async fn copies_are_whole(how: Break) {
+    const ROWS: &str =
+        "SELECT i, md5(i::text) || md5((i + 1)::text) FROM generate_series(1, 25000) i";
+    let server = postgres_server().await;
+    let direct = psql_output(server.port(), &format!("COPY ({ROWS}) TO STDOUT")).await;
+    let plan = Plan::seeded(1).cut(Cut::after(400, how).times(4));
+    let world = World::with(|builder| builder.policy(Policy::full(INSTANCE)).faults(plan)).await;
+    let tunnel = world.tunnel(server.port()).await;
+    let came = psql_output(tunnel.port, &format!("COPY ({ROWS}) TO STDOUT")).await;
+    assert!(came == direct, "{how:?}: {} bytes came", came.len());
+
+    let table = format!("copied_{how:?}");
+    psql_output(server.port(), &format!("CREATE TABLE {table} (i int, digest text)")).await;
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("rows");
+    std::fs::write(&file, format!("{came}\n")).unwrap();
+    // The cuts begin anew.
+    let plan = Plan::seeded(2).cut(Cut::after(400, how).times(12));
+    world.emulator.control().set_faults(plan);
+    let mut copy_in = psql(tunnel.port);
+    copy_in.args(["-c", &format!("COPY {table} FROM STDIN")]);
+    copy_in.stdin(std::fs::File::open(&file).unwrap());
+    timeout(4 * LIMIT, output(copy_in)).await.unwrap();
+    world.emulator.control().set_faults(Plan::default());
+    let went = psql_output(server.port(), &format!("COPY {table} TO STDOUT")).await;
+    assert!(went == direct, "{how:?}: {} bytes went", went.len());
+
+    let exit = tunnel.close().await;
+    let summary = exit.logs().pop().unwrap();
+    assert!(summary["resumes"].as_u64() >= Some(6), "{how:?}: {summary}");
+    assert_eq!((&summary["sessions"], &summary["resets"]), (&json!(1), &json!(0)), "{summary}");
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writer_is_held_back_while_the_path_is_down_and_loses_nothing() {
+    const BYTES: usize = 24 << 20;
+    let world =
+        World::with(|builder| builder.policy(Policy::full(INSTANCE)).pacing(Pacing::Unpaced));
+    let world = world.await;
+    let server = TcpServer::count().await.unwrap();
+    let tunnel = world.tunnel(server.port()).await;
+    let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
+    stream.write_all(&[7; 1_000]).await.unwrap();
+    let before = peak_kib(&tunnel);
+    let refused = ApiFault::new(Fault::InternalServerError).on(Action::ResumeSession);
+    world.emulator.control().set_faults(Plan::default().api(refused));
+    assert_eq!(world.emulator.control().disconnect_all(Break::Reset).await, 1);
+
+    let mut taken = 1_000;
+    let piece = vec![7; 64 << 10];
+    // Held back, it takes nothing for a while.
+    while let Ok(written) = timeout(Duration::from_secs(2), stream.write(&piece)).await {
+        taken += written.unwrap();
+        assert!(taken < BYTES, "nobody holds the writer back");
+    }
+    let grown = peak_kib(&tunnel) - before;
+    assert!(grown < 8 << 10, "{taken} bytes are kept in {grown} KiB more");
+
+    world.emulator.control().set_faults(Plan::default());
+    let rest = vec![7; BYTES - taken];
+    timeout(2 * LIMIT, stream.write_all(&rest)).await.unwrap().unwrap();
+    stream.shutdown().await.unwrap();
+    let mut count = String::new();
+    timeout(2 * LIMIT, stream.read_to_string(&mut count)).await.unwrap().unwrap();
+    assert_eq!(count, BYTES.to_string());
+    tunnel.close().await;
+    assert_eq!(world.emulator.journal().sessions().len(), 1);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn new_connection_waits_for_the_path_and_not_against_its_own_limit() {
+    let world = resumable().await;
+    let server = TcpServer::echo().await.unwrap();
+    let change = json!({ "timeouts": { "connect_s": 1 } });
+    let tunnel = Tunnel::open(&world.document(server.port()).with(&change)).await;
+    let refused = ApiFault::new(Fault::InternalServerError).on(Action::ResumeSession);
+    let plan = Plan::default().api(refused.lasting(Duration::from_secs(4)));
+    world.emulator.control().set_faults(plan);
+    world.emulator.control().disconnect_all(Break::Reset).await;
+    let began = Instant::now();
+    let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
+    assert!(echoes(&mut stream).await, "reset after {:?}", began.elapsed());
+    assert!(began.elapsed() > Duration::from_secs(2), "the path was not down for long");
+    tunnel.close().await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn attempts_to_resume_are_spaced_out_even_if_each_gets_a_socket() {
+    let world = resumable().await;
+    let server = TcpServer::echo().await.unwrap();
+    let change = json!({ "timeouts": { "reconnect_s": 6 } });
+    let document = world.document(server.port()).with(&change);
+    let tunnel = Tunnel::open(&document).await;
+    let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
+    assert!(echoes(&mut stream).await);
+    // Each socket breaks with the first frame on it.
+    world.emulator.control().set_faults(Plan::default().cut(Cut::after(1, Break::Close)));
+    let began = Instant::now();
+    stream.write_all(b"hello").await.unwrap();
+    let exit = tunnel.sidecar.exit(LIMIT).await.unwrap();
+    let failure = Failure { code: "session.lost", status: 75, phase: "tunnel", blame: "operator" };
+    failure.assert(&exit, &document);
+    assert!(began.elapsed() > Duration::from_secs(4), "given up after {:?}", began.elapsed());
+    let calls = world.emulator.journal().calls(RESUME).len();
+    assert!((4..=16).contains(&calls), "{calls} attempts in 6 s");
+    world.emulator.control().set_faults(Plan::default());
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn session_whose_openings_are_refused_again_and_again_is_replaced() {
+    let world = resumable().await;
+    let server = TcpServer::echo().await.unwrap();
+    let document = world.document(server.port()).with(&json!({ "events": true }));
+    let mut tunnel = Tunnel::open(&document).await;
+    let (status, code, message) = (410, "Gone".to_owned(), "no such session".to_owned());
+    let refused = ApiFault::new(Fault::Error { status, code, message });
+    let plan = Plan::default().api(refused.on(Action::OpenDataChannel).times(5));
+    world.emulator.control().set_faults(plan);
+    world.emulator.control().disconnect_all(Break::Reset).await;
+    tunnel.sidecar.word("degraded", LIMIT).await.unwrap();
+    tunnel.sidecar.word("recovered", LIMIT).await.unwrap();
+    let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
+    assert!(echoes(&mut stream).await);
+    tunnel.close().await;
+    assert_eq!(world.emulator.journal().sessions().len(), 2);
+    world.finish().await;
+}
+
+/// The service answers pings and calls, but nobody is behind it: sshd's silence is what tells.
+#[tokio::test]
+async fn instance_that_is_gone_is_noticed_and_the_one_that_comes_back_serves_the_same_port() {
+    let world = resumable().await;
+    let server = TcpServer::echo().await.unwrap();
+    let document = world.document(server.port()).with(&json!({ "events": true }));
+    let mut tunnel = Tunnel::open(&document).await;
+    let mut old = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
+    assert!(echoes(&mut old).await);
+    world.emulator.control().set_faults(Plan::default().both(Link::clean().dropping(1.0)));
+    let reason = tunnel.sidecar.word("degraded", 4 * LIMIT).await.unwrap();
+    assert!(reason.contains("silent") || reason.contains("answer"), "{reason}");
+    let end = timeout(LIMIT, old.read(&mut [0; 16])).await.expect("reset at once");
+    assert!(end.is_err(), "ended as if it were complete");
+    world.emulator.control().set_faults(Plan::default());
+    tunnel.sidecar.word("recovered", 2 * LIMIT).await.unwrap();
+    let mut new = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
+    assert!(echoes(&mut new).await);
+    tunnel.close().await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn refusal_of_a_new_session_for_good_ends_the_job_with_its_own_code() {
+    let world = World::start().await;
+    let server = TcpServer::echo().await.unwrap();
+    let document = world.document(server.port());
+    let tunnel = Tunnel::open(&document).await;
+    world.emulator.control().set_policy(Policy::nothing());
+    world.emulator.control().disconnect_all(Break::Reset).await;
+    let exit = tunnel.sidecar.exit(LIMIT).await.unwrap();
+    let failure =
+        Failure { code: "aws.access_denied", status: 77, phase: "tunnel", blame: "customer" };
+    failure.assert(&exit, &document);
 }
 
 #[tokio::test]
@@ -171,6 +350,13 @@ async fn echoes(stream: &mut TcpStream) -> bool {
         stream.read_exact(&mut answer).await
     };
     timeout(2 * LIMIT, exchange).await.expect("an answer or an end").is_ok() && &answer == b"hello"
+}
+
+/// What psql prints for a command.
+async fn psql_output(port: u16, command: &str) -> String {
+    let mut psql = psql(port);
+    psql.args(["-c", command]);
+    timeout(4 * LIMIT, output(psql)).await.unwrap()
 }
 
 const RESUME: &str = "ResumeSession";

@@ -207,7 +207,7 @@ async fn ping(stream: &mut TcpStream) -> Option<[u8; 4]> {
 }
 
 /// The most memory that the sidecar has had so far, in KiB.
-fn peak_kib(tunnel: &Tunnel) -> u64 {
+pub(crate) fn peak_kib(tunnel: &Tunnel) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", tunnel.sidecar.pid().unwrap()));
     let status = status.unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();

@@ -119,7 +119,6 @@ pub struct Lane {
     pub connected: Connected,
     /// The agent's version, as it said.
     pub agent_version: String,
-    opened: Instant,
     /// It takes no new connection while another lane can.
     leaving: AtomicBool,
     carrier: Carrier,
@@ -238,8 +237,8 @@ impl Lane {
                 return Err(error);
             }
         };
-        let (opened, leaving) = (Instant::now(), AtomicBool::new(false));
-        Ok(Self { number, ssh, connected, agent_version, opened, leaving, carrier })
+        let leaving = AtomicBool::new(false);
+        Ok(Self { number, ssh, connected, agent_version, leaving, carrier })
     }
 
     async fn authenticate(
@@ -287,9 +286,9 @@ impl Lane {
         }
     }
 
-    /// When it was opened; its data channel is a moment older.
+    /// When its data channel was opened, from which the service counts.
     pub fn opened(&self) -> Instant {
-        self.opened
+        Instant::from_std(self.carrier.driver.began())
     }
 
     /// Whether its path carries bytes at this moment, rather than being mended.

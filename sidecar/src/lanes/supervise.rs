@@ -217,7 +217,7 @@ impl<'a, F: Fn(Change)> Supervisor<'a, F> {
             let connections = old.ssh.channels();
             info!(lane = old.number, connections, "lane is succeeded before its channel is closed");
             old.set_leaving(true);
-            self.departures.push(emptied(old).boxed());
+            self.departures.push(self.lanes.departed(old).boxed());
         }
     }
 
@@ -254,15 +254,17 @@ impl<'a, F: Fn(Change)> Supervisor<'a, F> {
         self.outage = Some(outage);
     }
 
-    /// Ends a lane that was succeeded and carries no connection any more.
+    /// Ends a lane that was succeeded, once it carries no connection any more or has to go.
     fn let_go(&self, lane: &Arc<Lane>) {
         if staying(&self.lanes.open.borrow()) == 0 {
             // Its successor was lost: this one is all there is, until it is succeeded again.
             lane.set_leaving(false);
-        } else if lane.ssh.channels() > 0 {
+        } else if lane.ssh.channels() > 0 && lane.opened().elapsed() < self.lanes.ended_after() {
             // Chosen just before it was succeeded.
-            self.departures.push(emptied(Arc::clone(lane)).boxed());
+            self.departures.push(self.lanes.departed(Arc::clone(lane)).boxed());
         } else if self.lanes.retire(lane) {
+            let connections = lane.ssh.channels();
+            info!(lane = lane.number, connections, "succeeded lane is ended");
             let lane = Arc::clone(lane);
             let shutdown = &self.lanes.needs.shutdown;
             shutdown.spawn_to_its_end(async move { lane.terminate(END_BOUND).await });
@@ -300,6 +302,20 @@ impl Lanes {
     fn successor_after(&self) -> Duration {
         self.needs.channel_life * 5 / 6
     }
+
+    /// Age at which a succeeded lane is ended whatever it carries.
+    fn ended_after(&self) -> Duration {
+        self.needs.channel_life * 59 / 60
+    }
+
+    /// Completes when a succeeded lane carries nothing any more, or it is time to end it.
+    async fn departed(&self, lane: Arc<Lane>) -> Arc<Lane> {
+        tokio::select! {
+            () = lane.ssh.emptied() => (),
+            () = sleep_until(lane.opened() + self.ended_after()) => (),
+        }
+        lane
+    }
 }
 
 /// The oldest of those that take new connections.
@@ -334,11 +350,6 @@ async fn may_resume(lanes: &Lanes, lane: Arc<Lane>) -> bool {
             }
         }
     }
-}
-
-async fn emptied(lane: Arc<Lane>) -> Arc<Lane> {
-    lane.ssh.emptied().await;
-    lane
 }
 
 /// Completes with the future in `slot`, and empties it; never while it is empty. Cancel-safe.
