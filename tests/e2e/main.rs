@@ -34,6 +34,8 @@ mod forwarding;
 #[cfg(test)]
 mod health;
 #[cfg(test)]
+mod help;
+#[cfg(test)]
 mod hourly_close;
 #[cfg(test)]
 mod isolation;
