@@ -78,7 +78,7 @@ async fn examine_until_stopped(config: &Config, scope: Scope, report: &Arc<Repor
         name = &mut signal => {
             report.stopped(name);
             finish(&shutdown).await;
-            return STOPPED;
+            return stopped_by(name);
         }
     };
     // Sessions of a step that failed are ended by tasks of their own.
@@ -324,8 +324,15 @@ impl Observer for Watcher {
     }
 }
 
-/// 128 and SIGINT, whichever signal it was.
-const STOPPED: u8 = 130;
+/// As shells say it: 128 and the signal's number.
+fn stopped_by(signal: &str) -> u8 {
+    match signal {
+        "SIGHUP" => 129,
+        "SIGQUIT" => 131,
+        "SIGTERM" => 143,
+        _ => 130,
+    }
+}
 
 /// For the session to end.
 const GRACE: Duration = Duration::from_millis(4500);

@@ -156,6 +156,33 @@ async fn signal_before_ready_ends_the_start() {
 }
 
 #[tokio::test]
+async fn process_1_waits_for_those_who_lost_their_parent() {
+    let allowed = std::process::Command::new("unshare")
+        .args(["--pid", "--fork", "--mount-proc", "true"])
+        .output()
+        .is_ok_and(|output| output.status.success());
+    if !allowed {
+        // A namespace of processes takes privileges that not every host gives.
+        eprintln!("skipped: no new namespace of processes here");
+        return;
+    }
+    let world = World::start().await;
+    let server = TcpServer::echo().await.unwrap();
+    let document = world.document(server.port());
+    // The subshell ends first, so that its child falls to process 1; then nobody may be left as a zombie.
+    let script = r#"[ "$PPID" = 1 ] || exit 9; (sleep 0.3 &); sleep 0.2
+        for _ in $(seq 100); do
+            kinds=$(cat /proc/[0-9]*/stat 2>/dev/null | grep -c '(sleep) [SRZ]')
+            [ "$kinds" = 0 ] && echo reaped && exit 0; sleep 0.05 </dev/null & wait $!
+        done; exit 8"#;
+    let prefix = ["unshare", "--pid", "--fork", "--mount-proc"];
+    let output = Exec::start_behind(&prefix, &document, &["bash", "-c", script]).await;
+    let output = output.output().await;
+    assert_eq!((output.stdout.as_str(), output.status), ("reaped\n", 0), "{}", output.stderr);
+    world.finish().await;
+}
+
+#[tokio::test]
 async fn killed_exec_leaves_no_session() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
@@ -183,11 +210,18 @@ struct Output {
 
 impl Exec {
     async fn start(document: &Document, command: &[&str]) -> Self {
+        Self::start_behind(&["env"], document, command).await
+    }
+
+    /// The same, started by another program's `exec`.
+    async fn start_behind(prefix: &[&str], document: &Document, command: &[&str]) -> Self {
         let path: PathBuf = tokio::task::spawn_blocking(binary).await.unwrap().unwrap();
         let directory = TempDir::new().unwrap();
         let config = directory.path().join("c.json");
         std::fs::write(&config, document.pretty()).unwrap();
-        let mut child = Command::new(path)
+        let mut child = Command::new(prefix[0])
+            .args(&prefix[1..])
+            .arg(path)
             .args(["exec", "--config"])
             .arg(&config)
             .arg("--")
