@@ -472,3 +472,6 @@ const WRITE_BYTES: usize = 32 * 1024;
 
 /// Turns of the loop before other tasks get theirs.
 const ROUNDS: usize = 16;
+
+#[cfg(test)]
+mod tests;

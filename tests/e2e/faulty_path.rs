@@ -98,6 +98,49 @@ async fn connection_outlives_an_agent_that_is_away_for_a_minute() {
 }
 
 #[tokio::test]
+async fn pause_of_the_service_holds_new_bytes_until_it_is_over() {
+    // Where the word that ends it is lost, time does.
+    for is_started in [true, false] {
+        let world = World::start().await;
+        let server = TcpServer::echo().await.unwrap();
+        let document = world.document(server.port());
+        let sidecar = Sidecar::spawn_with(&document, |command| {
+            command.env("RUST_LOG", "debug");
+        });
+        let mut sidecar = sidecar.await.unwrap();
+        let port = sidecar.ready(LIMIT).await.unwrap();
+        let (journal, control) = (world.emulator.journal(), world.emulator.control());
+        let session = journal.sessions().remove(0);
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let mut answer = [0; 5];
+        stream.write_all(b"hello").await.unwrap();
+        timeout(LIMIT, stream.read_exact(&mut answer)).await.unwrap().unwrap();
+        // Any word of the agent would end the pause: until it has said its last.
+        let mut before = journal.stats(&session);
+        loop {
+            sleep(Duration::from_millis(300)).await;
+            let now = journal.stats(&session);
+            if std::mem::replace(&mut before, now) == now {
+                break;
+            }
+        }
+        assert!(control.pause(&session).await);
+        sidecar.log_line(LIMIT, |line| line.contains("Paused")).await.unwrap();
+        stream.write_all(b"held!").await.unwrap();
+        let early = timeout(Duration::from_secs(3), stream.read_exact(&mut answer)).await;
+        assert!(early.is_err(), "sent in spite of the pause");
+        assert_eq!(journal.stats(&session).input_while_paused, 0);
+        if is_started {
+            assert!(control.start(&session).await);
+        }
+        timeout(LIMIT, stream.read_exact(&mut answer)).await.unwrap().unwrap();
+        assert_eq!(&answer, b"held!");
+        Tunnel { sidecar, port }.close().await;
+        world.finish().await;
+    }
+}
+
+#[tokio::test]
 async fn close_at_any_moment_of_the_start_ends_in_one_failure_line() {
     // By the stream messages that have gone each way, the handshake's included.
     for (phase, delivered, answered) in [("session", 0, 0), ("session", 1, 1), ("ssh", 4, 3)] {

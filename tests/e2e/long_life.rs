@@ -187,6 +187,10 @@ async fn tunnel_carries_as_many_bytes_as_it_is_told_unchanged() {
     let exit = tunnel.close().await;
     let summary = exit.logs().pop().unwrap();
     assert_eq!(summary["bytes_from_target"], bytes, "{summary}");
+    // One for each direction. sshd's own limit lies far beyond.
+    let rekeys = world.sshd.log().unwrap().matches("set_newkeys: rekeying").count();
+    assert!(rekeys / 2 >= bytes >> 30, "keys exchanged {rekeys} times for {bytes} bytes");
+    println!("{bytes} bytes, {rekeys} new keys, {summary}");
     assert_eq!(summary["sessions"], 1, "{summary}");
     world.finish().await;
 }

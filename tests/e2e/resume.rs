@@ -255,6 +255,8 @@ async fn refused_resume_resets_connections_and_a_new_session_serves_the_same_por
     let end = timeout(LIMIT, old.read(&mut [0; 16])).await.expect("reset at once");
     assert!(end.is_err(), "ended as if it were complete");
     tunnel.sidecar.word("degraded", LIMIT).await.unwrap();
+    let reason = tunnel.sidecar.word("degraded", LIMIT).await.unwrap();
+    assert!(reason.contains("ssm:ResumeSession"), "which permission is missing: {reason}");
     tunnel.sidecar.word("recovered", LIMIT).await.unwrap();
     let mut new = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     assert!(echoes(&mut new).await);

@@ -247,6 +247,10 @@ impl<'a, F: Fn(Change)> Supervisor<'a, F> {
             outage
         } else {
             self.not_before = now;
+            if self.degraded {
+                // Until now it was a pause; what cannot be resumed is cut, and here is why.
+                (self.on_change)(Change::Degraded(reason.to_string()));
+            }
             let since = lane.broken().map_or(now, |broken| Instant::from_std(broken.since));
             let deadline = (since + reconnect).max(now + reconnect / 6);
             Outage { deadline, mended: None, last: reason, pauses: pauses() }
