@@ -1,0 +1,98 @@
+//! Eight connections over eight sessions, against one over one.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tests::{
+    emulator::Pacing,
+    fixtures::{Postgres, eventually},
+};
+use tokio::{net::TcpStream, time::sleep};
+
+use super::{
+    Bench, Outcome,
+    load::{download, download_from},
+    report::{Report, Table},
+    stats::digits,
+    tables::Engine,
+    world::{Net, Tunnel, World},
+};
+
+pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Outcome<()> {
+    let world = World::start(&bench.sshd, Net::NEAR, Pacing::Real).await?;
+    let columns = ["data", "sessions", "connections", "", "× one"];
+    let mut table = Table::new("Sessions side by side, the agent's real pacing", &columns);
+    let source = bench.target.source.port();
+    let one = world.tunnel(source, &json!({})).await?;
+    let single = download(one.port, 1, bench.stretch(), || one.cpu()).await?;
+    one.close().await?;
+    let eight = world.tunnel(source, &sessions(8)).await?;
+    let streams = one_on_each(&world, &eight, 8).await?;
+    let all = download_from(streams, bench.stretch(), || eight.cpu()).await?;
+    eight.close().await?;
+    let times = all.bytes_per_second / single.bytes_per_second;
+    let rate = |megabytes: f64| format!("{} MB/s", digits(megabytes));
+    let cells = |data: &str, count: &str, figure: String, times: f64| {
+        [data.to_owned(), count.to_owned(), count.to_owned(), figure, digits(times)]
+    };
+    table.row(cells("random bytes", "1", rate(single.megabytes()), 1.0));
+    table.row(cells("random bytes", "8", rate(all.megabytes()), times));
+    let subject = "8 connections on 8 sessions, random bytes: × one on one";
+    report.goal(subject, "≥ 7.5", digits(times), times >= 7.5);
+
+    let postgres = Postgres::start().await?;
+    let engine = Engine::Postgres(postgres.port());
+    engine.fill(bench.rows()).await?;
+    let off = json!({ "tunnel": { "compression": "off" } });
+    let one = world.tunnel(engine.port(), &off).await?;
+    let single = engine.dump(one.port, 1, bench.stretch()).await?.bytes_per_second;
+    one.close().await?;
+    let eight = world.tunnel(engine.port(), &sessions(8)).await?;
+    drop(one_on_each(&world, &eight, 8).await?);
+    // The lanes stay, and are empty when the server has seen these connections end.
+    sleep(Duration::from_millis(500)).await;
+    let all = engine.dump(eight.port, 8, bench.stretch()).await?.bytes_per_second;
+    eight.close().await?;
+    let times = all / single;
+    let rate = |rows: f64| format!("{} rows/s", digits(rows));
+    table.row(cells("table dump, one uncompressed", "1", rate(single), 1.0));
+    table.row(cells("table dump, compressed", "8", rate(all), times));
+    let subject = "8 dumps on 8 sessions, compressed: rows/s × one on one, uncompressed";
+    report.goal(subject, "≥ 25", digits(times), times >= 25.0);
+    report.table(table);
+
+    let journal = world.emulator.journal();
+    let ended =
+        eventually(Duration::from_secs(5), || async { journal.open_sessions().is_empty() }).await;
+    let left = journal.open_sessions().len();
+    report.goal("Sessions left when the tunnels are closed", "none", left.to_string(), ended);
+    Ok(())
+}
+
+fn sessions(count: usize) -> serde_json::Value {
+    json!({ "tunnel": { "sessions": count } })
+}
+
+/// Opens connections, one after another, as the lanes for them come up.
+pub(crate) async fn one_on_each(
+    world: &World,
+    tunnel: &Tunnel,
+    sessions: usize,
+) -> Outcome<Vec<TcpStream>> {
+    let journal = world.emulator.journal();
+    let mut streams = Vec::new();
+    for opened in 1..=sessions {
+        streams.push(TcpStream::connect(("127.0.0.1", tunnel.port)).await?);
+        let expected = sessions.min(opened + 1);
+        let grown = || async { journal.open_sessions().len() >= expected };
+        if !eventually(Duration::from_secs(20), grown).await {
+            let open = journal.open_sessions().len();
+            return Err(format!("{open} sessions open for {opened} connections").into());
+        }
+        // From the start of a session to its SSH connection.
+        sleep(LANE_OPENS).await;
+    }
+    Ok(streams)
+}
+
+const LANE_OPENS: Duration = Duration::from_millis(400);

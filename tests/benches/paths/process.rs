@@ -1,0 +1,70 @@
+//! What processes cost, as the kernel counts it: a program and all that it has started.
+
+use std::{fs, time::Duration};
+
+use nix::unistd::Pid;
+
+/// The process and its descendants.
+fn family(pid: Pid) -> Vec<i32> {
+    let mut found = vec![pid.as_raw()];
+    let mut next = 0;
+    while let Some(&pid) = found.get(next) {
+        next += 1;
+        for task in tasks(pid) {
+            let children = format!("/proc/{pid}/task/{task}/children");
+            // Whoever has ended meanwhile has none.
+            let children = fs::read_to_string(children).unwrap_or_default();
+            found.extend(children.split_whitespace().filter_map(|child| child.parse::<i32>().ok()));
+        }
+    }
+    found
+}
+
+fn tasks(pid: i32) -> Vec<String> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    tasks.flatten().filter_map(|task| task.file_name().into_string().ok()).collect()
+}
+
+/// Processor time used by now.
+pub(crate) fn cpu(pid: Pid) -> Duration {
+    let nanoseconds = family(pid).into_iter().flat_map(|pid| {
+        tasks(pid).into_iter().filter_map(move |task| {
+            let statistics =
+                fs::read_to_string(format!("/proc/{pid}/task/{task}/schedstat")).ok()?;
+            statistics.split(' ').next()?.parse::<u64>().ok()
+        })
+    });
+    Duration::from_nanos(nanoseconds.sum())
+}
+
+/// Memory, in megabytes of 10^6 bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Memory {
+    /// Resident, counting what processes share once in each.
+    pub(crate) resident: f64,
+    /// Resident and written by the process itself.
+    pub(crate) anonymous: f64,
+    /// Resident, what is shared divided by the number of sharers.
+    pub(crate) proportional: f64,
+}
+
+/// Memory resident now.
+pub(crate) fn memory(pid: Pid) -> Memory {
+    let mut memory = Memory::default();
+    for pid in family(pid) {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        memory.resident += field(&status, "VmRSS:");
+        memory.anonymous += field(&status, "RssAnon:");
+        let maps = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+        memory.proportional += field(&maps, "Pss:");
+    }
+    memory
+}
+
+/// A field of so many kB of 1,024 bytes.
+fn field(text: &str, name: &str) -> f64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let kilobytes =
+        line.and_then(|rest| rest.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok());
+    kilobytes.unwrap_or(0.0) * 1.024e-3
+}

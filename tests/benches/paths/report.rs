@@ -1,0 +1,123 @@
+//! What was found, on the terminal as it comes and as Markdown at the end.
+
+use std::{fmt::Write as _, fs, path::Path};
+
+use super::{
+    Outcome,
+    plot::{self, Plot},
+};
+
+/// Everything that a run has found.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    goals: Vec<Goal>,
+    tables: Vec<Table>,
+    plots: Vec<Plot>,
+}
+
+/// Something that was promised.
+#[derive(Debug)]
+struct Goal {
+    subject: String,
+    target: String,
+    figure: String,
+    /// `None` where it could not be measured.
+    met: Option<bool>,
+}
+
+/// Figures under a heading.
+#[derive(Debug)]
+pub(crate) struct Table {
+    title: String,
+    columns: Vec<String>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    pub(crate) fn title(&self) -> &str {
+        &self.title
+    }
+
+    pub(crate) fn new(title: &str, columns: &[&str]) -> Self {
+        let columns = columns.iter().copied().map(str::to_owned).collect();
+        Self { title: title.to_owned(), columns, rows: Vec::new() }
+    }
+
+    #[expect(clippy::print_stdout, reason = "what a benchmark is for")]
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        let cells: Vec<String> = cells.into_iter().collect();
+        println!("    {}: {}", self.title, cells.join(" | "));
+        self.rows.push(cells);
+    }
+}
+
+impl Report {
+    /// Notes a promise, what was found, and whether that keeps it.
+    #[expect(clippy::print_stdout, reason = "what a benchmark is for")]
+    pub(crate) fn goal(&mut self, subject: &str, target: &str, figure: String, met: bool) {
+        let verdict = if met { "met" } else { "MISSED" };
+        println!("  {verdict}: {subject}: {figure} (goal: {target})");
+        self.goals.push(Goal {
+            subject: subject.to_owned(),
+            target: target.to_owned(),
+            figure,
+            met: Some(met),
+        });
+    }
+
+    /// Notes what could not be measured, and why.
+    #[expect(clippy::print_stdout, reason = "what a benchmark is for")]
+    pub(crate) fn not_measured(&mut self, subject: &str, why: &str) {
+        println!("  NOT MEASURED: {subject}: {why}");
+        self.goals.push(Goal {
+            subject: subject.to_owned(),
+            target: String::new(),
+            figure: format!("not measured: {}", why.lines().next().unwrap_or_default()),
+            met: None,
+        });
+    }
+
+    pub(crate) fn table(&mut self, table: Table) {
+        self.tables.push(table);
+    }
+
+    pub(crate) fn plot(&mut self, plot: Plot) {
+        self.plots.push(plot);
+    }
+
+    /// Whether nothing has kept anything from being measured.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.goals.iter().all(|goal| goal.met.is_some())
+    }
+
+    /// Writes `report.md` and the plots into `directory`.
+    pub(crate) fn write(&self, directory: &Path, conditions: &str) -> Outcome<()> {
+        fs::create_dir_all(directory)?;
+        let mut text = format!("# Measured\n\n{conditions}\n\n");
+        writeln!(text, "| | goal | measured | |\n| --- | --- | --- | --- |")?;
+        for Goal { subject, target, figure, met } in &self.goals {
+            let verdict = match met {
+                Some(true) => "met",
+                Some(false) => "**missed**",
+                None => "–",
+            };
+            writeln!(text, "| {subject} | {target} | {figure} | {verdict} |")?;
+        }
+        for Table { title, columns, rows } in &self.tables {
+            writeln!(text, "\n## {title}\n\n| {} |", columns.join(" | "))?;
+            writeln!(text, "|{}", " --- |".repeat(columns.len()))?;
+            for row in rows {
+                writeln!(text, "| {} |", row.join(" | "))?;
+            }
+        }
+        if !self.plots.is_empty() {
+            writeln!(text, "\n## Growth\n")?;
+        }
+        for plot in &self.plots {
+            let file = format!("{}.svg", plot.name);
+            plot::draw(plot, &directory.join(&file))?;
+            writeln!(text, "![{}]({file})\n", plot.title)?;
+        }
+        Ok(fs::write(directory.join("report.md"), text)?)
+    }
+}

@@ -1,0 +1,88 @@
+//! An agent without pauses: what the sidecar itself costs.
+
+use serde_json::json;
+use tests::emulator::Pacing;
+
+use super::{
+    Bench, Outcome,
+    load::{Carried, download},
+    openssh::SshL,
+    report::{Report, Table},
+    stats::{Figures, digits},
+    world::{Net, World},
+};
+
+pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Outcome<()> {
+    let world = World::start(&bench.sshd, Net::NEAR, Pacing::Unpaced).await?;
+    let columns =
+        ["path", "direction", "MB/s", "CPU s per 100 MB", "MB/s of a processor of its own"];
+    let mut table = Table::new("No pauses, one connection, random bytes", &columns);
+    let (source, sink) = (bench.target.source.port(), bench.target.sink.port());
+    let time = bench.stretch();
+    for (message_bytes, compression) in [(1_024, "off"), (1_024, "auto"), (16_384, "off")] {
+        let changes =
+            json!({ "tunnel": { "message_bytes": message_bytes, "compression": compression } });
+        let plain = compression == "off";
+        if message_bytes == 1_024 {
+            let tunnel = world.tunnel(source, &changes).await?;
+            let mut samples = Vec::new();
+            for _ in 0..bench.repeats() {
+                samples.push(download(tunnel.port, 1, time, || tunnel.cpu()).await?);
+            }
+            tunnel.close().await?;
+            let name = format!("sidecar, compression {compression}");
+            add(&mut table, report, [&name, "down"], &samples, plain)?;
+        }
+        let tunnel = world.tunnel(sink, &changes).await?;
+        let mut samples = Vec::new();
+        for _ in 0..bench.repeats() {
+            samples.push(bench.target.upload(tunnel.port, 1, time, || tunnel.cpu()).await?);
+        }
+        tunnel.close().await?;
+        let name = format!("sidecar, {message_bytes} bytes a message, compression {compression}");
+        add(&mut table, report, [&name, "up"], &samples, plain)?;
+    }
+
+    let ssh_port = bench.sshd.port();
+    let ssh = SshL::open(&world, ssh_port, source).await?;
+    let carried = download(ssh.port, 1, time, || ssh.cpu()).await?;
+    add(&mut table, report, ["ssh -L, no SSM", "down"], &[carried], false)?;
+    let ssh = SshL::open(&world, ssh_port, sink).await?;
+    let carried = bench.target.upload(ssh.port, 1, time, || ssh.cpu()).await?;
+    add(&mut table, report, ["ssh -L, no SSM", "up"], &[carried], false)?;
+    if let Some(plugin) = SshL::through_plugin(&world, source).await? {
+        let carried = download(plugin.port, 1, time, || plugin.cpu()).await?;
+        add(&mut table, report, ["official plugin, ssh -L", "down"], &[carried], false)?;
+    }
+    report.table(table);
+    Ok(())
+}
+
+fn add(
+    table: &mut Table,
+    report: &mut Report,
+    [path, direction]: [&str; 2],
+    samples: &[Carried],
+    is_goal: bool,
+) -> Outcome<()> {
+    let of = |value: fn(&Carried) -> f64| {
+        Figures::of(samples.iter().map(value)).ok_or("nothing measured")
+    };
+    let rate = of(|carried| carried.megabytes())?;
+    let cpu = of(|carried| carried.cpu_per_100_mb)?;
+    let alone = 100.0 / cpu.median();
+    let cells = [path.to_owned(), direction.to_owned(), rate.to_string(), cpu.to_string()];
+    table.row(cells.into_iter().chain([digits(alone)]));
+    if is_goal {
+        let subject = format!("No pauses, {path}, {direction}");
+        let figure = format!(
+            "{} MB/s ({} with a processor of its own)",
+            digits(rate.median()),
+            digits(alone)
+        );
+        report.goal(&subject, "≥ 100 MB/s, the sidecar alone", figure, alone >= 100.0);
+        let figure = format!("{} s", digits(cpu.median()));
+        report.goal(&format!("{subject}: CPU"), "≤ 0.6 s per 100 MB", figure, cpu.median() <= 0.6);
+    }
+    Ok(())
+}
