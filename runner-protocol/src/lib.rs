@@ -94,6 +94,8 @@ mod endpoint;
 mod failure;
 mod fields;
 mod framing;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod message;
 mod mistake;
 mod output;

@@ -204,6 +204,9 @@ const LOOPBACK: &str = "localhost,127.0.0.0/8,::1";
 /// Longest answer to CONNECT that is read; such answers have a few hundred bytes.
 const MAX_HEAD: usize = 8 * 1024;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
+
 #[cfg(test)]
 pub(crate) mod testing;
 

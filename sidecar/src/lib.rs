@@ -48,3 +48,6 @@ pub mod lanes;
 pub mod listen;
 
 pub mod error;
+
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;

@@ -5,6 +5,8 @@
 //! processor time). Reading and writing are independent and lose nothing when cancelled.
 
 mod dial;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod stream_url;
 
 use std::{

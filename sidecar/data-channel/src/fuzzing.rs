@@ -363,7 +363,7 @@ const HANDSHAKE_REQUEST: &[u8] = br#"{"AgentVersion":"3.3.0.0","RequestedClientA
 
 #[cfg(test)]
 mod tests {
-    use std::{env, panic};
+    use std::{env, fs, panic, path::Path};
 
     use proptest::prelude::*;
 
@@ -387,6 +387,27 @@ mod tests {
                 panic::resume_unwind(cause);
             }
         }
+    }
+
+    /// Inputs that a fuzzer found to reach something new, or to break something once.
+    fn replay(target: &str, run: fn(&[u8])) {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+        let mut count = 0;
+        for entry in fs::read_dir(&corpus).unwrap() {
+            run(&fs::read(entry.unwrap().path()).unwrap());
+            count += 1;
+        }
+        assert!(count > 0, "{} is empty", corpus.display());
+    }
+
+    #[test]
+    fn kept_frames_hold() {
+        replay("decode", decode);
+    }
+
+    #[test]
+    fn kept_sequences_of_calls_hold() {
+        replay("operations", operations);
     }
 
     proptest! {

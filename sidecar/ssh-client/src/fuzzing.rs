@@ -1,5 +1,7 @@
 //! What the fuzz targets call: the client from its first byte, and the client behind a finished
 //! login, without encryption, so that random bytes get past it.
+//!
+//! Compiled for tests, which run the kept corpora, and for fuzzing, which searches.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -123,4 +125,35 @@ fn config() -> Config {
     config.max_channels = 8;
     config.keepalive_interval = Some(Duration::from_secs(30));
     config
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    /// Inputs that a fuzzer found to reach something new, or to break something once.
+    fn replay(target: &str, run: fn(&[u8])) {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+        let mut count = 0;
+        for entry in fs::read_dir(&corpus).unwrap() {
+            run(&fs::read(entry.unwrap().path()).unwrap());
+            count += 1;
+        }
+        assert!(count > 0, "{} is empty", corpus.display());
+    }
+
+    #[test]
+    fn kept_inputs_hold_from_the_first_byte() {
+        replay("input", super::input);
+    }
+
+    #[test]
+    fn kept_inputs_hold_behind_the_login() {
+        replay("operations", super::operations);
+    }
+
+    #[test]
+    fn kept_inputs_hold_as_keys_and_pins() {
+        replay("text", super::text);
+    }
 }

@@ -37,7 +37,7 @@ mod config;
 mod connection;
 mod error;
 mod exchange;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod identification;
 mod keepalive;

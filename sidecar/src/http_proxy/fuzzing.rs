@@ -1,0 +1,26 @@
+//! Any answer of a proxy.
+
+use super::*;
+
+/// Lets a proxy answer CONNECT with `data`.
+///
+/// # Panics
+///
+/// If a byte is taken that belongs to the tunnel, or a tunnel is believed that was not granted.
+pub fn answer(data: &[u8]) {
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().build() else { return };
+    runtime.block_on(async {
+        let mut rest = data;
+        let head = read_head(&mut rest).await;
+        let end = data.windows(4).position(|four| four == b"\r\n\r\n").map(|at| at + 4);
+        let Ok(head) = head else {
+            assert!(end.is_none_or(|end| end > MAX_HEAD), "an answer was not taken");
+            return;
+        };
+        assert_eq!(end, Some(data.len() - rest.len()), "the tunnel's first byte");
+        if let Some(status) = status(&head) {
+            assert!((100..600).contains(&status), "status {status}");
+            assert!(data.starts_with(b"HTTP/1."), "not HTTP");
+        }
+    });
+}
