@@ -30,7 +30,7 @@ pub fn stream_url(data: &[u8]) {
         ..Settings::new(REGION, TRUST.clone(), Proxy::default())
     };
     let Ok(uri) = stream_url::resolve(url, &settings) else { return };
-    let tail = uri.path_and_query().map(|tail| tail.as_str()).unwrap_or_default();
+    let tail = uri.path_and_query().map(http::uri::PathAndQuery::as_str).unwrap_or_default();
     assert!(url.ends_with(tail), "path and query are not as they came: {uri}");
     let host = uri.host().unwrap_or_default().to_ascii_lowercase();
     let loopback = crate::http_proxy::is_loopback(&host);
