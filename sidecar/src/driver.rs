@@ -4,6 +4,7 @@
 //! the session come the same way. When the socket is lost the same session is resumed on a new one, and
 //! the stream only pauses.
 
+mod exchange;
 mod liveness;
 mod stream;
 
@@ -12,28 +13,23 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
+    task::Poll,
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use data_channel::{DataChannel, Event, ProtocolError, Statistics};
-use futures_util::{Sink, Stream};
-use tokio::{
-    sync::Notify,
-    time::{Sleep, sleep_until},
-};
+use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use crate::{
     wakers::{Waiter, Waiters},
-    websocket::{Frame, WebSocket},
+    websocket::WebSocket,
 };
 
 pub use stream::SessionStream;
 
-use liveness::{Liveness, Verdict};
+use exchange::{Done, Exchange};
 
 /// Opens a new WebSocket for the same session, until one is open or the session is known to be over.
 pub trait Reconnect: Send + 'static {
@@ -348,14 +344,6 @@ struct Task {
     path_changed: Arc<Notify>,
 }
 
-/// Why one socket is done with.
-enum Done {
-    /// The socket is lost; the session may live on.
-    Lost(String),
-    /// The session is over.
-    Over(Ended),
-}
-
 impl Task {
     async fn drive(self, mut socket: WebSocket, mut reconnect: impl Reconnect) {
         let ended = loop {
@@ -411,154 +399,9 @@ impl Task {
     }
 }
 
-/// The life of one socket.
-struct Exchange<'a> {
-    shared: &'a Shared,
-    socket: WebSocket,
-    timer: Pin<Box<Sleep>>,
-    liveness: Liveness,
-}
-
-impl<'a> Exchange<'a> {
-    fn new(shared: &'a Shared, socket: WebSocket) -> Self {
-        let liveness = Liveness::new(now());
-        let timer = Box::pin(sleep_until(liveness.due().into()));
-        Self { shared, socket, timer, liveness }
-    }
-
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Done> {
-        for _ in 0..ROUNDS {
-            let received = match self.poll_incoming(context) {
-                Ok(received) => received,
-                Err(done) => return Poll::Ready(done),
-            };
-            if let Err(done) = self.poll_outgoing(context) {
-                return Poll::Ready(done);
-            }
-            match self.poll_clock(context) {
-                Err(done) => return Poll::Ready(done),
-                Ok(true) => continue,
-                Ok(false) => (),
-            }
-            if !received {
-                return Poll::Pending;
-            }
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    }
-
-    /// Takes up to a batch of frames, so that their acknowledgements share one write; false when there
-    /// was none.
-    fn poll_incoming(&mut self, context: &mut Context<'_>) -> Result<bool, Done> {
-        let mut received = false;
-        for _ in 0..BATCH {
-            let message = match Pin::new(&mut self.socket).poll_next(context) {
-                Poll::Pending => break,
-                Poll::Ready(None) => {
-                    return Err(Done::Lost("the service closed the socket".to_owned()));
-                }
-                Poll::Ready(Some(Err(error))) => return Err(Done::Lost(error.to_string())),
-                Poll::Ready(Some(Ok(Frame::Close { code, reason }))) => {
-                    return Err(Done::Lost(format!("close {code} {reason:?}")));
-                }
-                Poll::Ready(Some(Ok(Frame::Message(message)))) => Some(message),
-                Poll::Ready(Some(Ok(_))) => None,
-            };
-            received = true;
-            let now = now();
-            self.liveness.on_received(now);
-            let Some(message) = message else { continue };
-            let mut state = self.shared.lock();
-            let outcome = state.channel.handle_message(now, message);
-            if let Some(ended) = state.take_events() {
-                return Err(Done::Over(ended));
-            }
-            if let Err(error) = outcome {
-                return Err(Done::Over(Ended::Protocol(Arc::new(error))));
-            }
-        }
-        if received {
-            self.shared.lock().wake_stream();
-        }
-        Ok(received)
-    }
-
-    fn poll_outgoing(&mut self, context: &mut Context<'_>) -> Result<(), Done> {
-        let lost = |error: &dyn fmt::Display| Done::Lost(error.to_string());
-        loop {
-            match Pin::new(&mut self.socket).poll_ready(context) {
-                Poll::Pending => break,
-                Poll::Ready(Err(error)) => return Err(lost(&error)),
-                Poll::Ready(Ok(())) => (),
-            }
-            let frame = {
-                let mut state = self.shared.lock();
-                if state.abandoned {
-                    return Err(Done::Over(Ended::Terminated));
-                }
-                state.driver.register(context);
-                state.channel.poll_transmit(now())
-            };
-            let Some(frame) = frame else { break };
-            self.feed(Frame::Message(frame))?;
-        }
-        // Room for more in the channel may have come with what was sent.
-        self.shared.lock().wake_stream();
-        match Pin::new(&mut self.socket).poll_flush(context) {
-            Poll::Ready(Err(error)) => Err(lost(&error)),
-            _ => Ok(()),
-        }
-    }
-
-    /// Runs what is due: the channel's timers, our ping, and the verdict over a silent path.
-    /// True when something may have become sendable.
-    fn poll_clock(&mut self, context: &mut Context<'_>) -> Result<bool, Done> {
-        let now = now();
-        let mut sendable = false;
-        match self.liveness.judge(now) {
-            Verdict::Alive => (),
-            Verdict::Dead(silence) => {
-                let seconds = silence.as_secs_f32();
-                return Err(Done::Lost(format!("nothing received for {seconds:.1} s")));
-            }
-            Verdict::Ask => {
-                if let Poll::Ready(Ok(())) = Pin::new(&mut self.socket).poll_ready(context) {
-                    self.feed(Frame::Ping(Bytes::from_static(b"keepalive")))?;
-                    sendable = true;
-                }
-            }
-        }
-        let mut state = self.shared.lock();
-        if state.channel.poll_timeout().is_some_and(|due| due <= now) {
-            state.channel.handle_timeout(now);
-            if let Some(ended) = state.take_events() {
-                return Err(Done::Over(ended));
-            }
-            sendable = true;
-        }
-        let channel_due = state.channel.poll_timeout();
-        drop(state);
-        let own_due = self.liveness.due();
-        let due = channel_due.map_or(own_due, |due| due.min(own_due));
-        self.timer.as_mut().reset(due.into());
-        Ok(self.timer.as_mut().poll(context).is_ready() || sendable)
-    }
-
-    fn feed(&mut self, frame: Frame) -> Result<(), Done> {
-        Pin::new(&mut self.socket).start_send(frame).map_err(|error| Done::Lost(error.to_string()))
-    }
-}
-
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
 /// A socket that lasts so long was worth opening, even if nothing was to be said on it.
 const STEADY: Duration = Duration::from_secs(10);
-
-/// Frames taken before their acknowledgements are written.
-const BATCH: usize = 64;
-
-/// Turns of the loop before other tasks get theirs.
-const ROUNDS: usize = 8;
