@@ -9,7 +9,7 @@ use std::{env, sync::Arc, time::Duration};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use tests::{
-    emulator::{Break, Ending, Pacing, Policy},
+    emulator::{Break, Ending, Pacing, Policy, Role},
     fixtures::{KeyPair, KeyType, Sshd, TcpServer, eventually, source_bytes},
 };
 use tokio::{
@@ -104,6 +104,33 @@ async fn temporary_keys_are_renewed_again_and_again_in_the_middle_of_a_transfer(
     // Ended by API with the last keys.
     let terminations = world.emulator.journal().calls("TerminateSession");
     assert!(terminations.iter().all(Option::is_none), "{terminations:?}");
+    world.finish().await;
+}
+
+/// A role's keys last an hour, as does the channel for which they are needed next.
+#[tokio::test]
+async fn role_is_assumed_anew_where_its_keys_do_not_last_to_the_next_close() {
+    const ROLE: &str = "arn:aws:iam::123456789012:role/transfer";
+    let world = World::with(|builder| {
+        let role = Role::new(ROLE).policy(Policy::full(INSTANCE)).lifetime(Duration::from_secs(3));
+        builder.role(role).channel_lifetime(Duration::from_secs(4))
+    });
+    let world = world.await;
+    let bytes = 6_000_000;
+    let server = TcpServer::source(bytes).await.unwrap();
+    let role = json!({ "aws": { "assume_role": { "role_arn": ROLE } } });
+    let tunnel = Tunnel::open(&world.document(server.port()).with(&role)).await;
+    let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
+    let mut received = Vec::new();
+    timeout(4 * LIMIT, stream.read_to_end(&mut received)).await.unwrap().unwrap();
+    assert!(received == source_bytes(bytes), "not the bytes that were sent");
+    drop(stream);
+    let exit = tunnel.close().await;
+    let summary = exit.logs().pop().unwrap();
+    assert_eq!((&summary["sessions"], &summary["resets"]), (&json!(1), &json!(0)), "{summary}");
+    let resumes = summary["resumes"].as_u64().unwrap();
+    let assumed = world.emulator.journal().calls("AssumeRole").len() as u64;
+    assert!(resumes >= 1 && assumed > resumes, "{assumed} for {resumes} resumes");
     world.finish().await;
 }
 

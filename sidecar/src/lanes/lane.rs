@@ -162,12 +162,14 @@ pub enum LaneError {
 }
 
 impl LaneError {
-    /// Whether trying again within seconds makes sense.
+    /// Whether trying again within seconds makes sense, where a lane has been open before.
     pub fn may_pass(&self) -> bool {
         match self {
             // Renewed ones may be on their way over stdin.
             Self::Api(error) if error.kind() == ApiErrorKind::CredentialsExpired => true,
             Self::Api(error) => error.may_pass(),
+            // To whom it was open before, an answer but "not allowed" is the service's own trouble.
+            Self::Stream(OpenError::Refused { status, .. }) => !matches!(status, 401 | 403),
             Self::Stream(error) => error.may_pass(),
             Self::Channel(_) | Self::NoSshd { .. } | Self::Ssh(SshError::StreamEnded) => true,
             Self::Ssh(SshError::Protocol(error)) => !matches!(
