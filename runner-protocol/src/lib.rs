@@ -96,6 +96,8 @@ mod fields;
 mod framing;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+#[cfg(all(feature = "launch", target_os = "linux"))]
+pub mod launch;
 mod message;
 mod mistake;
 mod output;

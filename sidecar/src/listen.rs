@@ -3,7 +3,12 @@
 #[cfg_attr(not(target_os = "linux"), path = "listen/peers_elsewhere.rs")]
 mod peers;
 
-use std::{io, net::SocketAddr, path::PathBuf};
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd},
+    path::PathBuf,
+};
 
 use runner_protocol::request::Listen;
 use tokio::net::{TcpListener, TcpStream};
@@ -81,8 +86,9 @@ pub async fn bind(listen: &Listen) -> Result<Listener, ListenError> {
             None => std::net::TcpListener::bind(address)?,
         };
         socket.set_nonblocking(true)?;
-        // Made where the listener is made: both see the sockets of this network namespace.
-        Ok((socket, allowed.map(Peers::new).transpose()?))
+        // Made where the listener was made: both see the sockets of that network namespace.
+        let diagnosis = fd.and_then(|descriptor| inherited_diagnosis(descriptor + 1));
+        Ok((socket, allowed.map(|users| Peers::new(users, diagnosis)).transpose()?))
     };
     let (socket, peers) = match &listen.netns {
         Some(path) => in_namespace(path.clone(), move || open(None)).await?.map_err(refused)?,
@@ -95,33 +101,56 @@ pub async fn bind(listen: &Listen) -> Result<Listener, ListenError> {
 
 /// Takes over a listening socket that the launcher left open.
 fn inherited(descriptor: i32) -> io::Result<std::net::TcpListener> {
-    use std::os::fd::{FromRawFd as _, OwnedFd};
+    use nix::sys::socket::{getsockopt, sockopt};
 
-    use nix::{
-        fcntl::{FcntlArg, FdFlag, fcntl},
-        sys::socket::{getsockopt, sockopt},
-    };
-    // SAFETY: the launcher says that this descriptor is ours; a closed one is found by the next call, and
-    // the number is at least 3, so it is none of the standard streams.
-    #[expect(unsafe_code, reason = "an inherited descriptor has no owner yet")]
-    let owned = unsafe { OwnedFd::from_raw_fd(descriptor) };
-    let listening = fcntl(&owned, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
-        .and_then(|_| getsockopt(&owned, sockopt::AcceptConn));
-    match listening {
-        Ok(true) => (),
-        outcome => {
-            // A number that is not ours to close must not be closed: forget the owner, not the error.
-            let _unowned = std::os::fd::IntoRawFd::into_raw_fd(owned);
-            let kind = io::ErrorKind::InvalidInput;
-            return Err(match outcome {
-                Ok(_) => io::Error::new(kind, "it is no listening socket"),
-                Err(errno) => errno.into(),
-            });
+    let listener = adopt(descriptor, |owned| {
+        if getsockopt(owned, sockopt::AcceptConn)? {
+            return Ok(());
         }
-    }
-    let listener = std::net::TcpListener::from(owned);
+        Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no listening socket"))
+    })?;
+    let listener = std::net::TcpListener::from(listener);
     listener.local_addr()?;
     Ok(listener)
+}
+
+/// Takes over the netlink socket that a launcher leaves open behind a listener in another network namespace,
+/// whose connections no socket made here would see.
+#[cfg(target_os = "linux")]
+fn inherited_diagnosis(descriptor: i32) -> Option<OwnedFd> {
+    use nix::sys::socket::{NetlinkAddr, getsockname};
+
+    adopt(descriptor, |owned| {
+        // Of another family there is no such address.
+        getsockname::<NetlinkAddr>(owned.as_raw_fd()).map(drop).map_err(io::Error::from)
+    })
+    .ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn inherited_diagnosis(_: i32) -> Option<OwnedFd> {
+    None
+}
+
+/// Takes over an inherited descriptor that is what `is_it` wants, and leaves any other alone.
+fn adopt(descriptor: i32, is_it: impl Fn(&OwnedFd) -> io::Result<()>) -> io::Result<OwnedFd> {
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+    // SAFETY: the launcher says that this descriptor is ours; a closed one is found by the next call, one
+    // that is something else is given back, and the number is at least 3, so it is none of the standard
+    // streams.
+    #[expect(unsafe_code, reason = "an inherited descriptor has no owner yet")]
+    let owned = unsafe { OwnedFd::from_raw_fd(descriptor) };
+    let outcome =
+        is_it(&owned).and_then(|()| Ok(fcntl(&owned, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?));
+    match outcome {
+        Ok(_) => Ok(owned),
+        Err(error) => {
+            // A number that is not ours to close must not be closed: forget the owner, not the error.
+            let _unowned = owned.into_raw_fd();
+            Err(error)
+        }
+    }
 }
 
 /// Runs `open` on a thread of its own, since a thread that has entered a namespace stays in it.

@@ -42,6 +42,9 @@ mod isolation;
 #[cfg(test)]
 mod keys;
 #[cfg(test)]
+#[cfg(target_os = "linux")]
+mod launch;
+#[cfg(test)]
 mod logs;
 #[cfg(test)]
 mod long_life;

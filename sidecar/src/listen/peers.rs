@@ -30,7 +30,11 @@ pub enum Refusal {
 }
 
 impl Peers {
-    pub(super) fn new(allowed: Vec<u32>) -> io::Result<Self> {
+    /// Asks by `diagnosis`, or by a socket made here.
+    pub(super) fn new(allowed: Vec<u32>, diagnosis: Option<OwnedFd>) -> io::Result<Self> {
+        if let Some(diagnosis) = diagnosis {
+            return Ok(Self { allowed, diagnosis });
+        }
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let protocol = SockProtocol::NetlinkSockDiag;
         let diagnosis = socket(AddressFamily::Netlink, SockType::Datagram, flags, protocol)?;
@@ -141,8 +145,8 @@ mod tests {
             let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let (accepted, peer) = listener.accept().unwrap();
             let own = accepted.local_addr().unwrap();
-            assert!(Peers::new(vec![me]).unwrap().admit(peer, own).is_ok(), "{address}");
-            let refusal = Peers::new(vec![me + 1]).unwrap().admit(peer, own).unwrap_err();
+            assert!(Peers::new(vec![me], None).unwrap().admit(peer, own).is_ok(), "{address}");
+            let refusal = Peers::new(vec![me + 1], None).unwrap().admit(peer, own).unwrap_err();
             assert!(matches!(refusal, Refusal::User(user) if user == me), "{address}: {refusal}");
             drop(client);
         }
@@ -150,7 +154,7 @@ mod tests {
 
     #[test]
     fn a_connection_that_does_not_exist_is_nobodys() {
-        let peers = Peers::new(vec![0]).unwrap();
+        let peers = Peers::new(vec![0], None).unwrap();
         let nowhere = |port| SocketAddr::new(IpAddr::from([127, 0, 0, 1]), port);
         assert!(matches!(peers.admit(nowhere(1), nowhere(2)), Err(Refusal::Unknown(_))));
     }

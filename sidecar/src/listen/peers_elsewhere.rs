@@ -14,7 +14,7 @@ pub enum Refusal {
 }
 
 impl Peers {
-    pub(super) fn new(_: Vec<u32>) -> io::Result<Self> {
+    pub(super) fn new(_: Vec<u32>, _: Option<std::os::fd::OwnedFd>) -> io::Result<Self> {
         Err(io::Error::new(io::ErrorKind::Unsupported, "`listen.allowed_uids` works on Linux only"))
     }
 

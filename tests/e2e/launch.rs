@@ -1,0 +1,170 @@
+//! A Rust runner starts sidecars by `runner_protocol::launch`, each locked up by itself.
+
+mod endings;
+mod isolation;
+mod network;
+
+use std::{fs, time::Duration};
+
+use runner_protocol::{
+    ErrorCode, ExitStatus, Line,
+    launch::{Isolation, LaunchError, Launcher, NotReady, Sidecar, Stderr},
+};
+use serde_json::json;
+use tests::fixtures::{Document, TcpServer, binary, eventually};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::{Mutex, MutexGuard},
+    time::timeout,
+};
+
+use crate::world::{LIMIT, World};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ready_events_metrics_and_the_end_are_types() {
+    let _alone = alone().await;
+    let world = World::start().await;
+    let server = echo().await;
+    let document = world.document(server.port()).with(&json!({ "events": true }));
+    let mut sidecar = launch(&launcher().await, &document).await;
+    let ready = timeout(LIMIT, sidecar.ready()).await.unwrap().unwrap();
+    let mut phases = Vec::new();
+    while phases.last().is_none_or(|phase| phase != "target") {
+        if let Line::Phase(name) = timeout(LIMIT, sidecar.event()).await.unwrap().unwrap() {
+            phases.push(name);
+        }
+    }
+    assert_eq!(phases, ["start_session", "session", "ssh", "target"]);
+
+    let mut client = TcpStream::connect(("127.0.0.1", ready.port)).await.unwrap();
+    assert_eq!(ping(&mut client).await, *b"ping");
+    let metrics = sidecar.metrics().unwrap();
+    assert!(metrics.processes >= 1 && metrics.peak_bytes >= 1 << 20, "{metrics:?}");
+    assert!(metrics.resident_bytes > 1 << 20 && !metrics.cpu.is_zero(), "{metrics:?}");
+
+    let ended = timeout(LIMIT, sidecar.end()).await.unwrap().unwrap();
+    assert_eq!((ended.status, ended.force), (Some(ExitStatus::Ended), None), "{ended:?}");
+    let summary = ended.summary.unwrap();
+    assert_eq!((summary.bytes_to_target, summary.bytes_from_target), (4, 4));
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failures_are_types_too() {
+    let _alone = alone().await;
+    let launcher = launcher().await;
+    let document = Document::new("").with(&json!({ "aws": 1 }));
+    let mut sidecar = launch(&launcher, &document).await;
+    let failure = timeout(LIMIT, sidecar.ready()).await.unwrap().unwrap_err();
+    let NotReady::Failed(failure) = failure else { panic!("{failure:?}") };
+    assert_eq!(failure.code, ErrorCode::ConfigInvalid);
+    let ended = timeout(LIMIT, sidecar.ended()).await.unwrap().unwrap();
+    assert_eq!(ended.status, Some(ExitStatus::Document), "{ended:?}");
+    assert_eq!(ended.failure, Some(failure));
+
+    // A program that is no sidecar ends without a word.
+    let mut other = Launcher::new("/bin/false").launch("{}", Stderr::Discard).await.unwrap();
+    let failure = timeout(LIMIT, other.ready()).await.unwrap().unwrap_err();
+    let NotReady::Ended(ended) = failure else { panic!("{failure:?}") };
+    assert_eq!((ended.status, ended.code), (None, Some(1)));
+
+    // None at all is an error of the start.
+    let missing = Launcher::new("/nonexistent").launch("{}", Stderr::Discard).await.unwrap_err();
+    let LaunchError::Start { cause, .. } = missing else { panic!("{missing:?}") };
+    assert_eq!(cause.kind(), std::io::ErrorKind::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn log_goes_where_it_is_sent_and_a_sink_that_stands_still_holds_nothing_up() {
+    let _alone = alone().await;
+    let world = World::start().await;
+    let server = echo().await;
+    let document = world.document(server.port());
+    let loud = launcher().await.variable("RUST_LOG", "trace");
+
+    let (sink, mut log) = tokio::io::duplex(1 << 20);
+    let mut sidecar = loud.launch(&document.pretty(), sink_of(sink)).await.unwrap();
+    timeout(LIMIT, sidecar.ready()).await.unwrap().unwrap();
+    let ended = timeout(LIMIT, sidecar.end()).await.unwrap().unwrap();
+    assert_eq!(ended.status, Some(ExitStatus::Ended));
+    let mut text = String::new();
+    timeout(LIMIT, log.read_to_string(&mut text)).await.unwrap().unwrap();
+    let last = text.lines().last().unwrap();
+    assert!(last.contains("\"closed\""), "{last}");
+
+    let (sink, _never_read) = tokio::io::duplex(1);
+    let mut sidecar = loud.launch(&document.pretty(), sink_of(sink)).await.unwrap();
+    let ready = timeout(LIMIT, sidecar.ready()).await.unwrap().unwrap();
+    for _ in 0..50 {
+        let mut client = TcpStream::connect(("127.0.0.1", ready.port)).await.unwrap();
+        assert_eq!(ping(&mut client).await, *b"ping");
+    }
+    let ended = timeout(LIMIT, sidecar.end()).await.unwrap().unwrap();
+    assert_eq!((ended.status, ended.force), (Some(ExitStatus::Ended), None), "{ended:?}");
+    world.finish().await;
+}
+
+fn sink_of(sink: tokio::io::DuplexStream) -> Stderr {
+    Stderr::Sink(Box::new(sink))
+}
+
+/// These tests look at all children of the launcher's thread, so they take turns.
+async fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::const_new(());
+    TURN.lock().await
+}
+
+/// For the sidecar under test; every protection where that is possible.
+async fn launcher() -> Launcher {
+    let program = tokio::task::spawn_blocking(binary).await.unwrap().unwrap();
+    Launcher::new(program).isolation(Isolation::BestEffort)
+}
+
+async fn launch(launcher: &Launcher, document: &Document) -> Sidecar {
+    timeout(LIMIT, launcher.launch(&document.pretty(), Stderr::Discard)).await.unwrap().unwrap()
+}
+
+/// A sidecar that waits for the rest of its document.
+async fn idle(launcher: &Launcher) -> Sidecar {
+    timeout(LIMIT, launcher.launch("{", Stderr::Discard)).await.unwrap().unwrap()
+}
+
+/// Processes that the launcher's thread has started and that nobody has waited for yet.
+fn children() -> Vec<i32> {
+    let threads = fs::read_dir("/proc/self/task").unwrap().map(|thread| thread.unwrap().path());
+    let keepers = threads.filter(|thread| {
+        // A thread that ends meanwhile is another.
+        fs::read_to_string(thread.join("comm")).is_ok_and(|name| name.trim_end() == "sidecars")
+    });
+    let lists = keepers.map(|keeper| fs::read_to_string(keeper.join("children")).unwrap());
+    lists
+        .flat_map(|list| {
+            list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+/// Asserts that every process that was started ends and is waited for.
+async fn assert_no_children() {
+    let gone = eventually(LIMIT, || async { children().is_empty() }).await;
+    assert!(gone, "left: {:?}", children());
+}
+
+async fn echo() -> TcpServer {
+    let echo = TcpServer::start(|mut stream: TcpStream| async move {
+        let (mut input, mut output) = stream.split();
+        tokio::io::copy(&mut input, &mut output).await.map(drop)
+    });
+    echo.await.unwrap()
+}
+
+async fn ping(stream: &mut TcpStream) -> [u8; 4] {
+    stream.write_all(b"ping").await.unwrap();
+    let mut answer = [0; 4];
+    timeout(LIMIT, stream.read_exact(&mut answer)).await.unwrap().unwrap();
+    answer
+}
+
+/// Long enough that a program on a loaded machine has come to where it waits.
+const SETTLE: Duration = Duration::from_secs(10);
