@@ -59,7 +59,8 @@ async fn parties_that_stall_hold_their_windows_and_nobody_else() {
         let byte = timeout(LIMIT, trickle.read_u8()).await.unwrap().unwrap();
         assert_eq!(byte, b't');
     }
-    assert!(slowest < Duration::from_secs(3), "an echo beside stalled parties took {slowest:?}");
+    // Half of the stall: whoever waits for a stalled party waits for all of it.
+    assert!(slowest < stall() / 2, "an echo beside stalled parties took {slowest:?}");
 
     let (bound, peak) = (PROCESS_KIB + 62 * PER_CONNECTION_KIB, peak_kib(&tunnel));
     eprintln!("62 stalled: peak {peak} KiB, bound {bound} KiB, slowest echo {slowest:?}");
@@ -219,7 +220,7 @@ fn open_files(tunnel: &Tunnel) -> usize {
 }
 
 fn stall() -> Duration {
-    Duration::from_secs(from_env("SLOW_PARTY_SECONDS", 12))
+    Duration::from_secs(from_env("SLOW_PARTY_SECONDS", 16))
 }
 
 fn from_env<T: std::str::FromStr>(name: &str, default: T) -> T {
