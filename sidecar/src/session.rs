@@ -319,7 +319,7 @@ const MAX_UNKNOWN: u32 = 1;
 const TERMINATE_PATIENCE: Duration = Duration::from_mins(5);
 
 /// For the attempts to terminate one session together, from the stop on: a stop as a whole has 5 s.
-const TERMINATE_BUDGET: Duration = Duration::from_millis(2500);
+const TERMINATE_BUDGET: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests;

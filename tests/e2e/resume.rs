@@ -19,7 +19,9 @@ use tokio::{
 use crate::{
     clients::{output, psql},
     slow_parties::peak_kib,
-    world::{Failure, INSTANCE, LIMIT, SECRET_ACCESS_KEY, Tunnel, World, postgres_server},
+    world::{
+        Failure, INSTANCE, LIMIT, SECRET_ACCESS_KEY, Tunnel, World, may_terminate, postgres_server,
+    },
 };
 
 /// Silence of an idle path is noticed within this.
@@ -297,6 +299,29 @@ async fn path_that_does_not_come_back_in_time_is_session_lost() {
     let exit = tunnel.sidecar.exit(LIMIT).await.unwrap();
     let failure = Failure { code: "session.lost", status: 75, phase: "tunnel", blame: "operator" };
     failure.assert(&exit, &document);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn path_that_comes_back_each_time_is_never_given_up_however_often_it_breaks() {
+    // Sessions cannot be resumed, and none lasts long; all breaks together take longer than one may.
+    const RECONNECT: Duration = Duration::from_secs(8);
+    let world = World::with(|builder| builder.policy(may_terminate())).await;
+    let server = TcpServer::echo().await.unwrap();
+    let change = json!({ "timeouts": { "reconnect_s": RECONNECT.as_secs() } });
+    let tunnel = Tunnel::open(&world.document(server.port()).with(&change)).await;
+    let began = Instant::now();
+    while began.elapsed() < RECONNECT * 3 / 2 {
+        world.emulator.control().disconnect_all(Break::Reset).await;
+        let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
+        assert!(echoes(&mut stream).await, "after {:?}", began.elapsed());
+        // Of the time without a path little is used up, since it carries for longer than it is broken.
+        let mended = Instant::now();
+        while mended.elapsed() < RECONNECT / 3 {
+            assert!(echoes(&mut stream).await, "after {:?}", began.elapsed());
+        }
+    }
+    tunnel.close().await;
     world.finish().await;
 }
 

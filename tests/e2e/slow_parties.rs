@@ -118,7 +118,7 @@ async fn one_greedy_connection_among_64_starves_none() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn thousands_of_connections_one_after_another_leave_nothing_behind() {
-    let crowd: usize = from_env("CROWD", 2_000);
+    let crowd: usize = from_env("CROWD", 1_500);
     let world = World::with(|builder| builder.pacing(Pacing::Unpaced)).await;
     let server = parties().await;
     let tunnel = world.tunnel(server.port()).await;
@@ -136,17 +136,18 @@ async fn thousands_of_connections_one_after_another_leave_nothing_behind() {
         }
         visitors.join_all().await;
     };
-    visits(200).await;
+    // As many as afterwards: what the allocator keeps is no leak.
+    visits(crowd).await;
     let (files, memory) = (open_files(&tunnel), peak_kib(&tunnel));
     visits(crowd).await;
     let settled = || async { open_files(&tunnel) <= files };
     assert!(eventually(LIMIT, settled).await, "{} files, {files} before", open_files(&tunnel));
     let grown = peak_kib(&tunnel) - memory;
     eprintln!("{crowd} connections: {grown} KiB more, {files} files");
-    assert!(grown < 4 << 10, "{grown} KiB more after {crowd} connections");
+    assert!(grown < 8 << 10, "{grown} KiB more after {crowd} connections");
     let exit = tunnel.close().await;
     let summary = exit.logs().pop().unwrap();
-    assert_eq!(summary["connections"], crowd + 200, "{summary}");
+    assert_eq!(summary["connections"], 2 * crowd, "{summary}");
     world.finish().await;
 }
 

@@ -469,7 +469,7 @@ impl Carrier {
             session.mark_ended();
         }
         self.driver.abandon();
-        end_by_api(session).await;
+        end_by_api(session, flagged).await;
     }
 }
 
@@ -491,10 +491,14 @@ impl Drop for Carrier {
     }
 }
 
-async fn end_by_api(session: Session) {
-    if let Err(error) = session.terminate().await {
+/// `flagged`: the agent was told already, and heard it.
+async fn end_by_api(session: Session, flagged: bool) {
+    let id = session.id().to_owned();
+    match session.terminate().await {
+        Ok(()) => (),
         // Refused where only `ssm:StartSession` is allowed; the flag has done it then.
-        debug!(%error, "TerminateSession was not done");
+        Err(error) if flagged => debug!(%error, "TerminateSession was not done"),
+        Err(error) => warn!(session = id, %error, "session left to its idle time-out"),
     }
 }
 

@@ -242,7 +242,9 @@ impl<'a, F: Fn(Change)> Supervisor<'a, F> {
             |outage: &Outage| outage.mended.is_none_or(|mended| mended.elapsed() < STEADY);
         let outage = if let Some(mut outage) = self.outage.take().filter(unmended) {
             self.not_before = now + outage.pauses.next().unwrap_or(LONGEST_PAUSE);
-            outage.mended = None;
+            // Only time without a path is used up, however often it breaks.
+            let carried = outage.mended.take().map_or(Duration::ZERO, |mended| mended.elapsed());
+            outage.deadline += carried;
             outage.last = reason;
             outage
         } else {

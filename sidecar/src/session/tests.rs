@@ -190,10 +190,21 @@ async fn termination_gives_up_in_time_for_the_stop() {
     let script = Script::terminations((0..1000).map(|_| error(ApiErrorKind::Unreachable)));
     let shutdown = Shutdown::default();
     let session = session(&script, &shutdown).await;
+    shutdown.stop();
     let began = Instant::now();
     assert_eq!(session.terminate().await.unwrap_err().kind(), ApiErrorKind::Unreachable);
     assert!(began.elapsed() <= TERMINATE_BUDGET);
     assert!(script.calls().len() > 2, "tried again meanwhile");
+}
+
+#[tokio::test(start_paused = true)]
+async fn termination_has_patience_while_the_job_goes_on() {
+    let script = Script::terminations((0..20).map(|_| error(ApiErrorKind::Unreachable)));
+    let shutdown = Shutdown::default();
+    let session = session(&script, &shutdown).await;
+    let began = Instant::now();
+    session.terminate().await.unwrap();
+    assert!(began.elapsed() > TERMINATE_BUDGET, "{:?}", began.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
