@@ -168,8 +168,7 @@ impl Driver {
 
     /// Since when and why there is no socket, while the session is being resumed and after that was given up.
     pub fn broken(&self) -> Option<Broken> {
-        let state = self.shared.lock();
-        state.broken.clone().or_else(|| state.ended.as_ref().map(ToString::to_string))
+        self.shared.lock().broken.clone()
     }
 
     /// Completes when the path has carried bytes for `time` without a break; never once the channel is over.

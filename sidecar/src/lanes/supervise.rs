@@ -123,8 +123,11 @@ impl<'a, F: Fn(Change)> Supervisor<'a, F> {
         }
         self.degraded = degraded;
         (self.on_change)(if degraded {
-            let broken = self.lanes.open.borrow().iter().find_map(|lane| lane.broken());
-            let broken = broken.map(|broken| broken.reason);
+            let why = |lane: &Arc<Lane>| {
+                let broken = lane.broken().map(|broken| broken.reason);
+                broken.or_else(|| Some(lane.driver().try_ended()?.to_string()))
+            };
+            let broken = self.lanes.open.borrow().iter().find_map(why);
             let lost = || Some(self.outage.as_ref()?.last.to_string());
             Change::Degraded(broken.or_else(lost).unwrap_or_default())
         } else {
