@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use tests::{
-    emulator::{Ending, Policy, Record},
+    emulator::{Break, Ending, Policy, Record},
     fixtures::{Document, Sidecar, TcpServer, eventually, source_bytes},
 };
 use tokio::{
@@ -162,6 +162,27 @@ async fn permission_that_is_granted_in_time_makes_successors_needless() {
     assert!(stream.answers().await, "cut although the session was resumed");
     tunnel.close().await;
     assert_eq!(world.emulator.journal().sessions().len(), 1);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn break_right_after_a_succession_is_not_charged_for_an_older_one() {
+    let world = World::with(|builder| builder.channel_lifetime(LIFE).policy(may_terminate())).await;
+    let server = TcpServer::echo().await.unwrap();
+    // The older outage's time is long over when the path breaks again.
+    let change = json!({ "timeouts": { "reconnect_s": 6 }, "events": true });
+    let mut tunnel = short_lived_by(&world.document(server.port()).with(&change)).await;
+    let mend = async |tunnel: &mut Tunnel| {
+        world.emulator.control().disconnect_all(Break::Reset).await;
+        tunnel.sidecar.word("degraded", LIMIT).await.unwrap();
+        tunnel.sidecar.word("recovered", LIMIT).await.unwrap();
+    };
+    mend(&mut tunnel).await;
+    let succeeded = |line: &str| line.contains("succeeded before its channel is closed");
+    tunnel.sidecar.log_line(LIMIT, succeeded).await.unwrap();
+    mend(&mut tunnel).await;
+    assert!(Echo::connect(tunnel.port).await.answers().await);
+    tunnel.close().await;
     world.finish().await;
 }
 

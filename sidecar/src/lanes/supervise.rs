@@ -3,13 +3,15 @@
 //! The service closes each data channel after about an hour. A session that may be resumed goes on in a
 //! new one and nobody notices. Where `ssm:ResumeSession` is not allowed the session ends there, so a
 //! successor is **made before it breaks**: new connections go to it, those of the old lane stay where they
-//! are until the service closes it, and a lane that nobody uses any more is ended at once. A session whose
-//! channel was closed can be ended by `ssm:TerminateSession` alone; where that is not allowed either, it is
-//! left to the account's idle time-out: connections are not cut early to tidy up after them.
+//! are, and a lane that nobody uses any more is ended at once. A minute before the close the old lane is
+//! ended with what it still carries: the close would cut that anyway, and leave a session, its connection
+//! to sshd and those to the database until the idle time-out, since without its channel a session can be
+//! ended by `ssm:TerminateSession` alone.
 //!
-//! Whether a session may be resumed is asked once, right after the start, by a `ResumeSession` on the
-//! session that is open: its answer opens nothing, it only says whether the call is allowed, and the
-//! customer hears of the missing permission while there is time to grant it.
+//! Whether sessions may be resumed is asked right after the start, by a `ResumeSession` on the session that is
+//! open: its answer opens nothing, it only says whether the call is allowed, and the customer hears of the
+//! missing permission while there is time to grant it. It is asked again before a successor is made and
+//! after an outage.
 //!
 //! Lanes are opened one after another: an agent that is asked for several sessions at once begins them in
 //! steps of a second (seen with the real agent).
@@ -210,7 +212,8 @@ impl<'a, F: Fn(Change)> Supervisor<'a, F> {
         let replaced = self.due(&self.lanes.open.borrow()).map(Arc::clone);
         let lane = self.lanes.admit(lane);
         info!(lane = lane.number, "a further session is open");
-        if let Some(outage) = &mut self.outage {
+        // A successor mends nothing: only the first lane after an outage does.
+        if let Some(outage) = self.outage.as_mut().filter(|outage| outage.mended.is_none()) {
             outage.mended = Some(Instant::now());
             // What could be resumed would not have been replaced.
             self.ask_about(&lane);
