@@ -99,10 +99,12 @@ impl Lanes {
     /// [`Unopened`] when the bastion or the target refuses, or nobody answers in time.
     pub async fn open(&self, originator: SocketAddr, limit: Duration) -> Result<Channel, Unopened> {
         if let Some(channel) = self.take_proof() {
+            self.want_spare(None);
             return Ok(channel);
         }
         loop {
             let lane = self.least_loaded().await;
+            self.want_spare(Some(&lane));
             let outcome = tokio::select! {
                 outcome = self.open_on(&lane, originator) => outcome,
                 () = lane.up_for(limit) => return Err(Unopened::TimedOut { within: limit }),
@@ -207,22 +209,32 @@ impl Lanes {
     async fn least_loaded(&self) -> Arc<Lane> {
         let mut open = self.open.subscribe();
         loop {
-            let (best, staying) = {
+            let best = {
                 let lanes = open.borrow_and_update();
                 let load =
                     |lane: &&Arc<Lane>| (lane.is_leaving(), !lane.is_up(), lane.ssh.channels());
-                (lanes.iter().min_by_key(load).cloned(), staying(&lanes))
+                lanes.iter().min_by_key(load).cloned()
             };
             if let Some(lane) = best {
-                if lane.ssh.channels() > 0 && staying < self.needs.sessions {
-                    self.wanted.notify_one();
-                }
                 return lane;
             }
             if open.changed().await.is_err() {
                 // The sender lives in `self`.
                 std::future::pending::<()>().await;
             }
+        }
+    }
+
+    /// Asks for a further lane unless an empty one is left beside `taken`: the next connection is to find
+    /// a lane of its own, and none ever waits for one.
+    fn want_spare(&self, taken: Option<&Arc<Lane>>) {
+        let lanes = self.open.borrow();
+        let is_spare = |lane: &&Arc<Lane>| {
+            let is_taken = taken.is_some_and(|taken| Arc::ptr_eq(lane, taken));
+            !is_taken && !lane.is_leaving() && lane.ssh.channels() == 0
+        };
+        if staying(&lanes) < self.needs.sessions && !lanes.iter().any(|lane| is_spare(&lane)) {
+            self.wanted.notify_one();
         }
     }
 

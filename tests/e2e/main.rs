@@ -42,6 +42,8 @@ mod isolation;
 #[cfg(test)]
 mod keys;
 #[cfg(test)]
+mod lanes;
+#[cfg(test)]
 #[cfg(target_os = "linux")]
 mod launch;
 #[cfg(test)]

@@ -92,8 +92,8 @@ async fn sessions(bench: &Bench, report: &mut Report) -> Outcome<()> {
         let world = World::start(&bench.sshd, Net::NEAR, Pacing::Real).await?;
         let number = usize::try_from(count)?;
         let changes = json!({ "tunnel": { "sessions": number } });
-        let tunnel = world.tunnel(bench.target.source.port(), &changes).await?;
-        let streams = one_on_each(&world, &tunnel, number).await?;
+        let mut tunnel = world.tunnel(bench.target.source.port(), &changes).await?;
+        let streams = one_on_each(&mut tunnel, number).await?;
         course.add(f64::from(count), download_from(streams, bench.short(), || tunnel.cpu()).await?);
         tunnel.close().await?;
     }
