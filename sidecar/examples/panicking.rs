@@ -4,8 +4,9 @@
 use std::{env, fmt, process::ExitCode};
 
 use ssm_sidecar::{
-    run::{self, CHANNEL_LIFE, Source},
+    run::{self, CHANNEL_LIFE, Options, Source},
     telemetry::Telemetry,
+    worker,
 };
 use tokio::time::Instant;
 use tracing::{
@@ -42,8 +43,23 @@ impl Visit for Message {
 fn main() -> ExitCode {
     let started = Instant::now();
     let Some(text) = env::args().nth(1) else { return ExitCode::FAILURE };
-    let telemetry = Telemetry::start_with(None, Panicking(text));
-    let status = run::run(&Source::Stdin, CHANNEL_LIFE, &telemetry, started);
+    if env::args().nth(2).is_some_and(|word| word == WORKER) {
+        let prepared = worker::prepare();
+        let telemetry = Telemetry::start_with(None, Panicking(text));
+        let status = worker::run(prepared, &telemetry);
+        drop(telemetry);
+        return status.into();
+    }
+    let telemetry = Telemetry::start_with(None, Panicking(text.clone()));
+    let options = Options {
+        source: Source::Stdin,
+        channel_life: CHANNEL_LIFE,
+        worker: vec![text.into(), WORKER.into()],
+        started,
+    };
+    let status = run::run(&options, &telemetry);
     drop(telemetry);
     status.into()
 }
+
+const WORKER: &str = "worker";

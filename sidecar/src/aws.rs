@@ -92,13 +92,9 @@ impl ControlPlane {
         Self { ssm, credentials, place, instance_id, ssh_port, reason }
     }
 
-    /// The ARN of whoever calls, as AWS sees it. Cancel-safe.
-    ///
-    /// # Errors
-    ///
-    /// [`ApiError`] when there are no credentials, they are refused, or STS is not reached.
-    pub async fn caller(&self) -> Result<String, ApiError> {
-        self.credentials.caller().await
+    /// Uses `keys` for all later calls, in place of those that there were.
+    pub fn replace_credentials(&self, keys: &Keys) {
+        self.credentials.replace(keys);
     }
 
     async fn start_session(&self) -> Result<Started, ApiError> {
@@ -203,9 +199,11 @@ impl SessionApi for ControlPlane {
         })
     }
 
-    fn replace_credentials(&self, keys: Keys) {
-        self.credentials.replace(&keys);
+    fn caller(&self) -> BoxFuture<'_, Result<String, ApiError>> {
+        Box::pin(self.credentials.caller())
     }
+
+    fn over(&self, _: &str) {}
 }
 
 /// Says in the session's history what it was for: `name` of the connection, and the runner's job.

@@ -1,37 +1,45 @@
 //! `check`: each step in turn, what it found, and the hint that ends the ticket.
 //!
 //! The steps are those of [`run`](crate::run), by the same code; only the order of telling is this command's own.
-//! The session is ended on every way out.
+//! The session is ended on every way out. As in [`run`](crate::run), a monitor keeps the keys of AWS, and a worker
+//! does the steps.
 
 mod database;
 mod report;
 
 use std::{
-    io,
+    ffi::OsString,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
     pin::pin,
+    process::Stdio,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use runner_protocol::{ErrorCode, Failure};
+use runner_protocol::{ErrorCode, Failure, Request};
 use russh::keys::HashAlg;
 use serde_json::{Value, json};
-use tokio::{runtime, time::timeout};
+use tokio::{
+    runtime,
+    time::{Instant, timeout},
+};
 
 use crate::{
     advice,
-    aws::{ApiErrorKind, ControlPlane},
+    aws::ApiErrorKind,
     cli::OutputFormat,
     config::Config,
     error::{Error, TargetCause, TargetError},
     hardening,
     http_proxy::Proxy,
+    job::{Surroundings, needs},
     lanes::{Finding, Lane, Needs, Observer},
+    link::wire::{Begin, Stop, Task},
+    monitor::{self, Ended, Monitor, Orders},
     policy::{OWN_SESSIONS, Scope},
     progress::Phase,
-    run::{identity, needs, read_document, stopping_signal},
+    run::{read_document, stopping_signal},
     session::{ApiError, SessionApi},
     shutdown::Shutdown,
     ssh::{Channel, OpenError},
@@ -41,44 +49,101 @@ use crate::{
 
 use report::{Report, Step};
 
-/// Checks the document of `file`, or of stdin, and returns the status to exit with. Blocks.
-pub fn run(file: Option<&Path>, format: OutputFormat) -> u8 {
+/// Checks the document of `file`, or of stdin, and returns the status to exit with; `worker`: the arguments with
+/// which this program is one. Blocks.
+pub fn run(file: Option<&Path>, format: OutputFormat, worker: &[OsString]) -> u8 {
     // What is refused here is refused again, and told, by `run`.
     drop(hardening::apply());
-    let report = Arc::new(Report::to_stdout(format));
-    report.begin(Step::Document);
     let outcome = read_document(file).and_then(|request| {
-        let scope = Scope::of(&request);
-        Ok((Config::from_request(request)?, scope))
+        let runtime = runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| Error::Internal(error.to_string()))?;
+        let outcome = runtime.block_on(supervise(&request, format, worker));
+        runtime.shutdown_background();
+        outcome
     });
-    let (config, scope) = match outcome {
-        Ok(accepted) => accepted,
-        Err(error) => return report.fail(&error.into_failure(Phase::Config), None),
+    outcome.unwrap_or_else(|error| {
+        let report = Report::to_stdout(format);
+        report.begin(Step::Document);
+        report.fail(&error.into_failure(Phase::Config), None)
+    })
+}
+
+/// Has the steps done by a worker, which tells them on stdout.
+async fn supervise(
+    request: &Request,
+    format: OutputFormat,
+    worker: &[OsString],
+) -> Result<u8, Error> {
+    let mut signals = pin!(stopping_signal());
+    let mut monitor = Monitor::start(worker, Stdio::inherit()).map_err(Error::NoWorker)?;
+    let begin = Begin {
+        task: Task::Check(format),
+        elapsed_ms: 0,
+        listener: false,
+        diagnosis: false,
+        health: false,
     };
-    match runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => {
-            let status = runtime.block_on(examine_until_stopped(&config, scope, &report));
-            runtime.shutdown_background();
-            status
+    let orders = Orders { begin, descriptors: Vec::new() };
+    // As above.
+    drop(monitor.locked_up().await?);
+    let mut service = monitor.begin(orders, request, Trust::load(), Proxy::from_env()?)?;
+    let mut asked = None;
+    let stop = async {
+        let signal = signals.as_mut().await;
+        asked = Some(Instant::now());
+        Stop::Signal(signal.into())
+    };
+    let attended = monitor.attend(&mut service, stop, |_| ()).await;
+    let deadline = asked.unwrap_or_else(Instant::now) + monitor::GRACE;
+    monitor.finish(Some(service), deadline).await;
+    match attended {
+        Ok(Ended::Check(status)) => Ok(status),
+        // What it could not even begin with.
+        Ok(Ended::Tunnel(failure)) => {
+            let failure = failure.unwrap_or_else(|| defect("no check was made"));
+            let report = Report::to_stdout(format);
+            report.begin(Step::Document);
+            Ok(report.fail(&failure, None))
         }
-        Err(error) => report.fail(&defect(&error).into_failure(Phase::Config), None),
+        Err(lost) => Err(lost.into()),
     }
 }
 
-fn defect(error: &io::Error) -> Error {
-    Error::Internal(error.to_string())
+fn defect(what: &str) -> Failure {
+    Error::Internal(what.to_owned()).into_failure(Phase::Config)
 }
 
-async fn examine_until_stopped(config: &Config, scope: Scope, report: &Arc<Report>) -> u8 {
+/// The worker's part: the steps, told on stdout; returns the status to exit with.
+pub(crate) async fn work(
+    request: Request,
+    surroundings: Surroundings,
+    format: OutputFormat,
+    stop: impl Future<Output = Stop>,
+) -> u8 {
+    let report = Arc::new(Report::to_stdout(format));
+    report.begin(Step::Document);
+    let scope = Scope::of(&request);
+    match Config::from_request(request) {
+        Ok(config) => examine_until_stopped(&config, scope, &report, surroundings, stop).await,
+        Err(error) => report.fail(&Error::from(error).into_failure(Phase::Config), None),
+    }
+}
+
+async fn examine_until_stopped(
+    config: &Config,
+    scope: Scope,
+    report: &Arc<Report>,
+    surroundings: Surroundings,
+    stop: impl Future<Output = Stop>,
+) -> u8 {
     let shutdown = Shutdown::default();
-    let mut signal = pin!(stopping_signal());
     let scope = Mutex::new(scope);
     let outcome = tokio::select! {
-        outcome = examine(config, &scope, report, &shutdown) => outcome,
-        name = &mut signal => {
-            report.stopped(name);
+        outcome = examine(config, &scope, report, surroundings, &shutdown) => outcome,
+        stop = stop => {
+            report.stopped(stop.reason());
             finish(&shutdown).await;
-            return stopped_by(name);
+            return stopped_by(stop.reason());
         }
     };
     // Sessions of a step that failed are ended by tasks of their own.
@@ -102,22 +167,18 @@ async fn examine(
     config: &Config,
     scope: &Mutex<Scope>,
     report: &Arc<Report>,
+    surroundings: Surroundings,
     shutdown: &Shutdown,
 ) -> Result<(), Failure> {
     report.found(document(config));
-    let failed = |error: Error, phase| error.into_failure(phase);
-    let proxy = Proxy::from_env().map_err(|error| failed(error.into(), Phase::Config))?;
-    let trust = Trust::load();
-    let plane = Arc::new(ControlPlane::new(identity::settings(config), &trust, &proxy));
+    let api = Arc::clone(&surroundings.api);
 
     report.begin(Step::Identity);
-    who(&plane, scope, report).await?;
+    who(&*api, scope, report).await?;
 
     let watcher = Arc::new(Watcher { report: Arc::clone(report), session: Mutex::default() });
-    let api: Arc<dyn SessionApi> = Arc::<ControlPlane>::clone(&plane);
     let observer: Arc<dyn Observer> = Arc::<Watcher>::clone(&watcher);
-    let needs =
-        Needs { observer: Some(observer), ..needs(config, api, trust, proxy, shutdown.clone()) };
+    let needs = Needs { observer: Some(observer), ..needs(config, surroundings, shutdown.clone()) };
     let needs = Arc::new(needs);
     let phase = Arc::new(Mutex::new(Phase::Config));
     let reached = Arc::clone(&phase);
@@ -138,7 +199,7 @@ async fn examine(
 
     let outcome = beyond(config, &lane, report).await;
     if outcome.is_ok() {
-        permissions(&*plane, &watcher, scope, report).await;
+        permissions(&*api, &watcher, scope, report).await;
     }
     lane.terminate(END).await;
     outcome
@@ -197,8 +258,8 @@ fn document(config: &Config) -> String {
 
 /// Whose the credentials are. Not to learn it is no failure: where only the SSM endpoint is reached, all the
 /// rest works.
-async fn who(plane: &ControlPlane, scope: &Mutex<Scope>, report: &Report) -> Result<(), Failure> {
-    match plane.caller().await {
+async fn who(api: &dyn SessionApi, scope: &Mutex<Scope>, report: &Report) -> Result<(), Failure> {
+    match api.caller().await {
         Ok(arn) => {
             let mut scope = scope.lock().unwrap_or_else(PoisonError::into_inner);
             *scope = scope.clone().in_account_of(&arn);

@@ -4,6 +4,7 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+use serde::{Deserialize, Serialize};
 
 use crate::telemetry::LogFormat;
 
@@ -56,6 +57,9 @@ pub enum Command {
         /// Such as `http://127.0.0.1:9090/readyz`; http only.
         url: http::Uri,
     },
+    /// Be the worker of a sidecar, which alone can start one.
+    #[command(hide = true)]
+    Worker(Worker),
     /// Print the JSON Schema of the document.
     Schema,
     /// Print a completion script for a shell.
@@ -94,6 +98,30 @@ impl Run {
     }
 }
 
+/// How a worker logs.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Worker {
+    /// As its monitor does.
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// Nothing, unless `RUST_LOG` says otherwise.
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+impl Worker {
+    /// The name of the command.
+    pub const NAME: &str = "worker";
+
+    /// The arguments that say so.
+    pub fn arguments(self) -> Vec<OsString> {
+        let format = self.log_format.map(|format| ["--log-format", format.name()]);
+        let quiet = self.quiet.then_some("--quiet");
+        let words = [Self::NAME].into_iter().chain(format.into_iter().flatten()).chain(quiet);
+        words.map(OsString::from).collect()
+    }
+}
+
 /// How to check.
 #[derive(Args, Clone, Debug)]
 pub struct Check {
@@ -106,7 +134,7 @@ pub struct Check {
 }
 
 /// How the steps of a check are told.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, clap::ValueEnum)]
 pub enum OutputFormat {
     /// For people; coloured on a terminal, unless `NO_COLOR` is set.
     Text,

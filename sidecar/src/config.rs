@@ -3,7 +3,7 @@
 //! The request holds what the contract allows already. What is left is to decode: the private key, which takes
 //! CPU time when it has a passphrase, the host keys and the URLs.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use http::Uri;
 use runner_protocol::{
@@ -12,7 +12,7 @@ use runner_protocol::{
 };
 use ssh_client::{HostKeyPin, KeyError, PrivateKey};
 
-pub use runner_protocol::request::{AssumeRole, Hardening, Identity, Listen, Target, Timeouts};
+pub use runner_protocol::request::{AssumeRole, Hardening, Identity, Target, Timeouts};
 
 /// What one sidecar does, from start to end.
 #[derive(Debug)]
@@ -27,18 +27,14 @@ pub struct Config {
     pub bastion: Bastion,
     /// The database, as the bastion sees it.
     pub target: Target,
-    /// Where clients connect to.
-    pub listen: Listen,
+    /// User ids that may connect, where not everybody may.
+    pub allowed_uids: Option<Vec<u32>>,
     /// How bytes are carried.
     pub tunnel: Tunnel,
     /// How long things may take.
     pub timeouts: Timeouts,
     /// Whether the runner wants more lines than `ready` and `failed`.
     pub events: bool,
-    /// Where the HTTP endpoint for probes listens, if there is to be one.
-    pub health: Option<SocketAddr>,
-    /// What to do where the host cannot give every protection.
-    pub hardening: Hardening,
 }
 
 impl Config {
@@ -50,8 +46,7 @@ impl Config {
     /// [`ConfigError::Key`] if the private key cannot be used, [`ConfigError::Mistakes`] if host keys or URLs
     /// are wrong; then a wrong private key is among the mistakes.
     pub fn from_request(request: Request) -> Result<Self, ConfigError> {
-        let Request { name, memo: _, job_id, aws, bastion, target, listen, hardening, .. } =
-            request;
+        let Request { name, memo: _, job_id, aws, bastion, target, listen, .. } = request;
         let mut mistakes = Vec::new();
         let aws = Aws::decode(aws, &mut mistakes);
         let bastion = Bastion::decode(bastion, &mut mistakes);
@@ -67,12 +62,10 @@ impl Config {
             aws,
             bastion: bastion?,
             target,
-            listen,
+            allowed_uids: listen.allowed_uids,
             tunnel: request.tunnel.into(),
             timeouts: request.timeouts,
             events: request.events,
-            health: request.health.listen,
-            hardening,
         })
     }
 }
@@ -95,6 +88,17 @@ pub struct Aws {
 }
 
 impl Aws {
+    /// Decodes it alone, for whoever calls AWS and has no use for the rest.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Mistakes`] if URLs are wrong.
+    pub fn from_request(aws: request::Aws) -> Result<Self, ConfigError> {
+        let mut mistakes = Vec::new();
+        let aws = Self::decode(aws, &mut mistakes);
+        Mistakes::new(mistakes).map_or(Ok(aws), |mistakes| Err(mistakes.into()))
+    }
+
     fn decode(aws: request::Aws, mistakes: &mut Vec<Mistake>) -> Self {
         let is_loopback = aws.endpoint_url.as_ref().is_some_and(EndpointUrl::is_loopback);
         Self {

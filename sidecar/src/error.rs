@@ -14,6 +14,7 @@ use crate::{
     http_proxy::InvalidProxy,
     lanes::LaneError,
     listen::ListenError,
+    monitor::Lost,
     progress::Phase,
     ssh::{OpenError, SshError},
 };
@@ -57,6 +58,12 @@ pub enum Error {
         /// `timeouts.ready_s`.
         seconds: u64,
     },
+    /// The host lets no worker be started.
+    #[error("the worker process cannot be started")]
+    NoWorker(#[source] std::io::Error),
+    /// The worker has gone.
+    #[error("internal error: {0}")]
+    Worker(#[from] Lost),
     /// A defect of ours.
     #[error("internal error: {0}")]
     Internal(String),
@@ -144,6 +151,11 @@ impl Error {
             Self::Lane(error) => lane(error, phase),
             Self::Target(error) => target(error, phase),
             Self::NotReady { .. } => not_ready(phase),
+            Self::NoWorker(_) => Advice::new(
+                ErrorCode::LocalHardening,
+                "let the sidecar start a second process of itself: mount /proc, and leave room for one process",
+            ),
+            Self::Worker(lost) => Advice::new(ErrorCode::Internal, lost.hint()),
             Self::Internal(_) => Advice::new(
                 ErrorCode::Internal,
                 "report this with the log lines before it; trying again does no harm",

@@ -1,14 +1,24 @@
 //! What this process gives up before it holds a secret.
 
+use std::borrow::Cow;
+
 use runner_protocol::request::Hardening;
+use serde::{Deserialize, Serialize};
 use tracing::{debug, warn};
 
 /// A protection that this host refused.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, thiserror::Error)]
 #[error("{protection} is not to be had: {cause}")]
 pub struct Unprotected {
-    protection: &'static str,
+    protection: Cow<'static, str>,
     cause: String,
+}
+
+impl Unprotected {
+    /// `protection` was refused for `cause`.
+    pub fn new(protection: &'static str, cause: impl Into<String>) -> Self {
+        Self { protection: protection.into(), cause: cause.into() }
+    }
 }
 
 /// Applies every protection before a secret is read.
@@ -19,7 +29,7 @@ pub fn apply() -> Vec<Unprotected> {
     for (protection, outcome) in protections() {
         match outcome {
             Ok(()) => debug!(protection, "applied"),
-            Err(cause) => refused.push(Unprotected { protection, cause: cause.to_string() }),
+            Err(cause) => refused.push(Unprotected::new(protection, cause.to_string())),
         }
     }
     refused
@@ -70,8 +80,7 @@ mod tests {
 
     #[test]
     fn a_refused_protection_fails_only_where_it_is_required() {
-        let refused =
-            || vec![Unprotected { protection: "not dumpable", cause: "EPERM".to_owned() }];
+        let refused = || vec![Unprotected::new("not dumpable", "EPERM")];
         assert!(enforce(Hardening::BestEffort, refused()).is_ok());
         let error = enforce(Hardening::Required, refused()).unwrap_err();
         assert_eq!(error.to_string(), "not dumpable is not to be had: EPERM");

@@ -27,21 +27,32 @@ pub struct HealthError {
     cause: io::Error,
 }
 
-/// Serves `figures` at `address` until the process stops; nothing where there is no address.
+/// Listens at `address`.
 ///
 /// # Errors
 ///
 /// [`HealthError`] when the address cannot be had.
-pub async fn start(
-    address: Option<SocketAddr>,
-    figures: Figures,
-    shutdown: &Shutdown,
-) -> Result<(), HealthError> {
-    let Some(address) = address else { return Ok(()) };
+pub fn bind(address: SocketAddr) -> Result<std::net::TcpListener, HealthError> {
     let refused = |cause| HealthError { address, cause };
-    let listener = TcpListener::bind(address).await.map_err(refused)?;
+    let listener = std::net::TcpListener::bind(address).map_err(refused)?;
+    listener.set_nonblocking(true).map_err(refused)?;
     let bound = listener.local_addr().map_err(refused)?;
     info!(address = %bound, "health endpoint");
+    Ok(listener)
+}
+
+/// Serves `figures` at `listener`, one of [`bind`], until the process stops; nothing where there is none.
+///
+/// # Errors
+///
+/// When it cannot be watched.
+pub fn start(
+    listener: Option<std::net::TcpListener>,
+    figures: Figures,
+    shutdown: &Shutdown,
+) -> io::Result<()> {
+    let Some(listener) = listener else { return Ok(()) };
+    let listener = TcpListener::from_std(listener)?;
     let tasks = shutdown.clone();
     shutdown.spawn(async move { serve(listener, figures, &tasks).await });
     Ok(())

@@ -11,7 +11,11 @@
 //! `runner-protocol` holds the contract with the runner, `data-channel` and `ssh-client` the two
 //! protocols as state machines without IO.
 
+pub mod monitor;
 pub mod run;
+
+pub mod job;
+pub mod worker;
 
 pub mod cli;
 
@@ -24,7 +28,10 @@ pub mod probe;
 pub mod config;
 pub mod hardening;
 pub mod lease;
+pub mod link;
+pub mod lockdown;
 pub mod output;
+pub mod panics;
 pub mod progress;
 pub mod shutdown;
 pub mod telemetry;

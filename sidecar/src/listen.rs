@@ -39,6 +39,15 @@ pub enum ListenError {
     },
 }
 
+/// What [`bind`] has made, before it is served.
+#[derive(Debug)]
+pub struct Bound {
+    /// Where clients arrive.
+    pub socket: std::net::TcpListener,
+    /// Tells who has connected; only where somebody wants to know.
+    pub diagnosis: Option<OwnedFd>,
+}
+
 /// The listening socket, with what decides who may connect.
 #[derive(Debug)]
 pub struct Listener {
@@ -49,6 +58,22 @@ pub struct Listener {
 }
 
 impl Listener {
+    /// Serves `bound`; `allowed`: the users that may connect, where not all may.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be watched.
+    pub fn new(bound: Bound, allowed: Option<Vec<u32>>) -> io::Result<Self> {
+        let Bound { socket, diagnosis } = bound;
+        let port = socket.local_addr()?.port();
+        let peers = match (allowed, diagnosis) {
+            (None, _) => None,
+            (Some(allowed), Some(diagnosis)) => Some(Peers::new(allowed, diagnosis)),
+            (Some(_), None) => return Err(io::ErrorKind::InvalidInput.into()),
+        };
+        Ok(Self { socket: TcpListener::from_std(socket)?, port, peers })
+    }
+
     /// The port that clients connect to.
     pub fn port(&self) -> u16 {
         self.port
@@ -72,14 +97,14 @@ impl Listener {
 /// # Errors
 ///
 /// [`ListenError`] with what the kernel said.
-pub async fn bind(listen: &Listen) -> Result<Listener, ListenError> {
+pub async fn bind(listen: &Listen) -> Result<Bound, ListenError> {
     let address = SocketAddr::new(listen.address, listen.port);
     let at = match listen.fd {
         Some(descriptor) => format!("descriptor {descriptor}"),
         None => address.to_string(),
     };
     let refused = |cause| ListenError::Refused { at: at.clone(), cause };
-    let allowed = listen.allowed_uids.clone();
+    let restricted = listen.allowed_uids.is_some();
     let open = move |fd: Option<i32>| -> io::Result<_> {
         let socket = match fd {
             Some(descriptor) => inherited(descriptor)?,
@@ -87,16 +112,14 @@ pub async fn bind(listen: &Listen) -> Result<Listener, ListenError> {
         };
         socket.set_nonblocking(true)?;
         // Made where the listener was made: both see the sockets of that network namespace.
-        let diagnosis = fd.and_then(|descriptor| inherited_diagnosis(descriptor + 1));
-        Ok((socket, allowed.map(|users| Peers::new(users, diagnosis)).transpose()?))
+        let inherited = fd.and_then(|descriptor| inherited_diagnosis(descriptor + 1));
+        let diagnosis = restricted.then(|| inherited.map_or_else(peers::diagnosis, Ok));
+        Ok(Bound { socket, diagnosis: diagnosis.transpose()? })
     };
-    let (socket, peers) = match &listen.netns {
-        Some(path) => in_namespace(path.clone(), move || open(None)).await?.map_err(refused)?,
-        None => open(listen.fd).map_err(refused)?,
-    };
-    let port = socket.local_addr().map_err(refused)?.port();
-    let socket = TcpListener::from_std(socket).map_err(refused)?;
-    Ok(Listener { socket, port, peers })
+    match &listen.netns {
+        Some(path) => in_namespace(path.clone(), move || open(None)).await?.map_err(refused),
+        None => open(listen.fd).map_err(refused),
+    }
 }
 
 /// Takes over a listening socket that the launcher left open.

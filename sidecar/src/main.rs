@@ -10,13 +10,14 @@ use clap::{CommandFactory as _, Parser as _};
 use runner_protocol::{ExitStatus, Failure};
 use ssm_sidecar::{
     advice, check,
-    cli::{Arguments, Check, Command, Exec, Policy, Run},
+    cli::{Arguments, Check, Command, Exec, Policy, Run, Worker},
     exec,
     policy::Scope,
     probe,
     progress::Phase,
     run::{self, Source},
     telemetry::Telemetry,
+    worker,
 };
 use tokio::time::Instant;
 
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+        Some(Command::Worker(options)) => be_worker(options),
         Some(Command::Schema) => print(runner_protocol::schema().trim_end()),
         Some(Command::Completions { shell }) => {
             let mut script = Vec::new();
@@ -63,14 +65,28 @@ fn run(options: Run, started: Instant) -> ExitCode {
     let telemetry = Telemetry::start(options.log_format);
     let source = options.config.map_or(Source::Stdin, Source::File);
     let channel_life = options.channel_life.map_or(run::CHANNEL_LIFE, Duration::from_secs);
-    let status = run::run(&source, channel_life, &telemetry, started);
+    let worker = Worker { log_format: options.log_format, quiet: false }.arguments();
+    let status = run::run(&run::Options { source, channel_life, worker, started }, &telemetry);
+    drop(telemetry);
+    status.into()
+}
+
+fn be_worker(options: Worker) -> ExitCode {
+    let prepared = worker::prepare();
+    let telemetry = if options.quiet {
+        Telemetry::start_at("off", options.log_format)
+    } else {
+        Telemetry::start(options.log_format)
+    };
+    let status = worker::run(prepared, &telemetry);
     drop(telemetry);
     status.into()
 }
 
 fn check(options: &Check) -> ExitCode {
     let telemetry = Telemetry::start_at("off", None);
-    let status = check::run(options.config.as_deref(), options.output);
+    let worker = Worker { log_format: None, quiet: true }.arguments();
+    let status = check::run(options.config.as_deref(), options.output, &worker);
     drop(telemetry);
     status.into()
 }

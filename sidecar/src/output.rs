@@ -1,4 +1,6 @@
 //! Stdout, the sidecar's side of the contract: few lines, each flushed, and its loss noticed.
+//!
+//! The monitor alone writes there; the worker tells it what there is to say.
 
 use std::{
     io::{self, Write},
@@ -6,43 +8,65 @@ use std::{
 };
 
 use runner_protocol::Line;
-use tokio::io::Interest;
+use tokio::{io::Interest, sync::mpsc};
 use tracing::warn;
 
-use crate::lease::watch;
+use crate::{
+    lease::watch,
+    link::{
+        Frame,
+        wire::{ToMonitor, encode},
+    },
+    progress::Phase,
+};
 
-/// Writes contract lines to stdout.
+/// Writes a line to stdout.
+///
+/// # Errors
+///
+/// When stdout is gone, which ends the lease.
+pub fn print(line: &Line) -> io::Result<()> {
+    let text = format!("{line}\n");
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
+}
+
+/// What the worker has to say on stdout, by way of the monitor.
 #[derive(Debug)]
 pub struct Output {
     /// Whether the runner asked for the further lines (`"events": true`).
     events: bool,
+    outbox: mpsc::Sender<Frame>,
 }
 
 impl Output {
     /// `events`: whether lines other than `ready` and `failed` are wanted.
-    pub fn new(events: bool) -> Self {
-        Self { events }
+    pub fn new(events: bool, outbox: mpsc::Sender<Frame>) -> Self {
+        Self { events, outbox }
     }
 
-    /// Writes a line that every runner gets.
-    ///
-    /// # Errors
-    ///
-    /// When stdout is gone, which ends the lease.
-    pub fn line(&self, line: &Line) -> io::Result<()> {
-        let text = format!("{line}\n");
-        let mut stdout = io::stdout().lock();
-        stdout.write_all(text.as_bytes())?;
-        stdout.flush()
+    /// Says a line that every runner gets.
+    pub fn line(&self, line: &Line) {
+        self.tell(&ToMonitor::Line(line.to_string()));
     }
 
-    /// Writes a line that only a runner which asked for events gets; a failure shows at
-    /// [`closed`] anyway.
+    /// Says a line that only a runner which asked for events gets.
     pub fn event(&self, line: &Line) {
-        if self.events
-            && let Err(error) = self.line(line)
-        {
-            warn!(%error, "stdout refused an event");
+        if self.events {
+            self.line(line);
+        }
+    }
+
+    /// Says that a phase has begun, which is an event and what a failure of the monitor's names.
+    pub fn phase(&self, phase: Phase) {
+        self.tell(&ToMonitor::Phase(phase.name().to_owned()));
+    }
+
+    fn tell(&self, message: &ToMonitor) {
+        let sent = encode(message).map(|frame| self.outbox.try_send(frame).is_ok());
+        if !matches!(sent, Ok(true)) {
+            warn!(?message, "the monitor was not told");
         }
     }
 }

@@ -39,6 +39,21 @@ impl Phase {
     }
 }
 
+impl Phase {
+    /// The phase of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        let all = [
+            Self::Config,
+            Self::StartSession,
+            Self::Session,
+            Self::Ssh,
+            Self::Target,
+            Self::Tunnel,
+        ];
+        all.into_iter().find(|phase| phase.name() == name)
+    }
+}
+
 impl fmt::Display for Phase {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(self.name())

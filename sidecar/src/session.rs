@@ -1,7 +1,7 @@
 //! An SSM session that is never left behind, and the control plane that it needs.
 //!
 //! [`SessionApi`] is the seam between whoever holds the AWS credentials and whoever parses what the network
-//! sends: four calls and the renewal of the keys, nothing else crosses it.
+//! sends: five calls and a note, nothing else crosses it.
 //!
 //! # Why `StartSession` is not simply retried
 //!
@@ -17,6 +17,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use futures_util::future::BoxFuture;
 use http::{HeaderName, HeaderValue, Uri};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::{
     runtime::Handle,
     sync::oneshot,
@@ -46,15 +47,18 @@ pub trait SessionApi: Send + Sync + fmt::Debug {
     /// itself (`X-Amz-…` in its query). Valid for minutes: sign anew for each opening. Cancel-safe.
     fn sign_opening<'a>(&'a self, uri: &'a Uri) -> BoxFuture<'a, Result<SignedHeaders, ApiError>>;
 
-    /// Uses `keys` for all later calls, in place of those that there were.
-    fn replace_credentials(&self, keys: Keys);
+    /// Asks AWS whose the credentials are: an ARN. Cancel-safe.
+    fn caller(&self) -> BoxFuture<'_, Result<String, ApiError>>;
+
+    /// Notes that a session is over already, so that nobody needs to end it.
+    fn over(&self, session_id: &str);
 }
 
 /// Headers to add to a request; empty where it is not to be signed.
 pub type SignedHeaders = Vec<(HeaderName, HeaderValue)>;
 
 /// What `StartSession` answers.
-#[derive(Debug)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct Started {
     /// Up to 96 characters.
     pub session_id: String,
@@ -65,7 +69,7 @@ pub struct Started {
 }
 
 /// What `ResumeSession` answers.
-#[derive(Debug)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct Resumed {
     /// Where to open the data channel now; the URL used before if there is none.
     pub stream_url: Option<String>,
@@ -87,6 +91,19 @@ impl Token {
 impl From<String> for Token {
     fn from(text: String) -> Self {
         Self(Zeroizing::new(text))
+    }
+}
+
+impl Serialize for Token {
+    /// For the link between monitor and worker alone, whose frames are wiped.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Token {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(Self::from)
     }
 }
 
@@ -227,7 +244,9 @@ impl Session {
 
     /// Notes that the service has ended the session, so that there is nothing to terminate.
     pub fn mark_ended(&mut self) {
-        self.armed = None;
+        if let Some(id) = self.armed.take() {
+            self.api.over(&id);
+        }
     }
 
     /// Terminates the session, trying again what may pass: for minutes, or for seconds once the process
@@ -262,7 +281,12 @@ impl Drop for Session {
     }
 }
 
-async fn terminate_with_retries(
+/// Terminates the session `id`, as [`Session::terminate`] does.
+///
+/// # Errors
+///
+/// [`ApiError`] of the last attempt.
+pub(crate) async fn terminate_with_retries(
     api: &dyn SessionApi,
     shutdown: &Shutdown,
     id: &str,

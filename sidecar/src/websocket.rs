@@ -12,6 +12,7 @@ mod stream_url;
 use std::{
     fmt,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -32,12 +33,16 @@ use tokio_tungstenite::{
 use tracing::{debug, warn};
 
 use crate::{
+    config::Aws,
     http_proxy::Proxy,
     session::{SessionApi, SignedHeaders},
     tls::{DISTRUST_HINT, Trust},
 };
 
+pub use dial::{Dial, Direct};
+pub(crate) use dial::{connect_tcp, first_hop};
 pub use stream_url::InvalidStreamUrl;
+pub(crate) use stream_url::resolve;
 
 use dial::Transport;
 
@@ -54,11 +59,21 @@ pub struct Settings {
     pub trust: Trust,
     /// The way out.
     pub proxy: Proxy,
+    /// Who makes connections.
+    pub dial: Arc<dyn Dial>,
     /// For one opening as a whole, from signing to the sent opening message.
     pub timeout: Duration,
 }
 
 impl Settings {
+    /// What a document says.
+    pub fn of(aws: &Aws, trust: Trust, proxy: Proxy) -> Self {
+        let mut settings = Self::new(aws.region.clone(), trust, proxy);
+        settings.stream_endpoint_url.clone_from(&aws.stream_endpoint_url);
+        settings.allow_loopback = aws.is_loopback;
+        settings
+    }
+
     /// Public endpoints of `region` and 15 s for an opening.
     pub fn new(region: impl Into<String>, trust: Trust, proxy: Proxy) -> Self {
         Self {
@@ -67,6 +82,7 @@ impl Settings {
             allow_loopback: false,
             trust,
             proxy,
+            dial: Arc::new(Direct),
             timeout: DEFAULT_TIMEOUT,
         }
     }
@@ -213,7 +229,7 @@ pub async fn open(
     stream_url: &str,
     opening: String,
 ) -> Result<WebSocket, OpenError> {
-    let uri = stream_url::resolve(stream_url, settings)?;
+    let uri = resolve(stream_url, settings)?;
     let within = settings.timeout;
     match timeout(within, open_in_time(settings, api, &uri, opening)).await {
         Ok(outcome) => outcome,

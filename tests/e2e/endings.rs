@@ -128,13 +128,20 @@ async fn everything_out_of_reach_at_the_end_is_said_and_left_to_the_idle_time_ou
 }
 
 #[tokio::test]
-async fn killed_sidecar_leaves_nothing_here_and_its_session_to_the_idle_time_out() {
+async fn both_processes_killed_at_once_leave_the_session_to_the_idle_time_out() {
     let world = World::with(|builder| builder.idle_timeout(Duration::from_secs(8))).await;
-    let tunnel = eventful(&world).await;
-    tunnel.sidecar.signal(Signal::SIGKILL).unwrap();
-    let exit = tunnel.sidecar.exit(STOP).await.unwrap();
+    let server = TcpServer::echo().await.unwrap();
+    let document = world.document(server.port());
+    let sidecar = Sidecar::spawn_with(&document, |command| {
+        command.process_group(0);
+    });
+    let mut sidecar = sidecar.await.unwrap();
+    let port = sidecar.ready(LIMIT).await.unwrap();
+    nix::sys::signal::killpg(sidecar.pid().unwrap(), Signal::SIGKILL).unwrap();
+    let exit = sidecar.exit(STOP).await.unwrap();
     assert_eq!(exit.status.signal(), Some(Signal::SIGKILL as i32));
-    assert!(TcpStream::connect(("127.0.0.1", tunnel.port)).await.is_err(), "somebody listens");
+    let silent = || async { TcpStream::connect(("127.0.0.1", port)).await.is_err() };
+    assert!(eventually(STOP, silent).await, "somebody listens");
     assert_idle_end(&world).await;
 }
 

@@ -70,7 +70,7 @@ async fn client_that_does_not_read_stalls_itself_alone() {
     assert!(slowest < Duration::from_secs(1), "an echo took {slowest:?}");
     #[cfg(target_os = "linux")]
     {
-        let memory = resident_kib(tunnel.sidecar.pid().unwrap().as_raw());
+        let memory = resident_kib(tunnel.sidecar.worker().unwrap().as_raw());
         assert!(memory < 64 << 10, "the sidecar holds {memory} KiB");
     }
 

@@ -55,6 +55,8 @@ mod permissions;
 #[cfg(test)]
 mod policy;
 #[cfg(test)]
+mod privileges;
+#[cfg(test)]
 mod resume;
 #[cfg(test)]
 mod runners;

@@ -208,16 +208,19 @@ async fn ping(stream: &mut TcpStream) -> Option<[u8; 4]> {
     Some(answer)
 }
 
-/// The most memory that the sidecar has had so far, in KiB.
+/// The most memory that the sidecar's two processes have had so far, in KiB.
 pub(crate) fn peak_kib(tunnel: &Tunnel) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", tunnel.sidecar.pid().unwrap()));
-    let status = status.unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
+    let processes = [tunnel.sidecar.pid(), tunnel.sidecar.worker()];
+    let peaks = processes.into_iter().map(|pid| {
+        let status = fs::read_to_string(format!("/proc/{}/status", pid.unwrap())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    });
+    peaks.sum()
 }
 
 fn open_files(tunnel: &Tunnel) -> usize {
-    fs::read_dir(format!("/proc/{}/fd", tunnel.sidecar.pid().unwrap())).unwrap().count()
+    fs::read_dir(format!("/proc/{}/fd", tunnel.sidecar.worker().unwrap())).unwrap().count()
 }
 
 fn stall() -> Duration {

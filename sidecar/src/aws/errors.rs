@@ -7,6 +7,7 @@ use aws_sdk_ssm::{
     operation::RequestId as _,
 };
 use runner_protocol::ErrorCode;
+use serde::{Deserialize, Serialize};
 
 use super::{
     place::Call,
@@ -15,7 +16,7 @@ use super::{
 use crate::tls::{DISTRUST_HINT, distrust};
 
 /// Why a call of the control plane failed; free of secrets.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, Deserialize, Serialize, thiserror::Error)]
 #[error("{message}")]
 pub struct ApiError {
     kind: ApiErrorKind,
@@ -29,7 +30,7 @@ pub struct ApiError {
 }
 
 /// What a failed call means to whoever made it.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub enum ApiErrorKind {
     /// The instance's agent is not connected to Systems Manager, or there is no such instance here.
     InstanceNotConnected,

@@ -154,7 +154,7 @@ async fn renewed_keys_sign_the_next_call() {
     let api = control_plane(settings(service.url()));
     api.start().await.unwrap();
     let session_token = Some(Zeroizing::new("new-token".to_owned()));
-    api.replace_credentials(Keys { session_token, ..keys("AKIDNEW") });
+    api.replace_credentials(&Keys { session_token, ..keys("AKIDNEW") });
     api.start().await.unwrap();
     let seen = service.seen();
     assert_eq!([seen[0].key(), seen[1].key()], ["AKIDOLD", "AKIDNEW"]);
@@ -188,7 +188,7 @@ async fn role_is_assumed_once_and_again_with_renewed_keys() {
     let api = control_plane(Settings { assume_role, ..settings(service.url()) });
     api.start().await.unwrap();
     api.start().await.unwrap();
-    api.replace_credentials(keys("AKIDNEW"));
+    api.replace_credentials(&keys("AKIDNEW"));
     api.start().await.unwrap();
 
     let seen = service.seen();
@@ -367,7 +367,7 @@ async fn environment() {
     let identity = Identity::Environment;
     let api = control_plane(Settings { identity, ..settings(service.url()) });
     api.start().await.unwrap();
-    api.replace_credentials(keys("AKIDNEW"));
+    api.replace_credentials(&keys("AKIDNEW"));
     api.start().await.unwrap();
     let seen = service.seen();
     assert_eq!([seen[0].key(), seen[1].key()], ["AKIDHOST", "AKIDNEW"]);

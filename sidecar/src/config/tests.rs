@@ -1,4 +1,4 @@
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
 use runner_protocol::Blame;
 
@@ -14,7 +14,7 @@ fn smallest_document_gets_every_default() {
     assert_eq!((config.bastion.ssh_port, config.bastion.ssh_user.as_str()), (22, "ec2-user"));
     assert_eq!(config.bastion.pins, []);
     assert_eq!(config.target.port, 5432);
-    assert_eq!(config.listen.address, IpAddr::from([127, 0, 0, 1]));
+    assert_eq!(config.allowed_uids, None);
     assert_eq!(config.timeouts.ready, Duration::from_mins(1));
     let tunnel = Tunnel {
         sessions: 1,
@@ -23,8 +23,7 @@ fn smallest_document_gets_every_default() {
         max_connections: 64,
     };
     assert_eq!(config.tunnel, tunnel);
-    assert_eq!((config.events, config.health), (false, None));
-    assert_eq!(config.hardening, Hardening::BestEffort);
+    assert!(!config.events);
 }
 
 #[test]
@@ -33,7 +32,7 @@ fn every_field_reaches_its_consumer() {
         aws: r#", "endpoint_url": "http://127.0.0.1:4566/ssm", "stream_endpoint_url": "wss://gate.example:8443", "region": "eu-west-1""#,
         bastion: r#", "ssh_port": 2222, "ssh_user": "admin""#,
         host_key: &format!(r#"["{FINGERPRINT}", "{PUBLIC_KEY}"]"#),
-        rest: r#", "job_id": "7", "events": true, "health": {"listen": "[::]:8080"}, "hardening": "required",
+        rest: r#", "job_id": "7", "events": true, "listen": {"allowed_uids": [7]},
             "tunnel": {"compression": "off", "sessions": 4, "message_bytes": 4096, "max_connections": 9}"#,
         ..Document::default()
     })
@@ -53,9 +52,8 @@ fn every_field_reaches_its_consumer() {
         max_connections: 9,
     };
     assert_eq!(config.tunnel, tunnel);
-    assert_eq!(config.health, Some("[::]:8080".parse().unwrap()));
     assert_eq!((config.job_id.as_deref(), config.events), (Some("7"), true));
-    assert_eq!(config.hardening, Hardening::Required);
+    assert_eq!(config.allowed_uids, Some(vec![7]));
 }
 
 #[test]

@@ -29,16 +29,17 @@ pub enum Refusal {
     Unknown(io::Error),
 }
 
+/// Makes a socket that sees those of the network namespace in which the calling thread is.
+pub(super) fn diagnosis() -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let protocol = SockProtocol::NetlinkSockDiag;
+    Ok(socket(AddressFamily::Netlink, SockType::Datagram, flags, protocol)?)
+}
+
 impl Peers {
-    /// Asks by `diagnosis`, or by a socket made here.
-    pub(super) fn new(allowed: Vec<u32>, diagnosis: Option<OwnedFd>) -> io::Result<Self> {
-        if let Some(diagnosis) = diagnosis {
-            return Ok(Self { allowed, diagnosis });
-        }
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let protocol = SockProtocol::NetlinkSockDiag;
-        let diagnosis = socket(AddressFamily::Netlink, SockType::Datagram, flags, protocol)?;
-        Ok(Self { allowed, diagnosis })
+    /// Asks by `diagnosis`.
+    pub(super) fn new(allowed: Vec<u32>, diagnosis: OwnedFd) -> Self {
+        Self { allowed, diagnosis }
     }
 
     /// Lets the owner of the socket at `peer`, connected to `own`, in, or says why not.
@@ -145,8 +146,12 @@ mod tests {
             let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let (accepted, peer) = listener.accept().unwrap();
             let own = accepted.local_addr().unwrap();
-            assert!(Peers::new(vec![me], None).unwrap().admit(peer, own).is_ok(), "{address}");
-            let refusal = Peers::new(vec![me + 1], None).unwrap().admit(peer, own).unwrap_err();
+            assert!(
+                Peers::new(vec![me], diagnosis().unwrap()).admit(peer, own).is_ok(),
+                "{address}"
+            );
+            let refusal = Peers::new(vec![me + 1], diagnosis().unwrap());
+            let refusal = refusal.admit(peer, own).unwrap_err();
             assert!(matches!(refusal, Refusal::User(user) if user == me), "{address}: {refusal}");
             drop(client);
         }
@@ -154,7 +159,7 @@ mod tests {
 
     #[test]
     fn a_connection_that_does_not_exist_is_nobodys() {
-        let peers = Peers::new(vec![0], None).unwrap();
+        let peers = Peers::new(vec![0], diagnosis().unwrap());
         let nowhere = |port| SocketAddr::new(IpAddr::from([127, 0, 0, 1]), port);
         assert!(matches!(peers.admit(nowhere(1), nowhere(2)), Err(Refusal::Unknown(_))));
     }

@@ -1,6 +1,6 @@
 //! Who has connected cannot be asked on this system: a document that wants to know is refused.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, os::fd::OwnedFd};
 
 #[derive(Debug)]
 pub(super) struct Peers {}
@@ -13,9 +13,13 @@ pub enum Refusal {
     Unknown(io::Error),
 }
 
+pub(super) fn diagnosis() -> io::Result<OwnedFd> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, "`listen.allowed_uids` works on Linux only"))
+}
+
 impl Peers {
-    pub(super) fn new(_: Vec<u32>, _: Option<std::os::fd::OwnedFd>) -> io::Result<Self> {
-        Err(io::Error::new(io::ErrorKind::Unsupported, "`listen.allowed_uids` works on Linux only"))
+    pub(super) fn new(_: Vec<u32>, _: OwnedFd) -> Self {
+        Self {}
     }
 
     #[expect(clippy::unused_self, reason = "the same shape as on Linux")]

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 use super::identity;
-use crate::{config::ConfigError, error::Error, lease::Stdin, session::SessionApi};
+use crate::{aws::ControlPlane, config::ConfigError, error::Error, lease::Stdin};
 
 /// Reads the document of `--config`.
 pub(super) fn read_file(path: &Path) -> Result<Request, Error> {
@@ -64,16 +64,16 @@ pub(super) async fn read(stdin: &mut Stdin) -> Result<(Request, Zeroizing<Vec<u8
 }
 
 /// Takes the runner's messages; completes when stdin closes, never where there is no lease.
-pub(super) async fn watch(lease: Option<(Stdin, Zeroizing<Vec<u8>>)>, api: &dyn SessionApi) {
+pub(super) async fn watch(lease: Option<(Stdin, Zeroizing<Vec<u8>>)>, plane: &ControlPlane) {
     let Some((mut stdin, rest)) = lease else { return std::future::pending().await };
     let mut messages = MessageReader::new();
     let mut buffer = Zeroizing::new(vec![0; READ_BYTES]);
-    take_messages(&mut messages, &rest, api);
+    take_messages(&mut messages, &rest, plane);
     drop(rest);
     loop {
         match stdin.read(&mut buffer).await {
             Ok(0) => return,
-            Ok(read) => take_messages(&mut messages, buffer.get(..read).unwrap_or_default(), api),
+            Ok(read) => take_messages(&mut messages, buffer.get(..read).unwrap_or_default(), plane),
             Err(error) => {
                 warn!(%error, "stdin cannot be read, which ends the lease");
                 return;
@@ -82,12 +82,12 @@ pub(super) async fn watch(lease: Option<(Stdin, Zeroizing<Vec<u8>>)>, api: &dyn 
     }
 }
 
-fn take_messages(messages: &mut MessageReader, bytes: &[u8], api: &dyn SessionApi) {
+fn take_messages(messages: &mut MessageReader, bytes: &[u8], plane: &ControlPlane) {
     for message in messages.push(bytes) {
         match message {
             Ok(Message::Credentials(keys)) => {
                 info!("credentials renewed");
-                api.replace_credentials(identity::keys(keys));
+                plane.replace_credentials(&identity::keys(keys));
             }
             Err(error) => warn!(%error, "a line on stdin is ignored"),
         }

@@ -1,33 +1,33 @@
 //! From the document's identity to what the control plane is given.
 
-use runner_protocol::Secret;
+use runner_protocol::{Request, Secret};
 use zeroize::Zeroizing;
 
 use crate::{
     aws::{self, AssumeRole, Settings},
-    config::{Config, Identity},
+    config::{Aws, Identity},
     session::Keys,
 };
 
-/// What the control plane needs of `config`.
-pub(crate) fn settings(config: &Config) -> Settings {
-    let identity = match &config.aws.identity {
+/// What the control plane needs of `request`, whose `aws` is decoded already.
+pub(crate) fn settings(request: &Request, aws: &Aws) -> Settings {
+    let identity = match &aws.identity {
         Identity::Static(static_keys) => aws::Identity::Keys(keys(static_keys.clone())),
         Identity::Environment => aws::Identity::Environment,
     };
-    let assume_role = config.aws.assume_role.as_ref().map(|role| AssumeRole {
+    let assume_role = aws.assume_role.as_ref().map(|role| AssumeRole {
         role_arn: role.role_arn.clone(),
         external_id: role.external_id.clone(),
-        session_name: role.session_name.clone().unwrap_or_else(|| aws::session_name(&config.name)),
+        session_name: role.session_name.clone().unwrap_or_else(|| aws::session_name(&request.name)),
     });
     Settings {
         identity,
         assume_role,
-        region: config.aws.region.clone(),
-        endpoint_url: config.aws.endpoint_url.clone(),
-        instance_id: config.bastion.instance_id.clone(),
-        ssh_port: config.bastion.ssh_port,
-        reason: aws::reason(&config.name, config.job_id.as_deref()),
+        region: aws.region.clone(),
+        endpoint_url: aws.endpoint_url.clone(),
+        instance_id: request.bastion.instance_id.clone(),
+        ssh_port: request.bastion.ssh_port,
+        reason: aws::reason(&request.name, request.job_id.as_deref()),
     }
 }
 

@@ -1,8 +1,8 @@
 //! The connection below the WebSocket: both address families, through the proxy if need be, with TLS.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{fmt, io, net::SocketAddr, time::Duration};
 
-use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use http::Uri;
 use rustls::pki_types::ServerName;
 use tokio::{
@@ -23,6 +23,47 @@ pub(super) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
 
+/// Makes TCP connections: where there are two processes, not the one that parses what comes over them.
+pub trait Dial: fmt::Debug + Send + Sync {
+    /// Connects to `host`, the first on the way to the data channel at `uri`. Cancel-safe.
+    fn dial<'a>(
+        &'a self,
+        uri: &'a Uri,
+        host: &'a str,
+        port: u16,
+    ) -> BoxFuture<'a, io::Result<TcpStream>>;
+}
+
+/// Connects by itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Direct;
+
+impl Dial for Direct {
+    fn dial<'a>(
+        &'a self,
+        _: &'a Uri,
+        host: &'a str,
+        port: u16,
+    ) -> BoxFuture<'a, io::Result<TcpStream>> {
+        Box::pin(connect_tcp(host, port))
+    }
+}
+
+/// Host and port that a connection to `uri` is made to, and whether it is the proxy's.
+pub(crate) fn first_hop(uri: &Uri, settings: &Settings) -> (String, u16, Option<Via>) {
+    let tls = uri.scheme_str() == Some("wss");
+    let host = uri.host().unwrap_or_default();
+    match if tls { settings.proxy.towards(host) } else { None } {
+        Some(via) => (via.host.clone(), via.port, Some(via)),
+        None => (bare_host(host).to_owned(), port_of(uri), None),
+    }
+}
+
+fn port_of(uri: &Uri) -> u16 {
+    let usual = if uri.scheme_str() == Some("wss") { 443 } else { 80 };
+    uri.port_u16().unwrap_or(usual)
+}
+
 /// Connects to the host of `uri`, up to and with TLS where it is `wss`.
 pub(super) async fn connect(
     uri: &Uri,
@@ -30,19 +71,19 @@ pub(super) async fn connect(
 ) -> Result<Box<dyn Transport>, OpenError> {
     let tls = uri.scheme_str() == Some("wss");
     let host = uri.host().unwrap_or_default();
-    let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
-    let via = if tls { settings.proxy.towards(host) } else { None };
+    let (first, port, via) = first_hop(uri, settings);
+    let stream = settings.dial.dial(uri, &first, port).await;
+    let stream =
+        stream.map_err(|error| OpenError::Unreachable { host: first, cause: error.to_string() })?;
     let Some(via) = via else {
-        let stream = connect_tcp(bare_host(host), port).await?;
         return if tls { with_tls(stream, host, settings).await } else { Ok(Box::new(stream)) };
     };
     debug!(proxy = via.host, "going through the proxy");
-    let stream = connect_tcp(&via.host, via.port).await?;
     if via.tls {
         let stream = with_tls(stream, &via.host, settings).await?;
-        through(&via, stream, host, port, settings).await
+        through(&via, stream, host, port_of(uri), settings).await
     } else {
-        through(&via, stream, host, port, settings).await
+        through(&via, stream, host, port_of(uri), settings).await
     }
 }
 
@@ -80,15 +121,12 @@ async fn with_tls<S: Transport + 'static>(
     }
 }
 
-async fn connect_tcp(host: &str, port: u16) -> Result<TcpStream, OpenError> {
-    let unreachable = |error: io::Error| OpenError::Unreachable {
-        host: host.to_owned(),
-        cause: error.to_string(),
-    };
-    let addresses = lookup_host((host, port)).await.map_err(unreachable)?;
-    let stream = race(alternate(addresses.collect())).await.map_err(unreachable)?;
+/// Connects to whichever address of `host` answers first. Cancel-safe.
+pub(crate) async fn connect_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
+    let addresses = lookup_host((host, port)).await?;
+    let stream = race(alternate(addresses.collect())).await?;
     // Acknowledgements are small and must not wait for more to send.
-    stream.set_nodelay(true).map_err(unreachable)?;
+    stream.set_nodelay(true)?;
     Ok(stream)
 }
 

@@ -29,7 +29,7 @@ pub fn stream_url(data: &[u8]) {
         allow_loopback: choice & 1 == 1,
         ..Settings::new(REGION, TRUST.clone(), Proxy::default())
     };
-    let Ok(uri) = stream_url::resolve(url, &settings) else { return };
+    let Ok(uri) = resolve(url, &settings) else { return };
     let tail = uri.path_and_query().map(http::uri::PathAndQuery::as_str).unwrap_or_default();
     assert!(url.ends_with(tail), "path and query are not as they came: {uri}");
     let host = uri.host().unwrap_or_default().to_ascii_lowercase();

@@ -28,7 +28,7 @@ pub enum InvalidStreamUrl {
 }
 
 /// The address to open in place of, or according to, the service's `StreamUrl`.
-pub(super) fn resolve(stream_url: &str, settings: &Settings) -> Result<Uri, InvalidStreamUrl> {
+pub(crate) fn resolve(stream_url: &str, settings: &Settings) -> Result<Uri, InvalidStreamUrl> {
     let service: Uri = stream_url.parse().map_err(|_| InvalidStreamUrl::Malformed)?;
     // The parser keeps the bytes of path and query, yet it drops a fragment: refuse what it would change.
     let kept = service.path_and_query().map(PathAndQuery::as_str);

@@ -20,7 +20,7 @@ use tokio_tungstenite::{
 use super::*;
 use crate::{
     http_proxy::testing::StubProxy,
-    session::{ApiError, ApiErrorKind, Keys, Resumed, Started},
+    session::{ApiError, ApiErrorKind, Resumed, Started},
     tls::testing::Authority,
 };
 
@@ -51,7 +51,11 @@ impl SessionApi for Signer {
         Box::pin(std::future::ready(outcome))
     }
 
-    fn replace_credentials(&self, _: Keys) {}
+    fn caller(&self) -> BoxFuture<'_, Result<String, ApiError>> {
+        unreachable!("nobody asks")
+    }
+
+    fn over(&self, _: &str) {}
 }
 
 /// Path and query, then the signature, of each upgrade.

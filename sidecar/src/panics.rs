@@ -12,7 +12,7 @@ use crate::error::Error;
 
 /// Whether a task has panicked, and where.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Panics(Arc<Noted>);
+pub struct Panics(Arc<Noted>);
 
 #[derive(Debug, Default)]
 struct Noted {
@@ -22,7 +22,7 @@ struct Noted {
 
 impl Panics {
     /// Notes the first panic from now on, without its text, which might quote what it worked on.
-    pub(super) fn watch() -> Self {
+    pub fn watch() -> Self {
         let panics = Self::default();
         let noted = panics.clone();
         panic::set_hook(Box::new(move |panic| {
@@ -35,12 +35,12 @@ impl Panics {
     }
 
     /// Completes when there was one. Cancel-safe.
-    pub(super) async fn noticed(&self) {
+    pub async fn noticed(&self) {
         self.0.wake.notified().await;
     }
 
     /// The failure that it is, if there was one.
-    pub(super) fn error(&self) -> Option<Error> {
+    pub fn error(&self) -> Option<Error> {
         let place = self.0.place.get()?;
         Some(Error::Internal(format!("panic at {place}")))
     }
