@@ -1,21 +1,28 @@
 //! Reaches a database in a private subnet through an AWS Systems Manager session.
 //!
 //! ```text
-//! runner ──stdin: JSON, then an open pipe = the job's lease──▶ lease, config
+//! runner ──stdin: JSON, then an open pipe = the job's lease──▶ monitor ──start, resume, end, sign──▶ AWS API
+//!                                                                │ document without the keys of AWS, connections
+//! ─────────────────────────── link: a socket between two processes ───────────────────────────
+//!                                                             worker, job
 //!                                                                │
 //! transfer ◀─TCP─▶ forward ◀─direct-tcpip─▶ ssh ◀─bytes─▶ driver(data-channel) ◀─frames─▶ websocket ◀─▶ AWS
 //!                    └──────────────── lanes: one SSM session + its SSH connection each ────────┘
 //! ```
 //!
-//! The modules stand in the order in which data flows. [`run`] is the whole job, top to bottom;
-//! `runner-protocol` holds the contract with the runner, `data-channel` and `ssh-client` the two
-//! protocols as state machines without IO.
+//! The modules stand in the order in which data flows. [`run`] is the process that the runner starts, top to
+//! bottom, [`job`] what its worker does; `runner-protocol` holds the contract with the runner, `data-channel`
+//! and `ssh-client` the two protocols as state machines without IO.
 
-pub mod monitor;
 pub mod run;
 
-pub mod job;
+pub mod monitor;
+
+pub mod link;
+
 pub mod worker;
+
+pub mod job;
 
 pub mod cli;
 
@@ -28,7 +35,6 @@ pub mod probe;
 pub mod config;
 pub mod hardening;
 pub mod lease;
-pub mod link;
 pub mod lockdown;
 pub mod output;
 pub mod panics;

@@ -15,7 +15,7 @@ use nix::{
 use serde_json::json;
 use tests::{
     emulator::{Action, ApiFault, Ending, Failure as Fault, Plan},
-    fixtures::{Document, Sidecar, TcpServer, eventually},
+    fixtures::{Document, Exit, Sidecar, TcpServer, binary, eventually},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -200,6 +200,60 @@ async fn host_that_gives_every_protection_passes_where_they_are_required() {
     let tunnel = Tunnel::open(&document).await;
     tunnel.close().await;
     world.finish().await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn host_without_landlock_and_seccomp_is_told_and_refused_where_they_are_required() {
+    let world = World::start().await;
+    let server = TcpServer::echo().await.unwrap();
+    let document = world.document(server.port());
+    let required = document.clone().with(&json!({ "hardening": "required" }));
+    tokio::task::spawn_blocking(binary).await.unwrap().unwrap();
+
+    let failed = without_protections(required.clone()).await;
+    let expected =
+        Failure { code: "local.hardening", status: 71, phase: "config", blame: "operator" };
+    let line = expected.assert(&failed, &required);
+    assert!(line["message"].as_str().unwrap().contains("Landlock"), "{line}");
+
+    let ended = without_protections(document).await;
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.text());
+    assert!(ended.stdout.iter().any(|line| line.starts_with("ready ")), "{}", ended.text());
+    for missing in ["Landlock", "seccomp"] {
+        let warned = ended.logs().iter().any(|line| {
+            line["level"] == "WARN" && line["unprotected"].to_string().contains(missing)
+        });
+        assert!(warned, "nothing is said of {missing}: {}", ended.text());
+    }
+    world.finish().await;
+}
+
+/// Runs a sidecar until it is ready, and ends it, on a thread that may do neither, as all that it starts.
+#[cfg(target_os = "linux")]
+async fn without_protections(document: Document) -> Exit {
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
+
+    let run = async move {
+        let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+        if sidecar.ready(LIMIT).await.is_ok() {
+            sidecar.close_stdin();
+        }
+        sidecar.exit(STOP).await.unwrap()
+    };
+    let restricted = move || {
+        let calls = [nix::libc::SYS_landlock_create_ruleset, nix::libc::SYS_seccomp];
+        let rules = calls.into_iter().map(|call| (call, Vec::new())).collect();
+        let missing = SeccompAction::Errno(nix::libc::ENOSYS.cast_unsigned());
+        let arch = std::env::consts::ARCH.try_into().unwrap();
+        let filter = SeccompFilter::new(rules, SeccompAction::Allow, missing, arch).unwrap();
+        apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.unwrap().block_on(run)
+    };
+    // A thread that ends with it: what was taken from it cannot be given back.
+    let thread = std::thread::spawn(restricted);
+    tokio::task::spawn_blocking(|| thread.join().unwrap()).await.unwrap()
 }
 
 /// A tunnel to an echo, its document, and the server.

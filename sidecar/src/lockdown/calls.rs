@@ -25,7 +25,7 @@ macro_rules! calls {
     ($($number:ident),* $(,)?) => { &[$((stringify!($number), libc::$number)),*] };
 }
 
-/// All that the worker may call. A call of [`checked`] is allowed with certain arguments only.
+/// All that the worker may call. Some are allowed with certain arguments only, see `checked`.
 pub const GROUPS: &[Group] = &[
     Group {
         purpose: "bytes to and from what is open",
