@@ -77,11 +77,11 @@ impl Inflater {
             }
             let taken = usize::try_from(self.stream.total_in() - before).map_err(|_| FAILED)?;
             input = input.get(taken..).unwrap_or_default();
-            if input.is_empty() && self.out.len() < self.out.capacity() {
-                return Ok(&self.out);
-            }
+            // Until nothing more comes: the inflater may have taken all input and still hold back output
+            // though there is room, when its own window of 32 KiB wraps at that moment.
             if taken == 0 && self.out.len() == written {
-                return Err(Error::protocol("compressed packet is damaged"));
+                let damaged = Error::protocol("compressed packet is damaged");
+                return if input.is_empty() { Ok(&self.out) } else { Err(damaged) };
             }
         }
     }
@@ -107,6 +107,20 @@ mod tests {
             let (head, body) = payload.split_at(payload.len() / 3);
             let packed = deflater.deflate(head, body).unwrap().to_vec();
             assert_eq!(&inflater.inflate(&packed).unwrap(), payload);
+        }
+    }
+
+    /// As OpenSSH does: what ends a packet is ten bits, which the inflater may have read ahead with the
+    /// last of the data.
+    #[test]
+    fn payloads_end_where_they_end_wherever_the_window_wraps() {
+        let mut compress = Compress::new(flate2::Compression::default(), true);
+        let mut inflater = Inflater::new();
+        for length in (1..16_384).step_by(7).chain(32_700..32_800) {
+            let mut packed = Vec::with_capacity(length + ROOM);
+            let payload = vec![b'-'; length];
+            compress.compress_vec(&payload, &mut packed, FlushCompress::Partial).unwrap();
+            assert_eq!(inflater.inflate(&packed).unwrap().len(), length);
         }
     }
 
