@@ -5,25 +5,71 @@ use flate2::{Compress, Decompress, FlushCompress, FlushDecompress, Status};
 
 use crate::error::Error;
 
-/// Compresses outgoing payloads.
+/// Compresses outgoing payloads; what does not get smaller it stores as it is.
+///
+/// The stream is made of raw deflate segments, each ending on a byte: those of the compressor, and stored
+/// blocks (RFC 1951 section 3.2.4) for as long as compressing comes to nothing. The compressor does not
+/// see what was stored, so it begins anew behind it, without looking back.
 #[derive(Debug)]
 pub(crate) struct Deflater {
     stream: Compress,
     /// The payload under compression, reused from packet to packet.
     out: Vec<u8>,
+    begun: bool,
+    /// What the compressor was given since it was last judged, and what it made of that, in bytes.
+    sample: (usize, usize),
+    /// Bytes still to be stored before compression is tried again.
+    to_store: usize,
 }
 
 impl Deflater {
     pub(crate) fn new() -> Self {
-        Self { stream: Compress::new(flate2::Compression::default(), true), out: Vec::new() }
+        let stream = Compress::new(flate2::Compression::default(), false);
+        Self { stream, out: Vec::new(), begun: false, sample: (0, 0), to_store: 0 }
     }
 
     /// Compresses a payload given in two parts; what it returns inflates to exactly them.
     pub(crate) fn deflate(&mut self, head: &[u8], body: &[u8]) -> Result<&[u8], Error> {
         self.out.clear();
-        self.run(head, FlushCompress::None)?;
-        self.run(body, FlushCompress::Sync)?;
+        if !std::mem::replace(&mut self.begun, true) {
+            self.out.extend_from_slice(&ZLIB_HEADER);
+        }
+        let length = head.len() + body.len();
+        if self.to_store > 0 {
+            self.store(head);
+            self.store(body);
+            self.to_store = self.to_store.saturating_sub(length);
+            if self.to_store == 0 {
+                self.stream.reset();
+            }
+        } else {
+            self.run(head, FlushCompress::None)?;
+            self.run(body, FlushCompress::Sync)?;
+            self.judge(length);
+        }
         Ok(&self.out)
+    }
+
+    fn store(&mut self, data: &[u8]) {
+        for block in data.chunks(usize::from(u16::MAX)) {
+            let length = u16::try_from(block.len()).unwrap_or(u16::MAX);
+            self.out.push(STORED);
+            self.out.extend_from_slice(&length.to_le_bytes());
+            self.out.extend_from_slice(&(!length).to_le_bytes());
+            self.out.extend_from_slice(block);
+        }
+    }
+
+    /// Gives compression up for a while where it saves less than a twentieth.
+    fn judge(&mut self, length: usize) {
+        self.sample = (self.sample.0 + length, self.sample.1 + self.out.len());
+        let (given, made) = self.sample;
+        if given >= SAMPLE {
+            if made > given - given / 20 {
+                self.to_store = STORE;
+            }
+            self.sample = (0, 0);
+        }
     }
 
     fn run(&mut self, mut input: &[u8], flush: FlushCompress) -> Result<(), Error> {
@@ -92,6 +138,15 @@ impl Inflater {
 pub(crate) const LIMIT: usize = 256 * 1024;
 /// First room for output, in bytes; more than the flush marker takes.
 const ROOM: usize = 4 * 1024;
+/// How a zlib stream begins (RFC 1950): deflate, a window of 32 KiB, the usual effort.
+const ZLIB_HEADER: [u8; 2] = [0x78, 0x9c];
+/// Head of a stored block that begins on a byte and is not the last.
+const STORED: u8 = 0;
+/// Compression is judged by so much input, in bytes,
+const SAMPLE: usize = 64 * 1024;
+/// and tried again after so much without: for data that it does nothing for it takes 25 ms of a processor
+/// for each megabyte, this a fifteenth of that.
+const STORE: usize = 1024 * 1024;
 const FAILED: Error = Error::Crypto { what: "compression" };
 
 #[cfg(test)]
@@ -108,6 +163,37 @@ mod tests {
             let packed = deflater.deflate(head, body).unwrap().to_vec();
             assert_eq!(&inflater.inflate(&packed).unwrap(), payload);
         }
+    }
+
+    #[test]
+    fn what_does_not_get_smaller_is_stored_and_what_follows_is_compressed_again() {
+        let (mut deflater, mut inflater) = (Deflater::new(), Inflater::new());
+        let mut state = 1_u64;
+        let mut noise = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            u8::try_from(state >> 56).unwrap()
+        };
+        let mut send = |payload: &[u8]| {
+            let (head, body) = payload.split_at(payload.len().min(9));
+            let packed = deflater.deflate(head, body).unwrap().to_vec();
+            assert_eq!(inflater.inflate(&packed).unwrap(), payload);
+            packed.len()
+        };
+        let rows: Vec<u8> =
+            (0..1_000).flat_map(|row| format!("{row}|shipped|").into_bytes()).collect();
+        assert!(send(&rows) < rows.len() / 2);
+        for _ in 0..8 {
+            let noise: Vec<u8> = (0..16_384).map(|_| noise()).collect();
+            send(&noise);
+        }
+        let noise: Vec<u8> = (0..100_000).map(|_| noise()).collect();
+        assert_eq!(send(&noise), noise.len() + 3 * 5, "stored: a head for each block");
+        let mut stored = 0;
+        while send(&rows) > rows.len() {
+            stored += rows.len();
+        }
+        assert!(stored <= STORE, "{stored} bytes");
+        assert!(send(&rows) < rows.len() / 2, "compressed again");
     }
 
     /// As OpenSSH does: what ends a packet is ten bits, which the inflater may have read ahead with the
