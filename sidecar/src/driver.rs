@@ -194,6 +194,11 @@ impl Driver {
         .await;
     }
 
+    /// What a round trip to the agent takes at most, but for one in many; `None` while that is not known.
+    pub fn round_trip_bound(&self) -> Option<Duration> {
+        self.shared.lock().channel.statistics().round_trip_bound
+    }
+
     /// Counters of the channel since it was opened, over all its sockets.
     pub fn statistics(&self) -> Statistics {
         self.shared.lock().channel.statistics()

@@ -15,7 +15,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::{Buf as _, BytesMut};
@@ -65,8 +65,13 @@ pub enum SshError {
 /// Begins to speak SSH over `stream`, on a task of `tasks` that ends with the last handle.
 ///
 /// A stream whose flush is pending carries nothing at present: meanwhile the server's silence is not held
-/// against it.
-pub fn start<S>(stream: S, config: Config, tasks: &TaskTracker) -> Ssh
+/// against it. `round_trip` says what a round trip on the path takes at most, once that is known.
+pub fn start<S>(
+    stream: S,
+    config: Config,
+    round_trip: impl Fn() -> Option<Duration> + Send + 'static,
+    tasks: &TaskTracker,
+) -> Ssh
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -78,6 +83,7 @@ where
     let connection = Connection {
         shared,
         stream,
+        round_trip,
         outgoing: BytesMut::new(),
         incoming: vec![0; READ_BYTES].into_boxed_slice(),
         timer: Box::pin(sleep_until(now().into())),
@@ -338,15 +344,20 @@ impl State {
 }
 
 /// The loop: what arrived, what is to be sent, and the clock, until nothing moves.
-struct Connection<S> {
+struct Connection<S, R> {
     shared: Arc<Shared>,
     stream: S,
+    round_trip: R,
     outgoing: BytesMut,
     incoming: Box<[u8]>,
     timer: Pin<Box<Sleep>>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+impl<S, R> Connection<S, R>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    R: Fn() -> Option<Duration>,
+{
     async fn run(mut self) {
         let error = poll_fn(|context| self.poll(context)).await;
         if let Some(error) = &error {
@@ -394,8 +405,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Poll::Ready(Err(_)) => Err(SshError::StreamEnded),
             Poll::Ready(Ok(())) if buffer.filled().is_empty() => Err(SshError::StreamEnded),
             Poll::Ready(Ok(())) => {
+                let round_trip = (self.round_trip)();
                 let mut state = self.shared.lock();
                 state.received = true;
+                state.client.set_round_trip(round_trip);
                 let outcome = state.client.handle_input(now(), buffer.filled());
                 while let Some(event) = state.client.poll_event() {
                     state.handle_event(event);

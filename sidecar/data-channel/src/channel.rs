@@ -247,6 +247,7 @@ impl DataChannel {
         Statistics {
             smoothed_rtt: rtt.smoothed(),
             minimum_rtt: rtt.minimum(),
+            round_trip_bound: rtt.bound(),
             retransmission_timeout: rtt.retransmission_timeout(),
             window: self.outgoing.window(),
             in_flight: in_flight.counted(),

@@ -21,6 +21,12 @@ struct Estimate {
     variation: Duration,
 }
 
+impl Estimate {
+    fn bound(self) -> Duration {
+        self.smoothed + (self.variation * 4).max(GRANULARITY)
+    }
+}
+
 impl RoundTrip {
     pub(crate) const fn new() -> Self {
         let timeout = INITIAL_TIMEOUT;
@@ -38,8 +44,7 @@ impl RoundTrip {
         };
         self.estimate = Some(estimate);
         self.minimum = Some(self.minimum.map_or(sample, |minimum| minimum.min(sample)));
-        self.timeout = (estimate.smoothed + (estimate.variation * 4).max(GRANULARITY))
-            .clamp(MINIMUM_TIMEOUT, MAXIMUM_TIMEOUT);
+        self.timeout = estimate.bound().clamp(MINIMUM_TIMEOUT, MAXIMUM_TIMEOUT);
         self.backed_off = self.timeout;
     }
 
@@ -73,6 +78,11 @@ impl RoundTrip {
 
     pub(crate) fn minimum(&self) -> Option<Duration> {
         self.minimum
+    }
+
+    /// What a round trip takes at most, but for one in many.
+    pub(crate) fn bound(&self) -> Option<Duration> {
+        self.estimate.map(Estimate::bound)
     }
 }
 
@@ -111,6 +121,7 @@ mod tests {
         rtt.on_sample(ms(180));
         // RTTVAR = 3/4 * 50 + 1/4 * 80 = 57.5, SRTT = 7/8 * 100 + 1/8 * 180 = 110
         assert_eq!((rtt.smoothed(), rtt.retransmission_timeout()), (Some(ms(110)), ms(340)));
+        assert_eq!(rtt.bound(), Some(ms(340)));
         assert_eq!(rtt.minimum(), Some(ms(100)));
     }
 

@@ -42,6 +42,9 @@ pub struct Statistics {
     pub smoothed_rtt: Option<Duration>,
     /// Smallest round-trip time on the current WebSocket.
     pub minimum_rtt: Option<Duration>,
+    /// What a round trip takes at most, but for one in many: the smoothed time and four times its variation,
+    /// or 10 ms where that is less.
+    pub round_trip_bound: Option<Duration>,
     /// How long a new message waits before it is sent again.
     pub retransmission_timeout: Duration,
     /// How many messages may be in flight.

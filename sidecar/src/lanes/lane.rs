@@ -250,7 +250,9 @@ impl Lane {
         stream: SessionStream,
     ) -> Result<(Ssh, Connected), LaneError> {
         let port = needs.ssh_port;
-        let ssh = ssh::start(stream, config.clone(), needs.shutdown.tasks());
+        let driver = carrier.driver.clone();
+        let round_trip = move || driver.round_trip_bound();
+        let ssh = ssh::start(stream, config.clone(), round_trip, needs.shutdown.tasks());
         match timeout(BANNER_WAIT, ssh.identified()).await {
             Ok(Ok(server)) => debug!(server, "sshd identified itself"),
             Ok(Err(error)) => {

@@ -51,7 +51,7 @@ async fn silence_is_not_held_against_a_server_while_the_path_is_down() {
     config.keepalive_interval = Some(Duration::from_secs(20));
     let stream = Silent::default();
     stream.is_down.store(true, Relaxed);
-    let ssh = start(stream.clone(), config, &TaskTracker::new());
+    let ssh = start(stream.clone(), config, || None, &TaskTracker::new());
     assert!(timeout(Duration::from_hours(1), ssh.ended()).await.is_err(), "given up");
     stream.is_down.store(false, Relaxed);
     let began = Instant::now();

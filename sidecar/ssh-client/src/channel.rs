@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
 use crate::error::Error;
+use crate::receive_window::ReceiveWindow;
 
 /// Names a channel; never given twice in the life of a [`Client`](crate::Client).
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -76,7 +78,12 @@ pub(crate) struct Channel {
 }
 
 impl Channel {
-    pub(crate) fn new(request: Vec<u8>, window: u32, max_packet: u32, queue: usize) -> Self {
+    pub(crate) fn new(
+        request: Vec<u8>,
+        window: ReceiveWindow,
+        max_packet: u32,
+        queue: usize,
+    ) -> Self {
         Self {
             phase: Phase::Unsent(request),
             incoming: Incoming::new(window, max_packet),
@@ -112,14 +119,12 @@ impl Channel {
 /// The receiving side.
 #[derive(Debug)]
 pub(crate) struct Incoming {
-    window: u32,
+    window: ReceiveWindow,
     max_packet: u32,
     /// What the server may still send.
     remaining: u32,
     /// What the consumer has not consumed.
     unconsumed: u32,
-    /// What was consumed and has not been given back as credit.
-    credit: u32,
     full: VecDeque<Bytes>,
     tail: BytesMut,
     /// The server's EOF has arrived.
@@ -131,13 +136,12 @@ pub(crate) struct Incoming {
 }
 
 impl Incoming {
-    fn new(window: u32, max_packet: u32) -> Self {
+    fn new(window: ReceiveWindow, max_packet: u32) -> Self {
         Self {
-            window,
             max_packet,
-            remaining: window,
+            remaining: window.size(),
+            window,
             unconsumed: 0,
-            credit: 0,
             full: VecDeque::new(),
             tail: BytesMut::new(),
             ended: false,
@@ -203,20 +207,31 @@ impl Incoming {
     pub(crate) fn consumed(&mut self, bytes: usize) {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.unconsumed);
         self.unconsumed -= bytes;
-        self.credit += bytes;
     }
 
-    /// Tells whether credit should be given back: not for every byte, but before the server stalls.
+    /// Notes when data has arrived, and what a round trip on the path takes, for the size of the window.
+    pub(crate) fn observe(&mut self, length: usize, now: Instant, round_trip: Option<Duration>) {
+        self.window.on_data(u32::try_from(length).unwrap_or(u32::MAX), now, round_trip);
+    }
+
+    /// Tells whether credit should be given: not for every byte, but before the server stalls.
     pub(crate) fn adjustment_due(&self) -> bool {
-        let nearly_shut = self.remaining < self.max_packet && self.credit >= self.max_packet;
-        self.credit > 0 && !self.ended && (self.credit >= self.window.div_ceil(2) || nearly_shut)
+        let (credit, window) = (self.credit(), self.window.size());
+        let worthwhile = (window / 4).max(MIN_CREDIT.min(window.div_ceil(2)));
+        let nearly_shut = self.remaining < self.max_packet && credit >= self.max_packet;
+        credit > 0 && !self.ended && (credit >= worthwhile || nearly_shut)
     }
 
-    /// Gives the credit back and returns it.
+    /// Gives the credit and returns it.
     pub(crate) fn adjust(&mut self) -> u32 {
-        let credit = std::mem::take(&mut self.credit);
+        let credit = self.credit();
         self.remaining += credit;
         credit
+    }
+
+    /// What the window has room for: what was consumed, and what it has grown by.
+    fn credit(&self) -> u32 {
+        self.window.size().saturating_sub(self.remaining).saturating_sub(self.unconsumed)
     }
 }
 
@@ -323,6 +338,8 @@ impl Outgoing {
 
 /// Smallest allocation for incoming data, in bytes.
 const CHUNK: usize = 16 * 1024;
+/// Credit of less than this is not worth a packet to the server, in bytes, unless the window is small.
+const MIN_CREDIT: u32 = 4 * 1024;
 /// Most data in one packet of ours: on a slow path a larger one would hold up the other channels.
 const MAX_DATA: u32 = 16 * 1024;
 /// An empty queue keeps at most this much memory, in bytes.
@@ -334,7 +351,7 @@ mod tests {
 
     #[test]
     fn credit_comes_back_for_what_was_consumed_only() {
-        let mut incoming = Incoming::new(1000, 400);
+        let mut incoming = Incoming::new(ReceiveWindow::new(1000), 400);
         incoming.admit(400).unwrap();
         incoming.push(&[1; 400]);
         assert!(!incoming.adjustment_due(), "nothing was consumed");
@@ -353,7 +370,7 @@ mod tests {
     #[test]
     fn data_beyond_window_packet_or_end_is_refused() {
         let refused = |incoming: &mut Incoming, length| incoming.admit(length).is_err();
-        let mut incoming = Incoming::new(1000, 600);
+        let mut incoming = Incoming::new(ReceiveWindow::new(1000), 600);
         assert!(refused(&mut incoming, 601), "packet");
         incoming.admit(600).unwrap();
         assert!(refused(&mut incoming, 401), "window");
@@ -364,7 +381,7 @@ mod tests {
 
     #[test]
     fn stored_data_comes_out_in_order_and_takes_no_more_memory_than_itself() {
-        let mut incoming = Incoming::new(1 << 20, 1 << 15);
+        let mut incoming = Incoming::new(ReceiveWindow::new(1 << 20), 1 << 15);
         let mut sent = Vec::new();
         for size in [1, 3, 20_000, 7, 32_768, 16_384, 1] {
             let data: Vec<u8> = (0..size).map(|i| u8::try_from(i % 251).unwrap()).collect();

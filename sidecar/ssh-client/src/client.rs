@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
@@ -269,6 +269,13 @@ impl Client {
         }
     }
 
+    /// Says what a round trip on the path below takes at most, its own queues apart, `None` while that is
+    /// not known. To be said before input is handled: what the server may send ahead on a channel follows
+    /// from it and from the channel's rate.
+    pub fn set_round_trip(&mut self, round_trip: Option<Duration>) {
+        self.connection.set_round_trip(round_trip);
+    }
+
     /// What has happened so far.
     pub fn statistics(&self) -> Statistics {
         let (received, sent) = (self.transport.reader.total(), self.transport.writer.total());
@@ -304,13 +311,13 @@ impl Client {
                     self.negotiated = Some(negotiated);
                     self.auth.begin();
                 }
-                Incoming::Message(payload) => self.handle_message(&payload)?,
+                Incoming::Message(payload) => self.handle_message(now, &payload)?,
             }
         }
         self.transport.rekey_if_due(now)
     }
 
-    fn handle_message(&mut self, payload: &[u8]) -> Result<(), Error> {
+    fn handle_message(&mut self, now: Instant, payload: &[u8]) -> Result<(), Error> {
         let number = payload.first().copied().unwrap_or_default();
         match number {
             message::EXT_INFO => self.auth.on_ext_info(payload),
@@ -328,7 +335,7 @@ impl Client {
                 }
             },
             message::GLOBAL_REQUEST..=message::CHANNEL_FAILURE if self.auth.is_done() => {
-                self.connection.handle(payload, &mut self.events)
+                self.connection.handle(now, payload, &mut self.events)
             }
             // RFC 4253 section 11.4.
             101.. if self.auth.is_done() => {

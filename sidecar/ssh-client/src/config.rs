@@ -19,7 +19,7 @@ pub struct Config {
     pub pins: Vec<HostKeyPin>,
     /// Whether to compress after login; [`Compression::Auto`] by default.
     pub compression: Compression,
-    /// Receive window of each channel in bytes, which is also the most memory that an unread
+    /// Largest receive window of each channel in bytes, which is also the most memory that an unread
     /// channel takes; 512 KiB by default, at least 1.
     pub window: u32,
     /// Largest payload of data that the server may send at once, in bytes; 32 KiB by

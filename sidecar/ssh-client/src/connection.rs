@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -10,6 +11,7 @@ use crate::client::Event;
 use crate::config::Config;
 use crate::error::Error;
 use crate::packet::PacketWriter;
+use crate::receive_window::ReceiveWindow;
 use crate::wire::{Put, Reader, message, quoted};
 
 /// The channels of one connection.
@@ -24,7 +26,9 @@ pub(crate) struct Connection {
     ready: VecDeque<u32>,
     /// Answers to requests of the server.
     replies: VecDeque<Vec<u8>>,
+    /// Largest receive window.
     window: u32,
+    round_trip: Option<Duration>,
     max_packet: u32,
     send_queue_bytes: usize,
     max_channels: usize,
@@ -41,6 +45,7 @@ impl Connection {
             ready: VecDeque::new(),
             replies: VecDeque::new(),
             window: config.window.max(1),
+            round_trip: None,
             max_packet: config.max_packet.clamp(1, MAX_PACKET),
             send_queue_bytes: config.send_queue_bytes.max(1),
             max_channels: config.max_channels,
@@ -66,19 +71,24 @@ impl Connection {
         let id = self.next_id;
         self.next_id = id.wrapping_add(1);
 
+        let window = ReceiveWindow::new(self.window);
         let mut request = vec![message::CHANNEL_OPEN];
         request.put_string(b"direct-tcpip");
         request.put_u32(id);
-        request.put_u32(self.window);
+        request.put_u32(window.size());
         request.put_u32(self.max_packet);
         request.put_string(host.as_bytes());
         request.put_u32(u32::from(port));
         request.put_string(originator.ip().to_string().as_bytes());
         request.put_u32(u32::from(originator.port()));
-        let channel = Channel::new(request, self.window, self.max_packet, self.send_queue_bytes);
+        let channel = Channel::new(request, window, self.max_packet, self.send_queue_bytes);
         self.channels.insert(id, channel);
         self.schedule(id);
         Ok(ChannelId(id))
+    }
+
+    pub(crate) fn set_round_trip(&mut self, round_trip: Option<Duration>) {
+        self.round_trip = round_trip;
     }
 
     pub(crate) fn read(&mut self, id: ChannelId, events: &mut VecDeque<Event>) -> Option<Bytes> {
@@ -136,6 +146,7 @@ impl Connection {
     /// [`Error::Protocol`] for whatever RFC 4254 does not allow.
     pub(crate) fn handle(
         &mut self,
+        now: Instant,
         payload: &[u8],
         events: &mut VecDeque<Event>,
     ) -> Result<(), Error> {
@@ -148,7 +159,9 @@ impl Connection {
             message::CHANNEL_OPEN_CONFIRMATION => self.on_confirmation(payload, events),
             message::CHANNEL_OPEN_FAILURE => self.on_failure(payload, events),
             message::CHANNEL_WINDOW_ADJUST => self.on_window_adjust(payload),
-            message::CHANNEL_DATA | message::CHANNEL_EXTENDED_DATA => self.on_data(payload, events),
+            message::CHANNEL_DATA | message::CHANNEL_EXTENDED_DATA => {
+                self.on_data(now, payload, events)
+            }
             message::CHANNEL_EOF => self.on_eof(payload, events),
             message::CHANNEL_CLOSE => self.on_close(payload, events),
             message::CHANNEL_REQUEST => self.on_request(payload),
@@ -315,7 +328,13 @@ impl Connection {
         Ok(())
     }
 
-    fn on_data(&mut self, payload: &[u8], events: &mut VecDeque<Event>) -> Result<(), Error> {
+    fn on_data(
+        &mut self,
+        now: Instant,
+        payload: &[u8],
+        events: &mut VecDeque<Event>,
+    ) -> Result<(), Error> {
+        let round_trip = self.round_trip;
         let (id, channel, mut reader) = self.established(payload, "CHANNEL_DATA")?;
         let extended = payload.first() == Some(&message::CHANNEL_EXTENDED_DATA);
         if extended {
@@ -323,6 +342,7 @@ impl Connection {
         }
         let data = reader.string()?;
         channel.incoming.admit(data.len())?;
+        channel.incoming.observe(data.len(), now, round_trip);
         if extended || matches!(channel.phase, Phase::Leaving { .. } | Phase::Closing) {
             // Nobody reads it: forwarded connections have no second stream, and who has closed
             // wants no more.

@@ -27,6 +27,12 @@
 //! Each channel has its own receive window, and credit is given back only for what the consumer
 //! has [`consumed`](Client::consumed). Input is therefore always handled at once, and memory is
 //! bounded by the windows of the open channels.
+//!
+//! # One busy channel does not hold up the others
+//!
+//! What the server sends ahead on one channel stands before the data of all others in the one stream
+//! below. Where the caller [says](Client::set_round_trip) what a round trip takes, a channel in bulk is
+//! allowed what its own rate carries in that time: the path stays full, and the queue short.
 
 mod auth;
 mod channel;
@@ -45,6 +51,7 @@ mod key;
 mod negotiation;
 mod packet;
 mod pin;
+mod receive_window;
 #[cfg(test)]
 mod tests;
 mod transport;

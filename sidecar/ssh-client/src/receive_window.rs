@@ -1,0 +1,237 @@
+//! How far the server may send ahead on one channel.
+//!
+//! What it sends ahead stands in the one queue that all channels of the connection share. Where the path
+//! is slower than the server, everybody's answers wait behind it: 512 KiB ahead at 0.8 MB/s are 650 ms
+//! more for each query on another channel. So a channel in bulk is allowed what arrives on it in one
+//! round trip, and little more; one that is not keeps room for an answer at once.
+
+use std::time::{Duration, Instant};
+
+/// The window of one channel, by the rate at which data arrives on it.
+#[derive(Clone, Debug)]
+pub(crate) struct ReceiveWindow {
+    /// In bytes.
+    size: u32,
+    limit: u32,
+    /// Bytes per second of the last epochs.
+    rates: [u64; RATES],
+    /// Which of the rates is the oldest.
+    oldest: usize,
+    /// Epochs in which the window doubles still, as the rate has grown with it.
+    growing: u8,
+    epoch: Option<Epoch>,
+    /// Bytes since the last pause.
+    unbroken: u64,
+}
+
+/// A stretch of time of about a round trip.
+#[derive(Clone, Copy, Debug)]
+struct Epoch {
+    began: Instant,
+    /// Arrived since then.
+    bytes: u64,
+    latest: Instant,
+}
+
+impl ReceiveWindow {
+    /// Makes one that never exceeds `limit` bytes.
+    pub(crate) fn new(limit: u32) -> Self {
+        Self {
+            size: INITIAL.min(limit),
+            limit,
+            rates: [0; RATES],
+            oldest: 0,
+            growing: 0,
+            epoch: None,
+            unbroken: 0,
+        }
+    }
+
+    /// In bytes; what the server may have sent, and the consumer not consumed.
+    pub(crate) fn size(&self) -> u32 {
+        self.size
+    }
+
+    /// Takes note that `bytes` have arrived. `round_trip` is what the path takes at most, queues apart;
+    /// where that is not known, nothing can be said but that the window shall not be in the way.
+    pub(crate) fn on_data(&mut self, bytes: u32, now: Instant, round_trip: Option<Duration>) {
+        let Some(round_trip) = round_trip else {
+            self.size = self.limit;
+            return;
+        };
+        self.unbroken += u64::from(bytes);
+        let length = round_trip.max(SHORTEST_EPOCH);
+        match &mut self.epoch {
+            Some(epoch) if now.saturating_duration_since(epoch.began) < length * 4 => {
+                if now.saturating_duration_since(epoch.latest) > round_trip * 3 / 4 {
+                    self.unbroken = u64::from(bytes);
+                }
+                epoch.latest = now;
+                epoch.bytes += u64::from(bytes);
+                let elapsed = now.saturating_duration_since(epoch.began);
+                if elapsed >= length {
+                    let rate = per_second(epoch.bytes, elapsed);
+                    self.epoch = Some(Epoch { began: now, bytes: 0, latest: now });
+                    self.on_rate(rate);
+                }
+            }
+            // The first data ever, or after a long pause: it was sent before this epoch.
+            _ => {
+                self.epoch = Some(Epoch { began: now, bytes: 0, latest: now });
+                self.unbroken = u64::from(bytes);
+            }
+        }
+        self.size = self.fitting(round_trip);
+    }
+
+    fn on_rate(&mut self, rate: u64) {
+        let before = self.best_rate();
+        if let Some(oldest) = self.rates.get_mut(self.oldest) {
+            *oldest = rate;
+        }
+        self.oldest = (self.oldest + 1) % RATES;
+        self.growing =
+            if rate > before + before / 4 { GROWING } else { self.growing.saturating_sub(1) };
+    }
+
+    fn fitting(&self, round_trip: Duration) -> u32 {
+        let carried = in_time(self.best_rate(), round_trip);
+        let carried = if self.growing > 0 { carried.saturating_mul(2) } else { carried };
+        let least = if self.unbroken < BULK { INITIAL } else { LEAST };
+        carried.max(least).min(self.limit)
+    }
+
+    /// The largest, for a single epoch may have been held up by anything.
+    fn best_rate(&self) -> u64 {
+        self.rates.iter().copied().max().unwrap_or_default()
+    }
+}
+
+fn per_second(bytes: u64, time: Duration) -> u64 {
+    let micros = time.as_micros().max(1);
+    u64::try_from(u128::from(bytes) * 1_000_000 / micros).unwrap_or(u64::MAX)
+}
+
+fn in_time(rate: u64, time: Duration) -> u32 {
+    u32::try_from(u128::from(rate) * time.as_micros() / 1_000_000).unwrap_or(u32::MAX)
+}
+
+/// What a channel may be sent before its rate is known, and what one may be sent at once that is not in
+/// bulk, in bytes: most answers to a query, in one round trip.
+const INITIAL: u32 = 64 * 1024;
+/// A channel in bulk keeps at least so much, in bytes: 10 ms at the 0.8 MB/s of one session.
+const LEAST: u32 = 8 * 1024;
+/// So much without a pause of most of a round trip is bulk, in bytes.
+const BULK: u64 = 2 * INITIAL as u64;
+/// Rates over less time say more about timers than about the path.
+const SHORTEST_EPOCH: Duration = Duration::from_millis(25);
+/// Epochs whose rates count.
+const RATES: usize = 8;
+/// As long as each rate exceeds all before by a quarter, and so many epochs more, the window itself may be
+/// what limits it.
+const GROWING: u8 = 2;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+
+    /// A channel in bulk: a server that always has more, behind a path.
+    struct Bulk {
+        window: ReceiveWindow,
+        now: Instant,
+    }
+
+    impl Bulk {
+        fn new() -> Self {
+            Self { window: ReceiveWindow::new(512 * 1024), now: Instant::now() }
+        }
+
+        /// Lets it run for `time` over a path of `rate` bytes per second, `None` for no limit, and `delay`
+        /// for a round trip; returns the rate seen from the second round trip on.
+        fn run(&mut self, rate: Option<u32>, delay: Duration, time: Duration) -> u64 {
+            let (step, start) = (ms(1), self.now);
+            // Credit on its way to the server, and data on its way back, as one delay.
+            let mut flying =
+                VecDeque::from(vec![0_u32; usize::try_from(delay.as_millis()).unwrap()]);
+            let (mut queue, mut outstanding, mut seen) = (0_u32, 0_u32, 0_u64);
+            while self.now < start + time {
+                let granted = self.window.size().saturating_sub(outstanding);
+                outstanding += granted;
+                flying.push_back(granted);
+                queue += flying.pop_front().unwrap_or_default();
+                let arrived = rate.map_or(queue, |rate| queue.min(rate / 1_000));
+                queue -= arrived;
+                if arrived > 0 {
+                    outstanding -= arrived;
+                    self.window.on_data(arrived, self.now, Some(delay + ms(10)));
+                }
+                if self.now >= start + delay * 2 {
+                    seen += u64::from(arrived);
+                }
+                self.now += step;
+            }
+            per_second(seen, time - delay * 2)
+        }
+    }
+
+    const fn ms(milliseconds: u64) -> Duration {
+        Duration::from_millis(milliseconds)
+    }
+
+    #[test]
+    fn bulk_fills_a_slow_path_and_no_queue() {
+        for (delay, least, most) in
+            [(1, 8_192, 12_000), (20, 16_000, 30_000), (100, 80_000, 100_000)]
+        {
+            let mut bulk = Bulk::new();
+            bulk.run(Some(800_000), ms(delay), ms(2_000));
+            let rate = bulk.run(Some(800_000), ms(delay), ms(2_000));
+            assert!(rate > 790_000, "{rate} B/s at {delay} ms");
+            let size = bulk.window.size();
+            assert!((least..most).contains(&size), "{size} bytes at {delay} ms");
+        }
+    }
+
+    #[test]
+    fn a_fast_path_opens_the_window_to_its_limit() {
+        for delay in [1, 20, 100] {
+            let mut bulk = Bulk::new();
+            bulk.run(None, ms(delay), ms(2_000));
+            assert_eq!(bulk.window.size(), 512 * 1024, "at {delay} ms");
+        }
+    }
+
+    #[test]
+    fn a_path_that_becomes_faster_or_slower_is_followed() {
+        let mut bulk = Bulk::new();
+        bulk.run(Some(800_000), ms(20), ms(2_000));
+        let rate = bulk.run(Some(4_000_000), ms(20), ms(3_000));
+        assert!(rate > 3_500_000, "{rate}");
+        bulk.run(Some(400_000), ms(20), ms(3_000));
+        assert!(bulk.window.size() < 20_000, "{}", bulk.window.size());
+    }
+
+    #[test]
+    fn answers_of_a_moment_find_room_at_once() {
+        let mut window = ReceiveWindow::new(512 * 1024);
+        let mut now = Instant::now();
+        for _ in 0..100 {
+            for _ in 0..10 {
+                window.on_data(5_000, now, Some(ms(110)));
+                now += ms(1);
+                assert!(window.size() >= INITIAL, "{}", window.size());
+            }
+            now += ms(100);
+        }
+    }
+
+    #[test]
+    fn an_unknown_path_gets_all_there_is() {
+        let mut window = ReceiveWindow::new(512 * 1024);
+        window.on_data(1, Instant::now(), None);
+        assert_eq!(window.size(), 512 * 1024);
+        assert_eq!(ReceiveWindow::new(100).size(), 100);
+    }
+}
