@@ -125,6 +125,8 @@ pub(crate) struct Incoming {
     remaining: u32,
     /// What the consumer has not consumed.
     unconsumed: u32,
+    /// What was consumed since credit was last given.
+    consumed: u32,
     full: VecDeque<Bytes>,
     tail: BytesMut,
     /// The server's EOF has arrived.
@@ -142,6 +144,7 @@ impl Incoming {
             remaining: window.size(),
             window,
             unconsumed: 0,
+            consumed: 0,
             full: VecDeque::new(),
             tail: BytesMut::new(),
             ended: false,
@@ -207,6 +210,7 @@ impl Incoming {
     pub(crate) fn consumed(&mut self, bytes: usize) {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.unconsumed);
         self.unconsumed -= bytes;
+        self.consumed += bytes;
     }
 
     /// Notes when data has arrived, and what a round trip on the path takes, for the size of the window.
@@ -216,22 +220,25 @@ impl Incoming {
 
     /// Tells whether credit should be given: not for every byte, but before the server stalls.
     pub(crate) fn adjustment_due(&self) -> bool {
-        let (credit, window) = (self.credit(), self.window.size());
-        let worthwhile = (window / 4).max(MIN_CREDIT.min(window.div_ceil(2)));
+        let credit = self.credit();
         let nearly_shut = self.remaining < self.max_packet && credit >= self.max_packet;
-        credit > 0 && !self.ended && (credit >= worthwhile || nearly_shut)
+        credit > 0 && !self.ended && (credit >= self.window.grain() || nearly_shut)
     }
 
     /// Gives the credit and returns it.
     pub(crate) fn adjust(&mut self) -> u32 {
         let credit = self.credit();
         self.remaining += credit;
+        self.consumed = 0;
         credit
     }
 
-    /// What the window has room for: what was consumed, and what it has grown by.
+    /// What the window has room for: what was consumed, and what it has grown by. Where it has become smaller
+    /// at least half of what was consumed: a server that hears nothing for a while does not send on evenly.
     fn credit(&self) -> u32 {
-        self.window.size().saturating_sub(self.remaining).saturating_sub(self.unconsumed)
+        let room =
+            self.window.size().saturating_sub(self.remaining).saturating_sub(self.unconsumed);
+        room.max(self.consumed / 2)
     }
 }
 
@@ -338,8 +345,6 @@ impl Outgoing {
 
 /// Smallest allocation for incoming data, in bytes.
 const CHUNK: usize = 16 * 1024;
-/// Credit of less than this is not worth a packet to the server, in bytes, unless the window is small.
-const MIN_CREDIT: u32 = 4 * 1024;
 /// Most data in one packet of ours: on a slow path a larger one would hold up the other channels.
 const MAX_DATA: u32 = 16 * 1024;
 /// An empty queue keeps at most this much memory, in bytes.

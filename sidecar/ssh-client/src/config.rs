@@ -22,8 +22,9 @@ pub struct Config {
     /// Largest receive window of each channel in bytes, which is also the most memory that an unread
     /// channel takes; 512 KiB by default, at least 1.
     pub window: u32,
-    /// Largest payload of data that the server may send at once, in bytes; 32 KiB by
-    /// default, 1 byte to 128 KiB.
+    /// Largest payload of data that the server may send in one packet, in bytes; 4 KiB by default, 1 byte
+    /// to 128 KiB. A packet is worth nothing before it is complete, so on a slow path a large one makes the
+    /// server wait for credit.
     pub max_packet: u32,
     /// Bytes in either direction after which keys are exchanged anew; 1 GiB by default, at least
     /// 4 KiB.
@@ -56,7 +57,7 @@ impl Config {
             pins: Vec::new(),
             compression: Compression::Auto,
             window: 512 * 1024,
-            max_packet: 32 * 1024,
+            max_packet: 4 * 1024,
             rekey_bytes: 1 << 30,
             rekey_interval: Duration::from_hours(1),
             keepalive_interval: None,
