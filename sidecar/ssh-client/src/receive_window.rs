@@ -201,7 +201,11 @@ mod tests {
                 while let Some(packet) = packets.pop_front_if(|packet| *packet <= carried) {
                     carried -= packet;
                     outstanding -= packet;
-                    self.window.on_data(packet, self.now, Some(delay + ms(10) - self.hidden));
+                    self.window.on_data(
+                        packet,
+                        self.now,
+                        Some((delay + ms(10)).saturating_sub(self.hidden)),
+                    );
                     if self.now >= start + delay * 2 {
                         seen += u64::from(packet);
                     }
@@ -211,7 +215,7 @@ mod tests {
                 }
                 self.now += step;
             }
-            per_second(seen, time - delay * 2)
+            per_second(seen, time.saturating_sub(delay * 2))
         }
     }
 
