@@ -11,6 +11,17 @@ use std::fs;
 
 use crate::hardening::Unprotected;
 
+/// Holds back the signals that ask to stop, for this thread and those that it starts. Terminals and service
+/// managers send them to both processes; the monitor asks for an orderly end then, and a worker that was
+/// gone by that time could not end its sessions.
+pub fn leave_stopping_to_the_monitor() {
+    use nix::sys::signal::{SigSet, Signal};
+
+    let signals = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
+    // It fails for no signal that there is.
+    let _held_back = SigSet::from_iter(signals).thread_block();
+}
+
 /// Closes whatever was inherited but the standard streams: a runner may leak descriptors of its own.
 pub fn close_inherited() {
     let numbers: Vec<i32> = fs::read_dir(DESCRIPTORS)

@@ -49,6 +49,9 @@ pub struct Prepared {
 /// Reads the files that will be needed, and gives up files and rights. To be called before there is another
 /// thread: what is given up is given up by this one, and by those that it starts.
 pub fn prepare() -> Prepared {
+    lockdown::leave_stopping_to_the_monitor();
+    // Before anything that takes its time: until then others of this user may look into this process.
+    let mut refused = hardening::apply();
     lockdown::close_inherited();
     #[cfg(target_os = "linux")]
     {
@@ -57,7 +60,6 @@ pub fn prepare() -> Prepared {
         warm_up();
     }
     let trust = Trust::load();
-    let mut refused = hardening::apply();
     refused.extend(lockdown::drop_rights());
     Prepared { trust, refused }
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::signal::{Signal, kill, killpg},
     unistd::{Pid, geteuid},
 };
 use serde_json::json;
@@ -23,8 +23,9 @@ use tokio::{
     time::Instant,
 };
 
-use crate::world::{
-    ACCESS_KEY_ID, Failure, LIMIT, SECRET_ACCESS_KEY, STOP, Tunnel, World, may_terminate,
+use crate::{
+    shutdown::assert_ended_well,
+    world::{ACCESS_KEY_ID, Failure, LIMIT, SECRET_ACCESS_KEY, STOP, Tunnel, World, may_terminate},
 };
 
 const WORKER_LOST: Failure =
@@ -89,6 +90,28 @@ async fn killed_monitor_leaves_no_session_and_no_process() {
 }
 
 #[tokio::test]
+async fn signal_to_both_processes_ends_the_session_as_one_to_the_monitor_does() {
+    // As Ctrl-C at a terminal, `timeout` and a service manager send it. Nothing but leave to start: the worker
+    // alone can end its session.
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
+        let world = World::start().await;
+        let server = TcpServer::echo().await.unwrap();
+        let document = world.document(server.port());
+        let sidecar = Sidecar::spawn_with(&document, |command| {
+            command.process_group(0);
+        });
+        let mut sidecar = sidecar.await.unwrap();
+        sidecar.ready(LIMIT).await.unwrap();
+        killpg(sidecar.pid().unwrap(), signal).unwrap();
+        let exit = sidecar.exit(STOP).await.unwrap();
+        assert_ended_well(&exit, &format!("{signal} to both"));
+        let session = world.emulator.journal().sessions().remove(0);
+        assert_eq!(world.emulator.journal().ending(&session), Some(Ending::Flag), "{signal}");
+        world.finish().await;
+    }
+}
+
+#[tokio::test]
 async fn stopped_worker_does_not_hold_up_the_end() {
     let world = World::with(|builder| builder.policy(may_terminate())).await;
     let (mut tunnel, document, _server) = echo(&world).await;
@@ -139,8 +162,9 @@ async fn worker_has_no_rights_and_holds_no_file() {
     world.finish().await;
 }
 
+// With threads, so that the search does not keep the emulator from answering.
 #[cfg(target_os = "linux")]
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_secret_of_aws_is_anywhere_in_the_worker_nor_in_what_a_run_leaves() {
     let renewed = ["renewedSecretRenewedSecretRenewedSecret1", "renewedTokenRenewedToken"];
     let inherited = "inheritedSecretInheritedSecretInherited1";
