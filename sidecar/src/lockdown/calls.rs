@@ -142,9 +142,26 @@ fn checked() -> Result<BTreeMap<libc::c_long, Vec<SeccompRule>>, seccompiler::Ba
     };
     let equal = |argument, value: u64| rule(argument, SeccompCmpOp::Eq, value);
     let number = |value: libc::c_int| u64::from(value.cast_unsigned());
+    let option = |level, name| {
+        SeccompRule::new(vec![
+            condition(1, SeccompCmpOp::Eq, number(level))?,
+            condition(2, SeccompCmpOp::Eq, number(name))?,
+        ])
+    };
     Ok(BTreeMap::from([
         (libc::SYS_mmap, vec![never(2, libc::PROT_EXEC)?]),
         (libc::SYS_mprotect, vec![never(2, libc::PROT_EXEC)?]),
+        // It connects what is not connected, which a listener is once it is shut down; Landlock does not see it.
+        (libc::SYS_sendto, vec![never(3, libc::MSG_FASTOPEN)?]),
+        (libc::SYS_sendmsg, vec![never(2, libc::MSG_FASTOPEN)?]),
+        // Small packets go at once; what was cut off is reset.
+        (
+            libc::SYS_setsockopt,
+            vec![
+                option(libc::IPPROTO_TCP, libc::TCP_NODELAY)?,
+                option(libc::SOL_SOCKET, libc::SO_LINGER)?,
+            ],
+        ),
         // A listener's descriptors are made non-blocking; a terminal is known by its settings.
         (libc::SYS_ioctl, vec![equal(1, FIONBIO)?, equal(1, TCGETS)?]),
         (
@@ -166,8 +183,15 @@ fn rule(
     comparison: SeccompCmpOp,
     value: u64,
 ) -> Result<SeccompRule, seccompiler::BackendError> {
-    let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, comparison, value)?;
-    SeccompRule::new(vec![condition])
+    SeccompRule::new(vec![condition(argument, comparison, value)?])
+}
+
+fn condition(
+    argument: u8,
+    comparison: SeccompCmpOp,
+    value: u64,
+) -> Result<SeccompCondition, seccompiler::BackendError> {
+    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, comparison, value)
 }
 
 fn allowed() -> Result<BTreeMap<libc::c_long, Vec<SeccompRule>>, String> {
@@ -209,6 +233,8 @@ mod tests {
         process::Command,
     };
 
+    use rustix::{io::Errno, net};
+
     use super::*;
 
     /// Runs the ignored test `name` in a process of its own, since what it does cannot be undone.
@@ -231,6 +257,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let waiting = TcpStream::connect(address).unwrap();
+        let other = TcpListener::bind("127.0.0.1:0").unwrap();
         assert_eq!(super::super::drop_rights(), []);
         apply().unwrap();
         let kind = |outcome: std::io::Error| outcome.kind();
@@ -242,8 +269,20 @@ mod tests {
         let signalled = nix::sys::signal::kill(nix::unistd::getppid(), None);
         assert_eq!(signalled, Err(nix::errno::Errno::EPERM), "kill");
         // What is held goes on.
-        drop(listener.accept().unwrap());
-        drop(waiting);
+        let (client, _) = listener.accept().unwrap();
+        client.set_nodelay(true).unwrap();
+        client.set_ttl(1).map_err(kind).expect_err("an option that is not needed");
+        drop((client, waiting));
+        // A listener that is shut down could be made a connection to anywhere.
+        net::shutdown(&listener, net::Shutdown::Both).unwrap();
+        let elsewhere = other.local_addr().unwrap();
+        let connecting = net::SendFlags::from_bits_retain(libc::MSG_FASTOPEN.cast_unsigned());
+        let sent = net::sendto(&listener, b"x", connecting, &elsewhere);
+        assert_eq!(sent, Err(Errno::PERM), "sendto that connects");
+        let mut nothing = net::SendAncillaryBuffer::default();
+        let text = [std::io::IoSlice::new(b"x")];
+        let sent = net::sendmsg_addr(&listener, &elsewhere, &text, &mut nothing, connecting);
+        assert_eq!(sent, Err(Errno::PERM), "sendmsg that connects");
     }
 
     #[test]
