@@ -83,7 +83,7 @@ async fn supervise(
         diagnosis: false,
         health: false,
     };
-    let orders = Orders { begin, descriptors: Vec::new() };
+    let orders = Orders { begin, descriptors: Vec::new(), port: None };
     // As above.
     drop(monitor.locked_up().await?);
     let mut service = monitor.begin(orders, request, Trust::load(), Proxy::from_env()?)?;

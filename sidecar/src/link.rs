@@ -78,7 +78,12 @@ impl Link {
         Self::from_socket(socket, MAX_TO_WORKER, MAX_DESCRIPTORS)
     }
 
-    fn from_socket(socket: Socket, longest: usize, descriptors: usize) -> io::Result<Self> {
+    /// One end of any pair.
+    pub(crate) fn from_socket(
+        socket: Socket,
+        longest: usize,
+        descriptors: usize,
+    ) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         Ok(Self { stream: UnixStream::from_std(socket)?, longest, descriptors })
     }

@@ -119,6 +119,8 @@ pub struct Orders {
     pub begin: Begin,
     /// In the order of [`Begin`].
     pub descriptors: Vec<OwnedFd>,
+    /// Where clients arrive, if they do.
+    pub port: Option<u16>,
 }
 
 impl Monitor {
@@ -189,7 +191,7 @@ impl Monitor {
             clerk: Clerk::new(Arc::new(plane), wards),
             calls: FuturesUnordered::new(),
             events: request.events,
-            ready: false,
+            ready: orders.port,
         })
     }
 
@@ -210,6 +212,7 @@ impl Monitor {
         let mut sending = pin!(link.send_all(queue));
         let mut asked: Option<Instant> = None;
         let mut helped = false;
+        let mut deaf = false;
         let mut endings: FuturesUnordered<BoxFuture<'static, ()>> = FuturesUnordered::new();
         let lost = loop {
             let far = Instant::now() + FAR;
@@ -236,7 +239,8 @@ impl Monitor {
                 Some(answer) = service.calls.next() => if outbox.try_send(answer).is_err() {
                     break Lost::Protocol("it does not read".to_owned());
                 },
-                _ = &mut sending => break Lost::Gone(Manner::default()),
+                // Just gone it may have said its last word before, which `receive` comes to.
+                _ = &mut sending, if !deaf => deaf = true,
                 reason = &mut stop, if asked.is_none() => {
                     debug!(reason = reason.reason(), "the worker is asked to end");
                     let frame = encode(&ToWorker::Stop(reason)).unwrap_or_default();
@@ -301,8 +305,8 @@ pub struct Service {
     calls: FuturesUnordered<BoxFuture<'static, Frame>>,
     /// Whether the runner wants more lines than `ready` and `failed`.
     events: bool,
-    /// Whether that line was said.
-    ready: bool,
+    /// The port of that line, until it was said.
+    ready: Option<u16>,
 }
 
 impl Service {
@@ -336,8 +340,9 @@ impl Service {
                 }
             }
             ToMonitor::Line(text) => match Line::parse(&text) {
-                Some(line @ Line::Ready(_)) if !self.ready => {
-                    self.ready = true;
+                // At the listener that was made here: no other may be given out as the tunnel.
+                Some(line @ Line::Ready(port)) if self.ready == Some(port) => {
+                    self.ready = None;
                     say(&line);
                 }
                 Some(Line::Ready(_) | Line::Failed(_) | Line::Phase(_)) | None => {
@@ -434,3 +439,6 @@ const ENVIRONMENT: &[&str] = &[
     "NO_PROXY",
     "no_proxy",
 ];
+
+#[cfg(test)]
+mod tests;

@@ -234,8 +234,11 @@ async fn begin(
         diagnosis: listener.diagnosis.is_some(),
         health: health.is_some(),
     };
+    let port =
+        listener.socket.local_addr().map_err(|error| Error::Internal(error.to_string()))?.port();
     let descriptors = [Some(listener.socket.into()), listener.diagnosis, health.map(Into::into)];
-    let orders = Orders { begin: began, descriptors: descriptors.into_iter().flatten().collect() };
+    let descriptors = descriptors.into_iter().flatten().collect();
+    let orders = Orders { begin: began, descriptors, port: Some(port) };
     monitor.begin(orders, &request, Trust::load(), Proxy::from_env()?)
 }
 
