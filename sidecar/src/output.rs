@@ -5,11 +5,17 @@
 use std::{
     io::{self, Write},
     os::fd::AsFd,
+    sync::{
+        Condvar, LazyLock, Mutex, MutexGuard, PoisonError,
+        mpsc::{self as mpsc_sync, SyncSender, TrySendError},
+    },
+    thread,
+    time::Duration,
 };
 
 use runner_protocol::Line;
 use tokio::{io::Interest, sync::mpsc};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::{
     lease::watch,
@@ -20,17 +26,68 @@ use crate::{
     progress::Phase,
 };
 
-/// Writes a line to stdout.
+/// Has a line written to stdout, after those before it.
+///
+/// Never waits: a runner that does not read must not hold up the lease and the end of its sessions.
 ///
 /// # Errors
 ///
-/// When stdout is gone, which ends the lease.
+/// When stdout is gone, which ends the lease, or when nobody has read it for so long that the line is dropped.
 pub fn print(line: &Line) -> io::Result<()> {
-    let text = format!("{line}\n");
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
-    stdout.flush()
+    let writer = &*WRITER;
+    *writer.lock() += 1;
+    writer.queue.try_send(format!("{line}\n")).map_err(|refused| {
+        *writer.lock() -= 1;
+        match refused {
+            TrySendError::Full(_) => io::ErrorKind::WouldBlock.into(),
+            TrySendError::Disconnected(_) => io::ErrorKind::BrokenPipe.into(),
+        }
+    })
 }
+
+/// Waits until every line is written, or `limit` has passed. Blocks.
+pub fn flush(limit: Duration) {
+    let writer = &*WRITER;
+    let waited = writer.written.wait_timeout_while(writer.lock(), limit, |lines| *lines > 0);
+    if waited.is_ok_and(|(_, outcome)| outcome.timed_out()) {
+        warn!("nobody reads stdout, lines are lost");
+    }
+}
+
+/// A thread that writes, as stdout cannot be made non-blocking: others may share its description.
+struct Writer {
+    queue: SyncSender<String>,
+    /// Lines that are not written yet.
+    unwritten: Mutex<usize>,
+    written: Condvar,
+}
+
+impl Writer {
+    fn lock(&self) -> MutexGuard<'_, usize> {
+        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+static WRITER: LazyLock<Writer> = LazyLock::new(|| {
+    let (queue, lines) = mpsc_sync::sync_channel::<String>(QUEUE);
+    thread::spawn(move || {
+        for line in lines {
+            let mut stdout = io::stdout().lock();
+            let outcome = stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush());
+            drop(stdout);
+            if let Err(error) = outcome {
+                // `closed` ends the job.
+                debug!(%error, "nobody reads stdout");
+            }
+            *WRITER.lock() -= 1;
+            WRITER.written.notify_all();
+        }
+    });
+    Writer { queue, unwritten: Mutex::new(0), written: Condvar::new() }
+});
+
+/// Lines that wait for a runner which does not read at the moment.
+const QUEUE: usize = 1024;
 
 /// What the worker has to say on stdout, by way of the monitor.
 #[derive(Debug)]

@@ -92,14 +92,16 @@ pub fn run(options: &Options, telemetry: &Telemetry) -> ExitStatus {
     if lost_lines > 0 {
         warn!(lost_lines, "log lines were dropped because nobody read stderr");
     }
-    match outcome {
+    let status = match outcome {
         Ok(Ok(())) => ExitStatus::Ended,
         Ok(Err(failure)) => fail(&options.source, &failure),
         Err(error) => {
             let error = Error::Internal(format!("no runtime: {error}"));
             fail(&options.source, &error.into_failure(Phase::Config))
         }
-    }
+    };
+    output::flush(LAST_LINES);
+    status
 }
 
 fn defect(panics: &Panics) -> Error {
@@ -173,7 +175,15 @@ async fn supervise(
         refused.extend(monitor.locked_up().await?);
         begin(&mut monitor, options, request, refused).await
     };
-    let mut service = match begun.await {
+    let begun = tokio::select! {
+        begun = begun => begun,
+        signal = &mut signals => {
+            info!(signal, "stopped before the worker was ready");
+            monitor.finish(None, Instant::now() + GRACE).await;
+            return Ok(());
+        }
+    };
+    let mut service = match begun {
         Ok(service) => service,
         Err(error) => {
             monitor.finish(None, Instant::now() + GRACE).await;
@@ -244,8 +254,7 @@ async fn begin(
 
 fn say(line: &Line) {
     if let Err(error) = output::print(line) {
-        // `output::closed` ends the job.
-        debug!(%error, "nobody reads stdout");
+        warn!(%error, "nobody reads stdout, a line is lost");
     }
 }
 
@@ -278,6 +287,9 @@ pub(crate) async fn stopping_signal() -> &'static str {
 
 /// Kubernetes shows what is written here as the reason of a container's end.
 const TERMINATION_LOG: &str = "/dev/termination-log";
+
+/// How long the exit waits for a runner to read what was said.
+const LAST_LINES: Duration = Duration::from_millis(500);
 
 /// From the loss of the worker to the exit: its sessions are ended in that time.
 const AFTER_LOSS: Duration = Duration::from_secs(4);

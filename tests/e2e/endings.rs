@@ -1,9 +1,12 @@
 //! Ways out that are not asked for in peace and quiet: while the path is broken, by a defect, with the service
 //! out of reach, by SIGKILL. `tests/README.md` has the whole table of endings.
 
-use std::{fs, os::unix::process::ExitStatusExt as _, time::Duration};
+use std::{fs, io::Write as _, os::unix::process::ExitStatusExt as _, time::Duration};
 
-use nix::sys::signal::Signal;
+use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl},
+    sys::signal::Signal,
+};
 use serde_json::json;
 use tempfile::TempDir;
 use tests::{
@@ -143,6 +146,32 @@ async fn both_processes_killed_at_once_leave_the_session_to_the_idle_time_out() 
     let silent = || async { TcpStream::connect(("127.0.0.1", port)).await.is_err() };
     assert!(eventually(STOP, silent).await, "somebody listens");
     assert_idle_end(&world).await;
+}
+
+#[tokio::test]
+async fn stdout_that_nobody_reads_holds_up_no_end() {
+    for way in [WAYS[0], WAYS[1]] {
+        let world = World::start().await;
+        let server = TcpServer::echo().await.unwrap();
+        let document = world.document(server.port()).with(&json!({ "events": true }));
+        // A pipe that takes not one byte more.
+        let (unread, stdout) = std::io::pipe().unwrap();
+        let mut filler = stdout.try_clone().unwrap();
+        fcntl(&filler, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        while filler.write(&[b'.'; 1024]).is_ok() {}
+        while filler.write(b".").is_ok() {}
+        fcntl(&filler, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+        let sidecar = Sidecar::spawn_with(&document, |command| {
+            command.stdout(stdout);
+        });
+        let sidecar = sidecar.await.unwrap();
+        let journal = world.emulator.journal();
+        let open = || async { !journal.open_sessions().is_empty() };
+        assert!(eventually(LIMIT, open).await, "no session");
+        assert_ended_well(&stop(sidecar, way).await, &format!("{way:?}"));
+        drop(unread);
+        world.finish().await;
+    }
 }
 
 #[tokio::test]
