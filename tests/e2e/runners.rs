@@ -1,4 +1,4 @@
-//! Runners in other languages: an orchestrator in Python and a shell, as in `tests/runners/`.
+//! Runners in other languages: an orchestrator in Python, a shell and Java, as in `tests/runners/`.
 
 use std::{fs, path::PathBuf, process::Output};
 
@@ -57,16 +57,38 @@ async fn python_orchestrator_runs_jobs_at_once() {
 
 #[tokio::test]
 async fn shell_runs_a_command_through_the_tunnel() {
+    runs_a_command(|| Command::new(runner("runner.sh"))).await;
+}
+
+#[tokio::test]
+async fn java_runs_a_command_through_the_tunnel() {
+    runs_a_command(java).await;
+}
+
+#[tokio::test]
+async fn shell_sees_why_there_is_no_tunnel() {
+    sees_why_there_is_no_tunnel(Command::new(runner("runner.sh"))).await;
+}
+
+#[tokio::test]
+async fn java_sees_why_there_is_no_tunnel() {
+    sees_why_there_is_no_tunnel(java()).await;
+}
+
+/// A runner of one command ends with the command's status, and has passed its output on.
+async fn runs_a_command(runner: impl Fn() -> Command) {
     let world = World::start().await;
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("connection.json");
     fs::write(&file, world.document(postgres_server().await.port()).pretty()).unwrap();
-    let query = arguments(&clients::psql(0), &["-c", "SELECT 'from a shell'"]);
+    let query = arguments(&clients::psql(0), &["-c", "SELECT 'through the tunnel'"]);
     let query: Vec<_> = query.iter().map(|argument| quote(argument)).collect();
     let query = query.join(" ").replace("{port}", r#"'"$SSM_SIDECAR_PORT"'"#);
 
-    for (script, status, printed) in [(query.as_str(), 0, "from a shell\n"), ("exit 3", 3, "")] {
-        let mut command = Command::new(runner("runner.sh"));
+    for (script, status, printed) in
+        [(query.as_str(), 0, "through the tunnel\n"), ("exit 3", 3, "")]
+    {
+        let mut command = runner();
         command.arg(sidecar().await).arg(&file).args(["sh", "-c", script]);
         let output = run(command).await;
         let stderr = String::from_utf8_lossy(&output.stderr);
@@ -76,19 +98,24 @@ async fn shell_runs_a_command_through_the_tunnel() {
     world.finish().await;
 }
 
-#[tokio::test]
-async fn shell_sees_why_there_is_no_tunnel() {
+async fn sees_why_there_is_no_tunnel(mut runner: Command) {
     let world = World::start().await;
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("connection.json");
     fs::write(&file, world.document(free_port().unwrap()).pretty()).unwrap();
-    let mut command = Command::new(runner("runner.sh"));
-    command.arg(sidecar().await).arg(&file).arg("true");
-    let output = run(command).await;
+    runner.arg(sidecar().await).arg(&file).arg("true");
+    let output = run(runner).await;
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(69), "{stderr}");
     assert!(stderr.contains("target.unreachable"), "{stderr}");
     world.finish().await;
+}
+
+/// Java compiles the one file before it runs it.
+fn java() -> Command {
+    let mut command = Command::new("java");
+    command.arg(runner("Runner.java"));
+    command
 }
 
 /// Runs a runner to its end, with the databases' passwords in its environment.

@@ -37,7 +37,8 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Outcome<()> {
             cpu.push(tunnel.cpu().as_secs_f64() * 1e3);
             let summary = tunnel.close().await?;
             for (phase, samples) in PHASES.iter().zip(&mut phases) {
-                samples.extend(summary.get(format!("{phase}_ms")).and_then(Value::as_f64));
+                let took = summary.pointer(&format!("/phases_ms/{phase}"));
+                samples.extend(took.and_then(Value::as_f64));
             }
         }
         let ready = Figures::of(ready).ok_or("nothing measured")?;
