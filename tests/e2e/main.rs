@@ -65,4 +65,6 @@ mod shutdown;
 #[cfg(test)]
 mod slow_parties;
 #[cfg(test)]
+mod tls_names;
+#[cfg(test)]
 mod world;

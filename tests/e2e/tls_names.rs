@@ -1,4 +1,4 @@
-//! Drivers verify the database's name in its certificate through 127.0.0.1, as `sidecar/kubernetes/README.md` says.
+//! Drivers verify the database's name in its certificate through 127.0.0.1, as `sidecar/README.md` says.
 
 use std::{ffi::OsStr, fs, path::Path, process::Output};
 
