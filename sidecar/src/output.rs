@@ -36,11 +36,12 @@ use crate::{
 pub fn print(line: &Line) -> io::Result<()> {
     let writer = &*WRITER;
     *writer.lock() += 1;
-    writer.queue.try_send(format!("{line}\n")).map_err(|refused| {
+    writer.queue.try_send(format!("{line}\n")).or_else(|refused| {
         *writer.lock() -= 1;
         match refused {
-            TrySendError::Full(_) => io::ErrorKind::WouldBlock.into(),
-            TrySendError::Disconnected(_) => io::ErrorKind::BrokenPipe.into(),
+            TrySendError::Full(_) => Err(io::ErrorKind::WouldBlock.into()),
+            // There is no thread to be had; what is said matters more than that it may wait.
+            TrySendError::Disconnected(text) => write(&text),
         }
     })
 }
@@ -70,12 +71,9 @@ impl Writer {
 
 static WRITER: LazyLock<Writer> = LazyLock::new(|| {
     let (queue, lines) = mpsc_sync::sync_channel::<String>(QUEUE);
-    thread::spawn(move || {
+    let written = thread::Builder::new().name("stdout".to_owned()).spawn(move || {
         for line in lines {
-            let mut stdout = io::stdout().lock();
-            let outcome = stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush());
-            drop(stdout);
-            if let Err(error) = outcome {
+            if let Err(error) = write(&line) {
                 // `closed` ends the job.
                 debug!(%error, "nobody reads stdout");
             }
@@ -83,8 +81,17 @@ static WRITER: LazyLock<Writer> = LazyLock::new(|| {
             WRITER.written.notify_all();
         }
     });
+    if let Err(error) = written {
+        warn!(%error, "no thread for stdout: a runner that does not read it holds up the end");
+    }
     Writer { queue, unwritten: Mutex::new(0), written: Condvar::new() }
 });
+
+fn write(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
+}
 
 /// Lines that wait for a runner which does not read at the moment.
 const QUEUE: usize = 1024;

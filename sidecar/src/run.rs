@@ -162,23 +162,15 @@ async fn supervise(
             }
         }
     };
-    let request = tokio::select! {
-        request = document => request,
-        signal = &mut signals => {
-            info!(signal, "stopped before there was a document");
-            monitor.finish(None, Instant::now() + GRACE).await;
-            return Ok(());
-        }
-    };
     let begun = async {
-        let request = request?;
+        let request = document.await?;
         refused.extend(monitor.locked_up().await?);
         begin(&mut monitor, options, request, refused).await
     };
     let begun = tokio::select! {
         begun = begun => begun,
         signal = &mut signals => {
-            info!(signal, "stopped before the worker was ready");
+            info!(signal, "stopped before the worker could begin");
             monitor.finish(None, Instant::now() + GRACE).await;
             return Ok(());
         }
