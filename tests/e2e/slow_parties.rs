@@ -3,7 +3,14 @@
 //!
 //! By hand, longer and more: `SLOW_PARTY_SECONDS=600 CROWD=10000 tests/run --test e2e slow_parties`.
 
-use std::{env, fs, sync::Arc, time::Duration};
+use std::{
+    env, fs,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use serde_json::json;
 use tests::{
@@ -77,6 +84,41 @@ async fn parties_that_stall_hold_their_windows_and_nobody_else() {
     timeout(LIMIT, reader.read_to_end(&mut bytes)).await.unwrap().unwrap();
     assert!(bytes == pattern(DOWNLOAD), "the stalled download is damaged");
     drop((stalled, uploads));
+    tunnel.close().await;
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answer_does_not_stand_behind_what_a_download_was_sent_ahead() {
+    let world = World::start().await;
+    let server = parties().await;
+    // Else the pattern is hardly anything on the path.
+    let document =
+        world.document(server.port()).with(&json!({ "tunnel": { "compression": "off" } }));
+    let tunnel = Tunnel::open(&document).await;
+    let mut echo = connect(&tunnel, b'e').await;
+    let mut download = connect(&tunnel, b'd').await;
+    let received = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&received);
+    let mut reader = JoinSet::new();
+    reader.spawn(async move {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(bytes @ 1..) = download.read(&mut buffer).await {
+            count.fetch_add(bytes, Relaxed);
+        }
+    });
+    let in_full_course = || async { received.load(Relaxed) > DOWNLOAD / 3 };
+    assert!(eventually(LIMIT, in_full_course).await, "no download");
+    // The least of many: what a busy machine holds up counts as well.
+    let mut ahead = usize::MAX;
+    while received.load(Relaxed) < DOWNLOAD / 3 * 2 {
+        let before = received.load(Relaxed);
+        assert_eq!(ping(&mut echo).await, Some(*b"ping"));
+        ahead = ahead.min(received.load(Relaxed) - before);
+    }
+    assert!(ahead < 64 * 1024, "{ahead} bytes of the download came before any answer");
+    reader.join_all().await;
+    assert_eq!(received.load(Relaxed), DOWNLOAD);
     tunnel.close().await;
     world.finish().await;
 }
