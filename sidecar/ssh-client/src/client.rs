@@ -155,7 +155,10 @@ impl Client {
             return None;
         }
         let keepalive = self.keepalive.as_ref().map(Keepalive::poll_timeout);
-        keepalive.into_iter().chain(self.transport.poll_timeout()).min()
+        [keepalive, self.transport.poll_timeout(), self.auth.poll_timeout()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Appends what is to be sent to `out`, in whole packets until about `limit` bytes are there;
@@ -348,6 +351,7 @@ impl Client {
     }
 
     fn handle_deadlines(&mut self, now: Instant) -> Result<(), Error> {
+        self.auth.handle_timeout(now);
         if let Some(keepalive) = &mut self.keepalive
             && keepalive.handle_timeout(now)?
             && self.auth.is_done()
@@ -376,7 +380,7 @@ impl Client {
             // Between request and answer nothing else may be sent: where compression starts would
             // depend on which of the two comes first.
             let Some(session_id) = self.transport.session_id() else { return Ok(false) };
-            let Some(payload) = self.auth.poll_transmit(session_id)? else { return Ok(false) };
+            let Some(payload) = self.auth.poll_transmit(now, session_id)? else { return Ok(false) };
             self.transport.writer.write(out, &payload, &[])?;
             return Ok(true);
         }

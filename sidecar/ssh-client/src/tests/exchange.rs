@@ -97,7 +97,7 @@ fn rsa_without_announced_algorithms_tries_both_hashes_once() {
         server.manual_login = true;
         server.announced = announced;
         let mut pair = Pair::new(server, |config| config.key = fresh_key("RSA"));
-        pair.run().unwrap();
+        pair.request_login();
         let mut failure = vec![message::USERAUTH_FAILURE];
         failure.put_string(b"publickey,password");
         failure.put_bool(false);
@@ -127,13 +127,37 @@ fn rsa_without_announced_algorithms_tries_both_hashes_once() {
 }
 
 #[test]
-fn service_and_login_go_out_together() {
-    let mut server = Server::new();
-    server.manual_login = true;
-    let mut pair = Pair::new(server, |_| {});
-    pair.run().unwrap();
-    let order: Vec<u8> = pair.server.received.iter().map(|payload| payload[0]).collect();
-    assert_eq!(order, [message::SERVICE_REQUEST, message::USERAUTH_REQUEST]);
+fn login_request_follows_the_service_or_its_head_start() {
+    let order = |pair: &Pair| -> Vec<u8> {
+        pair.server.received.iter().map(|payload| payload[0]).collect()
+    };
+    let both = [message::SERVICE_REQUEST, message::USERAUTH_REQUEST];
+    let pair = || {
+        let mut server = Server::new();
+        server.manual_login = true;
+        let mut pair = Pair::new(server, |_| {});
+        pair.run().unwrap();
+        assert_eq!(order(&pair), both[..1]);
+        pair
+    };
+    let mut slow = pair();
+    slow.now += Duration::from_millis(3);
+    slow.client.handle_timeout(slow.now).unwrap();
+    slow.run().unwrap();
+    assert_eq!(order(&slow), both[..1]);
+    slow.request_login();
+    assert_eq!(order(&slow), both);
+    let mut accept = vec![message::SERVICE_ACCEPT];
+    accept.put_string(b"ssh-userauth");
+    slow.server.send(&accept);
+    slow.run().unwrap();
+    assert_eq!(order(&slow), both, "it is not sent again");
+
+    let mut near = pair();
+    near.server.send(&accept);
+    near.run().unwrap();
+    assert_eq!(order(&near), both);
+    assert_eq!(near.client.poll_timeout(), None);
 }
 
 #[test]
@@ -146,7 +170,7 @@ fn nothing_is_sent_between_login_request_and_answer() {
     });
     let id = pair.client.open_direct_tcpip("db", 1, ([127, 0, 0, 1], 1).into()).unwrap();
     assert_eq!(pair.client.write(id, b"early"), 5);
-    pair.run().unwrap();
+    pair.request_login();
     pair.server.received.clear();
     pair.now += Duration::from_secs(2);
     pair.client.handle_timeout(pair.now).unwrap();
@@ -211,7 +235,7 @@ fn compression_that_is_demanded_is_agreed_upon() {
     let mut server = Server::new();
     server.manual_login = true;
     let mut pair = Pair::new(server, |config| config.compression = Compression::On);
-    pair.run().unwrap();
+    pair.request_login();
     pair.server.send(&[message::USERAUTH_SUCCESS]);
     pair.run().unwrap();
     let compressed =

@@ -215,7 +215,7 @@ fn zlib_bombs_are_refused() {
     let mut server = Server::new();
     server.manual_login = true;
     let mut pair = Pair::new(server, |config| config.compression = Compression::On);
-    pair.run().unwrap();
+    pair.request_login();
     pair.server.send(&[message::USERAUTH_SUCCESS]);
     pair.run().unwrap();
     let mut bomb = Vec::with_capacity(200_000);

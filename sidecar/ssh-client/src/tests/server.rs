@@ -75,6 +75,14 @@ impl Pair {
         }
     }
 
+    /// Passes bytes until the login request is out; the server says nothing to the service request.
+    pub(crate) fn request_login(&mut self) {
+        self.run().unwrap();
+        self.now = self.client.poll_timeout().unwrap();
+        self.client.handle_timeout(self.now).unwrap();
+        self.run().unwrap();
+    }
+
     /// Sends one payload and returns the error that it leads to.
     pub(crate) fn provoke(&mut self, payload: &[u8]) -> Error {
         self.server.send(payload);
