@@ -4,6 +4,7 @@
 //! there is to send and flush when it runs dry, instead of flushing each frame (a quarter of the
 //! processor time). Reading and writing are independent and lose nothing when cancelled.
 
+mod ahead;
 mod dial;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
@@ -39,10 +40,11 @@ use crate::{
     tls::{DISTRUST_HINT, Trust},
 };
 
+pub use ahead::Ahead;
 pub use dial::{Dial, Direct};
 pub(crate) use dial::{connect_tcp, first_hop};
 pub use stream_url::InvalidStreamUrl;
-pub(crate) use stream_url::resolve;
+pub(crate) use stream_url::{expected, resolve};
 
 use dial::Transport;
 
@@ -218,7 +220,8 @@ impl OpenError {
 /// Opens the data channel's WebSocket at `stream_url` and sends `opening`, the message with the token.
 ///
 /// The opening is signed by `api`; when the service refuses that with 403 it is tried once without, since
-/// customers need not grant more than `ssm:StartSession`. Cancel-safe: the connection is dropped.
+/// customers need not grant more than `ssm:StartSession`. A connection that was made `ahead` is used if it leads
+/// there. Cancel-safe: the connection is dropped.
 ///
 /// # Errors
 ///
@@ -228,10 +231,11 @@ pub async fn open(
     api: &dyn SessionApi,
     stream_url: &str,
     opening: String,
+    ahead: Ahead<'_>,
 ) -> Result<WebSocket, OpenError> {
     let uri = resolve(stream_url, settings)?;
     let within = settings.timeout;
-    match timeout(within, open_in_time(settings, api, &uri, opening)).await {
+    match timeout(within, open_in_time(settings, api, &uri, opening, ahead)).await {
         Ok(outcome) => outcome,
         Err(_) => Err(OpenError::TimedOut { host: host_of(&uri), within }),
     }
@@ -242,8 +246,9 @@ async fn open_in_time(
     api: &dyn SessionApi,
     uri: &Uri,
     opening: String,
+    mut ahead: Ahead<'_>,
 ) -> Result<WebSocket, OpenError> {
-    let headers = match api.sign_opening(uri).await {
+    let headers = match ahead.during(api.sign_opening(uri)).await {
         Ok(headers) => headers,
         Err(error) => {
             warn!(%error, "the data channel is opened without signature");
@@ -251,10 +256,11 @@ async fn open_in_time(
         }
     };
     let signed = !headers.is_empty();
-    let (mut inner, signature) = match upgrade(settings, uri, headers).await {
+    let made = ahead.take(uri).await;
+    let (mut inner, signature) = match upgrade(settings, uri, headers, made).await {
         Err(OpenError::Refused { status: 403, host, .. }) if signed => {
             debug!(host, "the signed opening was refused; trying once without signature");
-            let retried = upgrade(settings, uri, SignedHeaders::new()).await;
+            let retried = upgrade(settings, uri, SignedHeaders::new(), None).await;
             let inner = retried.map_err(|error| match error {
                 OpenError::Refused { host, status, .. } => {
                     OpenError::Refused { host, status, signature_refused: true }
@@ -273,15 +279,33 @@ async fn open_in_time(
     Ok(WebSocket { inner, signature })
 }
 
+/// Asks for the WebSocket on the connection that is there already, and on a new one if that carries no answer.
 async fn upgrade(
     settings: &Settings,
+    uri: &Uri,
+    headers: SignedHeaders,
+    made: Option<Box<dyn Transport>>,
+) -> Result<Inner, OpenError> {
+    if let Some(transport) = made {
+        match upgrade_on(transport, uri, headers.clone()).await {
+            Err(OpenError::Broken { cause, .. }) => {
+                debug!(cause, "the connection made ahead is of no use");
+            }
+            outcome => return outcome,
+        }
+    }
+    let transport = dial::connect(uri, settings).await?;
+    upgrade_on(transport, uri, headers).await
+}
+
+async fn upgrade_on(
+    transport: Box<dyn Transport>,
     uri: &Uri,
     headers: SignedHeaders,
 ) -> Result<Inner, OpenError> {
     let host = || host_of(uri);
     let broken = |cause: String| OpenError::Broken { host: host(), cause };
     let request = request(uri, headers).map_err(|error| broken(error.to_string()))?;
-    let transport = dial::connect(uri, settings).await?;
     match client_async_with_config(request, transport, Some(config())).await {
         Ok((inner, _)) => Ok(inner),
         Err(tungstenite::Error::Http(response)) => {

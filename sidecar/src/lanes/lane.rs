@@ -384,12 +384,14 @@ impl Carrier {
     ) -> Result<(Self, SessionStream), LaneError> {
         begin(Phase::StartSession);
         let shutdown = &needs.shutdown;
-        let mut session = session::start(Arc::clone(&needs.api), shutdown, needs.start).await?;
+        let mut ahead = websocket::Ahead::new(&needs.stream);
+        let starting = session::start(Arc::clone(&needs.api), shutdown, needs.start);
+        let mut session = ahead.during(starting).await?;
         info!(session = session.id(), "session started");
         needs.found(|| Finding::Session(session.id().to_owned()));
         begin(Phase::Session);
         let resumes = Arc::new(AtomicU64::new(0));
-        let opening = Self::open_channel(needs, &mut session, &resumes);
+        let opening = Self::open_channel(needs, &mut session, ahead, &resumes);
         let late = async {
             shutdown.stopping().await;
             sleep(OPEN_AFTER_STOP).await;
@@ -420,6 +422,7 @@ impl Carrier {
     async fn open_channel(
         needs: &Needs,
         session: &mut Session,
+        ahead: websocket::Ahead<'_>,
         resumes: &Arc<AtomicU64>,
     ) -> Result<(Driver, String, SessionStream), LaneError> {
         let settings = data_channel::Config {
@@ -430,7 +433,7 @@ impl Carrier {
         let mut channel = DataChannel::new(settings, now(), unix_ms(), seed);
         let url = session.stream_url().to_owned();
         let opening = channel.opening(session.token());
-        let socket = websocket::open(&needs.stream, &*needs.api, &url, opening).await?;
+        let socket = websocket::open(&needs.stream, &*needs.api, &url, opening, ahead).await?;
         if socket.signature() == OpeningSignature::UnsignedAfterRefusal {
             warn!(
                 "the signed opening of the data channel was refused, the unsigned one was not: allow \

@@ -18,7 +18,7 @@ use super::lane::Needs;
 use crate::{
     driver::{Ended, Reconnect, Trouble},
     session::{ApiErrorKind, SessionApi},
-    websocket::{self, OpenError, WebSocket},
+    websocket::{self, Ahead, OpenError, WebSocket},
 };
 
 /// Resumes one session, as often as it takes.
@@ -57,7 +57,8 @@ impl Resume {
         &mut self,
         opening: &(dyn Fn(&str) -> String + Sync),
     ) -> Result<WebSocket, Attempt> {
-        let resumed = match self.api.resume(&self.session_id).await {
+        let mut ahead = Ahead::new(&self.stream);
+        let resumed = match ahead.during(self.api.resume(&self.session_id)).await {
             Ok(resumed) => resumed,
             Err(error) if error.may_pass() => return Err(Attempt::Again(error.to_string())),
             // Renewed ones may be on their way over stdin.
@@ -73,8 +74,9 @@ impl Resume {
             self.stream_url = url;
         }
         let opening = opening(token.expose());
-        let error = match websocket::open(&self.stream, &*self.api, &self.stream_url, opening).await
-        {
+        let opened =
+            websocket::open(&self.stream, &*self.api, &self.stream_url, opening, ahead).await;
+        let error = match opened {
             Ok(socket) => {
                 self.patience.refusals = 0;
                 return Ok(socket);

@@ -153,7 +153,7 @@ pub enum Call {
     },
     /// Connect to the host of such a data channel, or to the proxy on the way.
     Dial {
-        /// Of the data channel.
+        /// Of the data channel, or the host alone where they are expected.
         uri: String,
     },
     /// Ask AWS whose the credentials are.

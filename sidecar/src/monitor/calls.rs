@@ -101,7 +101,11 @@ impl Clerk {
     }
 
     async fn dial(&self, uri: &str) -> Result<std::net::TcpStream, String> {
-        let uri = self.channel(uri).map_err(|error| error.to_string())?;
+        let expected = uri.parse().ok().filter(|uri| self.wards().expects(uri));
+        let uri = match expected {
+            Some(uri) => uri,
+            None => self.channel(uri).map_err(|error| error.to_string())?,
+        };
         let (host, port, _) = first_hop(&uri, self.wards().settings());
         let limit = self.wards().settings().timeout;
         let connected = timeout(limit, connect_tcp(&host, port)).await;

@@ -71,6 +71,12 @@ impl Wards {
         self.sessions.iter().any(|ward| ward.id == id)
     }
 
+    /// Whether `uri` is the host that data channels are expected at, without any of them: it may be reached
+    /// before a session is there.
+    pub(super) fn expects(&self, uri: &Uri) -> bool {
+        websocket::expected(&self.settings).is_some_and(|expected| expected == *uri)
+    }
+
     /// Whether a data channel of an open session is opened at `uri`, byte for byte.
     pub(super) fn leads_to(&self, uri: &Uri) -> bool {
         let open = self.sessions.iter().filter(|ward| ward.open);
@@ -155,6 +161,20 @@ mod tests {
         wards.close("own");
         assert!(!wards.leads_to(&uri(url("cell=3"))), "it is over");
         assert!(wards.knows("own") && wards.open().is_empty());
+    }
+
+    #[test]
+    fn host_of_the_data_channels_is_reached_before_there_is_one() {
+        let wards = wards();
+        for (uri, expected) in [
+            ("wss://ssmmessages.eu-west-1.amazonaws.com/", true),
+            ("wss://ssmmessages.eu-west-1.amazonaws.com/v1/data-channel/s", false),
+            ("wss://ssmmessages.us-east-1.amazonaws.com/", false),
+            ("wss://ssm.eu-west-1.amazonaws.com/", false),
+            ("ws://127.0.0.1:22/", false),
+        ] {
+            assert_eq!(wards.expects(&uri.parse().unwrap()), expected, "{uri}");
+        }
     }
 
     #[test]

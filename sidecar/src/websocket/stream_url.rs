@@ -62,6 +62,22 @@ pub(crate) fn resolve(stream_url: &str, settings: &Settings) -> Result<Uri, Inva
     Ok(service)
 }
 
+/// Where the next `StreamUrl` most likely leads, without its path; `None` where only the service can tell.
+pub(crate) fn expected(settings: &Settings) -> Option<Uri> {
+    let region = &settings.region;
+    let own = if settings.stream_endpoint_url.is_none() && settings.allow_loopback {
+        // An emulated service, which names a port of its own.
+        return None;
+    } else if region.starts_with("cn-") {
+        "amazonaws.com.cn"
+    } else if region.starts_with("eusc-") {
+        "amazonaws.eu"
+    } else {
+        "amazonaws.com"
+    };
+    resolve(&format!("wss://ssmmessages.{region}.{own}/"), settings).ok()
+}
+
 fn replace_host(service: &Uri, endpoint: &Uri) -> Result<Uri, InvalidStreamUrl> {
     let scheme = match endpoint.scheme_str() {
         Some("wss" | "https") => "wss",
@@ -123,6 +139,24 @@ mod tests {
             stream_endpoint_url: endpoint.map(|endpoint| endpoint.parse().unwrap()),
             allow_loopback,
             ..Settings::new("ap-northeast-1", Trust::from_pem(b""), Proxy::default())
+        }
+    }
+
+    #[test]
+    fn stream_host_is_known_beforehand_but_of_an_emulated_service() {
+        let host = |settings: &Settings| expected(settings).map(|uri| uri.to_string());
+        let in_region =
+            |region: &str| Settings::new(region, Trust::from_pem(b""), Proxy::default());
+        for (settings, known) in [
+            (settings(None, false), Some("wss://ssmmessages.ap-northeast-1.amazonaws.com/")),
+            (in_region("cn-north-1"), Some("wss://ssmmessages.cn-north-1.amazonaws.com.cn/")),
+            (in_region("eusc-de-east-1"), Some("wss://ssmmessages.eusc-de-east-1.amazonaws.eu/")),
+            (settings(Some("https://vpce.example"), false), Some("wss://vpce.example/")),
+            (settings(Some("ws://127.0.0.1:7"), true), Some("ws://127.0.0.1:7/")),
+            (settings(None, true), None),
+            (settings(Some("ws://elsewhere.example"), false), None),
+        ] {
+            assert_eq!(host(&settings).as_deref(), known, "{settings:?}");
         }
     }
 

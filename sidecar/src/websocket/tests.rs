@@ -1,6 +1,9 @@
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
 };
 
 use futures_util::{StreamExt as _, future::BoxFuture};
@@ -66,6 +69,7 @@ type Peer = WebSocketStream<Box<dyn Transport>>;
 /// Accepts each WebSocket on loopback and hands them to the test.
 struct StubGateway {
     address: SocketAddr,
+    connections: Arc<AtomicUsize>,
     upgrades: Arc<Upgrades>,
     peers: mpsc::Receiver<Peer>,
     _tasks: JoinSet<()>,
@@ -78,11 +82,14 @@ impl StubGateway {
         let address = listener.local_addr().unwrap();
         let upgrades = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&upgrades);
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&connections);
         let (sender, peers) = mpsc::channel(4);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
+                counted.fetch_add(1, Relaxed);
                 let stream: Box<dyn Transport> = match &tls {
                     None => Box::new(stream),
                     Some(tls) => match tls.accept(stream).await {
@@ -95,7 +102,7 @@ impl StubGateway {
                 }
             }
         });
-        Self { address, upgrades, peers, _tasks: tasks }
+        Self { address, connections, upgrades, peers, _tasks: tasks }
     }
 
     fn url(&self) -> String {
@@ -143,6 +150,15 @@ fn refuses(_: Option<&str>) -> StatusCode {
 fn on_loopback() -> Settings {
     let settings = Settings::new("ap-northeast-1", Trust::from_pem(b""), Proxy::default());
     Settings { allow_loopback: true, ..settings }
+}
+
+async fn open(
+    settings: &Settings,
+    api: &dyn SessionApi,
+    url: &str,
+    opening: String,
+) -> Result<WebSocket, OpenError> {
+    super::open(settings, api, url, opening, Ahead::none()).await
 }
 
 async fn open_at(gateway: &StubGateway, signer: Signer) -> Result<WebSocket, OpenError> {
@@ -374,4 +390,49 @@ async fn peer_that_goes_away_without_a_word_is_an_error() {
     let (mut socket, peer) = open_pair().await;
     drop(peer);
     assert!(matches!(socket.next().await, Some(Err(_))));
+}
+
+fn at(gateway: &StubGateway) -> Settings {
+    let endpoint = format!("ws://{}", gateway.address).parse().unwrap();
+    Settings { stream_endpoint_url: Some(endpoint), ..on_loopback() }
+}
+
+#[tokio::test]
+async fn connection_made_while_the_session_starts_carries_the_opening() {
+    let gateway = StubGateway::start(None, takes_all).await;
+    let settings = at(&gateway);
+    let mut ahead = Ahead::new(&settings);
+    let start = async {
+        while gateway.connections.load(Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
+        "started"
+    };
+    assert_eq!(ahead.during(start).await, "started");
+    let opening = "opening".to_owned();
+    super::open(&settings, &Signer(Some("sig")), PUBLIC_URL, opening, ahead).await.unwrap();
+    assert_eq!(gateway.connections.load(Relaxed), 1);
+    assert_eq!(gateway.signatures(), [Some("sig".to_owned())]);
+}
+
+#[tokio::test]
+async fn connection_made_ahead_that_is_dead_or_leads_elsewhere_is_replaced() {
+    // Accepts and closes.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let gateway = StubGateway::start(None, takes_all).await;
+    let elsewhere = Settings {
+        stream_endpoint_url: Some(format!("ws://{address}").parse().unwrap()),
+        ..on_loopback()
+    };
+    let mut ahead = Ahead::new(&elsewhere);
+    ahead.during(async { drop(listener.accept().await.unwrap()) }).await;
+    super::open(&at(&gateway), &Signer(None), PUBLIC_URL, String::new(), ahead).await.unwrap();
+    assert_eq!(gateway.connections.load(Relaxed), 1);
+
+    let (near, far) = tokio::io::duplex(64);
+    drop(far);
+    let (settings, uri) = (at(&gateway), gateway.url().parse().unwrap());
+    upgrade(&settings, &uri, SignedHeaders::new(), Some(Box::new(near))).await.unwrap();
+    assert_eq!(gateway.connections.load(Relaxed), 2);
 }
