@@ -20,6 +20,7 @@ use ssm_sidecar::{
     worker,
 };
 use tokio::time::Instant;
+use tracing::level_filters::LevelFilter;
 
 fn main() -> ExitCode {
     let started = Instant::now();
@@ -74,7 +75,7 @@ fn run(options: Run, started: Instant) -> ExitCode {
 fn be_worker(options: Worker) -> ExitCode {
     let prepared = worker::prepare();
     let telemetry = if options.quiet {
-        Telemetry::start_at("off", options.log_format)
+        Telemetry::start_at(LevelFilter::OFF, options.log_format)
     } else {
         Telemetry::start(options.log_format)
     };
@@ -84,7 +85,7 @@ fn be_worker(options: Worker) -> ExitCode {
 }
 
 fn check(options: &Check) -> ExitCode {
-    let telemetry = Telemetry::start_at("off", None);
+    let telemetry = Telemetry::start_at(LevelFilter::OFF, None);
     let worker = Worker { log_format: None, quiet: true }.arguments();
     let status = check::run(options.config.as_deref(), options.output, &worker);
     drop(telemetry);

@@ -3,11 +3,18 @@
 //! A thread of its own writes them: a stderr that nobody reads must never hold up the tunnel. When its
 //! queue is full, lines are dropped and counted.
 
-use std::io::{self, IsTerminal as _};
+use std::{
+    env,
+    io::{self, IsTerminal as _},
+};
 
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
-    EnvFilter, Layer, Registry, filter::filter_fn, fmt, layer::Identity, prelude::*,
+    Layer, Registry,
+    filter::{LevelFilter, Targets, filter_fn},
+    fmt,
+    layer::Identity,
+    prelude::*,
 };
 
 /// How log lines look.
@@ -40,11 +47,11 @@ impl Telemetry {
     /// Begins logging to stderr. Without a `format`: text on a terminal, JSON otherwise. The level comes
     /// from `RUST_LOG`, `info` without it.
     pub fn start(format: Option<LogFormat>) -> Self {
-        Self::begin("info", format, Identity::new())
+        Self::begin(LevelFilter::INFO, format, Identity::new())
     }
 
     /// The same with another level in place of `info`.
-    pub fn start_at(level: &str, format: Option<LogFormat>) -> Self {
+    pub fn start_at(level: LevelFilter, format: Option<LogFormat>) -> Self {
         Self::begin(level, format, Identity::new())
     }
 
@@ -53,11 +60,11 @@ impl Telemetry {
         format: Option<LogFormat>,
         layer: impl Layer<Registry> + Send + Sync,
     ) -> Self {
-        Self::begin("info", format, layer)
+        Self::begin(LevelFilter::INFO, format, layer)
     }
 
     fn begin(
-        level: &str,
+        level: LevelFilter,
         format: Option<LogFormat>,
         layer: impl Layer<Registry> + Send + Sync,
     ) -> Self {
@@ -69,7 +76,8 @@ impl Telemetry {
             .thread_name("logs")
             .finish(io::stderr());
         let lost = writer.error_counter();
-        let level = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+        let asked_for = env::var(LEVEL).ok().as_deref().and_then(targets);
+        let level = asked_for.unwrap_or_else(|| Targets::new().with_default(level));
         let lines = match format {
             LogFormat::Json => fmt::layer()
                 .json()
@@ -104,6 +112,11 @@ impl LostLines {
     }
 }
 
+/// Reads `level` or `target=level`, separated by commas; `None` where it says nothing, or nothing that makes sense.
+fn targets(text: &str) -> Option<Targets> {
+    if text.trim().is_empty() { None } else { text.parse().ok() }
+}
+
 /// Only our own targets reach the log, at any level: libraries below print headers, request bodies and
 /// keys when asked to trace, and no `RUST_LOG` may turn that on.
 fn is_ours(target: &str) -> bool {
@@ -112,12 +125,35 @@ fn is_ours(target: &str) -> bool {
     })
 }
 
+/// Sets the level, as elsewhere in Rust.
+const LEVEL: &str = "RUST_LOG";
+
 /// Lines that may wait for a slow reader of stderr.
 const QUEUED_LINES: usize = 1024;
 
 #[cfg(test)]
 mod tests {
-    use super::is_ours;
+    use tracing::Level;
+
+    use super::{is_ours, targets};
+
+    #[test]
+    fn level_is_set_for_all_or_by_target() {
+        let enabled = |text: &str, target| {
+            targets(text).map(|targets| targets.would_enable(target, &Level::DEBUG))
+        };
+        for (text, target, expected) in [
+            ("debug", "ssm_sidecar", Some(true)),
+            ("info", "ssm_sidecar", Some(false)),
+            ("warn,ssm_sidecar::run=debug", "ssm_sidecar::run", Some(true)),
+            ("warn,ssm_sidecar::run=debug", "ssm_sidecar::lanes", Some(false)),
+            ("ssm_sidecar=trace", "data_channel", Some(false)),
+            ("", "ssm_sidecar", None),
+            ("ssm_sidecar=loud", "ssm_sidecar", None),
+        ] {
+            assert_eq!(enabled(text, target), expected, "{text} for {target}");
+        }
+    }
 
     #[test]
     fn no_level_makes_a_library_print_what_it_carries() {
