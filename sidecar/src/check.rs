@@ -36,7 +36,7 @@ use crate::{
     job::{Surroundings, needs},
     lanes::{Finding, Lane, Needs, Observer},
     link::wire::{Begin, Stop, Task},
-    monitor::{self, Ended, Monitor, Orders},
+    monitor::{self, Ended, Monitor, Orders, Service},
     policy::{OWN_SESSIONS, Scope},
     progress::Phase,
     run::{read_document, stopping_signal},
@@ -83,10 +83,12 @@ async fn supervise(
         diagnosis: false,
         health: false,
     };
-    let orders = Orders { begin, descriptors: Vec::new(), port: None };
+    let orders = Orders { begin, descriptors: Vec::new() };
+    // Meanwhile the worker locks itself up.
+    let mut service = Service::new(request, None, Trust::load(), Proxy::from_env()?)?;
     // As above.
     drop(monitor.locked_up().await?);
-    let mut service = monitor.begin(orders, request, Trust::load(), Proxy::from_env()?)?;
+    monitor.begin(orders, request)?;
     let mut asked = None;
     let stop = async {
         let signal = signals.as_mut().await;

@@ -112,15 +112,13 @@ impl Lost {
     }
 }
 
-/// What the worker is to do, and what the monitor needs for its part.
+/// What the worker is to do.
 #[derive(Debug)]
 pub struct Orders {
     /// What goes along, see [`Begin`].
     pub begin: Begin,
     /// In the order of [`Begin`].
     pub descriptors: Vec<OwnedFd>,
-    /// Where clients arrive, if they do.
-    pub port: Option<u16>,
 }
 
 impl Monitor {
@@ -164,19 +162,12 @@ impl Monitor {
         }
     }
 
-    /// Hands over the document and what else `orders` say, and returns what does the worker's calls.
+    /// Hands over the document and what else `orders` say.
     ///
     /// # Errors
     ///
-    /// Where the document cannot be used, or the worker is gone.
-    pub fn begin(
-        &mut self,
-        orders: Orders,
-        request: &Request,
-        trust: Trust,
-        proxy: Proxy,
-    ) -> Result<Service, Error> {
-        let aws = Aws::from_request(request.aws.clone())?;
+    /// Where the worker is gone.
+    pub fn begin(&mut self, orders: Orders, request: &Request) -> Result<(), Error> {
         let internal = |error: serde_json::Error| Error::Internal(error.to_string());
         let document = handed::document(request).map_err(internal)?;
         let begin = encode(&ToWorker::Begin(orders.begin)).map_err(internal)?;
@@ -185,14 +176,7 @@ impl Monitor {
                 .try_send(frame)
                 .map_err(|_| Error::Internal("the worker's queue is full".to_owned()))?;
         }
-        let plane = ControlPlane::new(identity::settings(request, &aws), &trust, &proxy);
-        let wards = Wards::new(Settings::of(&aws, trust, proxy));
-        Ok(Service {
-            clerk: Clerk::new(Arc::new(plane), wards),
-            calls: FuturesUnordered::new(),
-            events: request.events,
-            ready: orders.port,
-        })
+        Ok(())
     }
 
     /// Does what the worker asks for until it ends, and passes on what it says to `say`; once `stop`
@@ -310,6 +294,29 @@ pub struct Service {
 }
 
 impl Service {
+    /// Makes ready to do what `request` will take, for a tunnel whose clients arrive at `port`. Connects to
+    /// nobody, and takes milliseconds: best done while the worker locks itself up.
+    ///
+    /// # Errors
+    ///
+    /// Where the document cannot be used.
+    pub fn new(
+        request: &Request,
+        port: Option<u16>,
+        trust: Trust,
+        proxy: Proxy,
+    ) -> Result<Self, Error> {
+        let aws = Aws::from_request(request.aws.clone())?;
+        let plane = ControlPlane::new(identity::settings(request, &aws), &trust, &proxy);
+        let wards = Wards::new(Settings::of(&aws, trust, proxy));
+        Ok(Self {
+            clerk: Clerk::new(Arc::new(plane), wards),
+            calls: FuturesUnordered::new(),
+            events: request.events,
+            ready: port,
+        })
+    }
+
     /// The way to AWS, for keys that are renewed.
     pub fn plane(&self) -> Arc<ControlPlane> {
         Arc::clone(self.clerk.plane())

@@ -11,6 +11,7 @@ use std::{
     fs::OpenOptions,
     future::pending,
     io::Write as _,
+    net::TcpListener,
     panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
     pin::pin,
@@ -164,8 +165,13 @@ async fn supervise(
     };
     let begun = async {
         let request = document.await?;
+        // Meanwhile the worker locks itself up.
+        let doors = Doors::open(&request).await?;
+        let service = Service::new(&request, Some(doors.port), Trust::load(), Proxy::from_env()?)?;
         refused.extend(monitor.locked_up().await?);
-        begin(&mut monitor, options, request, refused).await
+        hardening::enforce(request.hardening, refused)?;
+        monitor.begin(doors.orders(options), &request)?;
+        Ok(service)
     };
     let begun = tokio::select! {
         begun = begun => begun,
@@ -219,29 +225,35 @@ async fn supervise(
     }
 }
 
-/// Makes what the worker cannot make any more, and lets it begin.
-async fn begin(
-    monitor: &mut Monitor,
-    options: &Options,
-    request: Request,
-    refused: Vec<Unprotected>,
-) -> Result<Service, Error> {
-    hardening::enforce(request.hardening, refused)?;
-    let listener = listen::bind(&request.listen).await?;
-    let health = request.health.listen.map(health::bind).transpose()?;
-    let began = Begin {
-        task: Task::Run { channel_life_s: options.channel_life.as_secs() },
-        elapsed_ms: u64::try_from(options.started.elapsed().as_millis()).unwrap_or(u64::MAX),
-        listener: true,
-        diagnosis: listener.diagnosis.is_some(),
-        health: health.is_some(),
-    };
-    let port =
-        listener.socket.local_addr().map_err(|error| Error::Internal(error.to_string()))?.port();
-    let descriptors = [Some(listener.socket.into()), listener.diagnosis, health.map(Into::into)];
-    let descriptors = descriptors.into_iter().flatten().collect();
-    let orders = Orders { begin: began, descriptors, port: Some(port) };
-    monitor.begin(orders, &request, Trust::load(), Proxy::from_env()?)
+/// Where others arrive. The worker cannot open a door any more.
+struct Doors {
+    clients: listen::Bound,
+    port: u16,
+    probes: Option<TcpListener>,
+}
+
+impl Doors {
+    async fn open(request: &Request) -> Result<Self, Error> {
+        let clients = listen::bind(&request.listen).await?;
+        let probes = request.health.listen.map(health::bind).transpose()?;
+        let address = clients.socket.local_addr();
+        let port = address.map_err(|error| Error::Internal(error.to_string()))?.port();
+        Ok(Self { clients, port, probes })
+    }
+
+    /// Hands them to the worker.
+    fn orders(self, options: &Options) -> Orders {
+        let Self { clients, probes, .. } = self;
+        let begin = Begin {
+            task: Task::Run { channel_life_s: options.channel_life.as_secs() },
+            elapsed_ms: u64::try_from(options.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            listener: true,
+            diagnosis: clients.diagnosis.is_some(),
+            health: probes.is_some(),
+        };
+        let descriptors = [Some(clients.socket.into()), clients.diagnosis, probes.map(Into::into)];
+        Orders { begin, descriptors: descriptors.into_iter().flatten().collect() }
+    }
 }
 
 fn say(line: &Line) {
