@@ -268,7 +268,16 @@ impl Connection {
         reader.string()?;
         // Whatever it is, we don't do it; sshd takes this answer to its keepalive for a sign of
         // life. `hostkeys-00@openssh.com` wants none.
-        if reader.bool()? { self.reply(vec![message::REQUEST_FAILURE]) } else { Ok(()) }
+        if reader.bool()? {
+            return self.reply(vec![message::REQUEST_FAILURE]);
+        }
+        // Yet sshd's next packet, which may be what we wait for, waits until this one is acknowledged: for
+        // 40 ms, unless something travels the other way.
+        let awaited = |channel: &Channel| matches!(channel.phase, Phase::Opening { .. });
+        if self.replies.is_empty() && self.channels.values().any(awaited) {
+            self.replies.push_back(vec![message::IGNORE, 0, 0, 0, 0]);
+        }
+        Ok(())
     }
 
     /// Refuses a channel that the server wants to open: nothing was asked to be forwarded to us.

@@ -80,6 +80,31 @@ fn what_the_server_sent_before_it_saw_our_kexinit_still_counts() {
 }
 
 #[test]
+fn request_that_wants_no_answer_is_acknowledged_while_a_channel_opens() {
+    let mut pair = Pair::logged_in(|_| {});
+    let mut request = vec![message::GLOBAL_REQUEST];
+    request.put_string(b"hostkeys-00@openssh.com");
+    request.put_bool(false);
+    for opening in [false, true, false] {
+        if opening {
+            pair.client.open_direct_tcpip("db", 1, ([127, 0, 0, 1], 1).into()).unwrap();
+            pair.run().unwrap();
+        }
+        pair.server.received.clear();
+        pair.server.send(&request);
+        pair.server.send(&request);
+        pair.run().unwrap();
+        let sent: Vec<u8> = pair.server.received.iter().map(|payload| payload[0]).collect();
+        assert_eq!(sent, if opening { vec![message::IGNORE] } else { vec![] });
+        if opening {
+            let fields = [0, 7, 1 << 20, 1 << 15];
+            pair.server.send(&numbers(message::CHANNEL_OPEN_CONFIRMATION, &fields));
+            pair.run().unwrap();
+        }
+    }
+}
+
+#[test]
 fn both_may_start_an_exchange_at_once() {
     let mut pair = Pair::logged_in(|config| config.rekey_interval = Duration::from_secs(10));
     pair.server.send_kexinit();

@@ -114,7 +114,7 @@ fn messages_before_their_time_are_refused() {
         let mut server = Server::new();
         server.manual_login = true;
         let mut pair = Pair::new(server, |_| {});
-        pair.run().unwrap();
+        pair.request_login();
         let error = pair.provoke(&payload);
         let expected = matches!(error, Error::Protocol { .. } | Error::AuthIncomplete { .. });
         assert!(expected, "case {name}: {error}");
