@@ -18,6 +18,7 @@ use tracing::{info, warn};
 use crate::{
     config::Config,
     error::{Error, TargetCause, TargetError},
+    footprint,
     forward::{self, Limits, Traffic},
     health,
     http_proxy::Proxy,
@@ -165,6 +166,7 @@ impl Job {
         self.progress.begin(Phase::Tunnel);
         info!(port, "ready");
         self.output.line(&Line::Ready(port));
+        footprint::shrink();
         Ok((lanes, proof))
     }
 

@@ -33,6 +33,7 @@ pub mod policy;
 pub mod probe;
 
 pub mod config;
+pub mod footprint;
 pub mod hardening;
 pub mod lease;
 pub mod lockdown;

@@ -39,6 +39,7 @@ use crate::{
     aws::ControlPlane,
     config::Aws,
     error::Error,
+    footprint,
     hardening::Unprotected,
     http_proxy::Proxy,
     link::{
@@ -220,9 +221,15 @@ impl Monitor {
                     }
                     Ok(None) | Err(_) => break Lost::Gone(Manner::default()),
                 },
-                Some(answer) = service.calls.next() => if outbox.try_send(answer).is_err() {
-                    break Lost::Protocol("it does not read".to_owned());
-                },
+                Some(answer) = service.calls.next() => {
+                    if outbox.try_send(answer).is_err() {
+                        break Lost::Protocol("it does not read".to_owned());
+                    }
+                    if service.ready.is_none() && service.calls.is_empty() {
+                        // The next call may come in an hour.
+                        footprint::shrink();
+                    }
+                }
                 // Just gone it may have said its last word before, which `receive` comes to.
                 _ = &mut sending, if !deaf => deaf = true,
                 reason = &mut stop, if asked.is_none() => {
@@ -351,6 +358,7 @@ impl Service {
                 Some(line @ Line::Ready(port)) if self.ready == Some(port) => {
                     self.ready = None;
                     say(&line);
+                    footprint::shrink();
                 }
                 Some(Line::Ready(_) | Line::Failed(_) | Line::Phase(_)) | None => {
                     return broken("a line that is not its to say");
