@@ -76,9 +76,9 @@ fn unavoidable(net: Net) -> Duration {
     let api = 2 * leg;
     // The upgrade.
     let gateway = leg;
-    // OpenDataChannel brings the handshake's request; its answer `HandshakeComplete`. Then inside SSH: sshd's
-    // identification and key exchange begin on HandshakeComplete by themselves: our exchange (1),
-    // NEWKEYS and the request for authentication (1), the signature (1), the channel to the target (1).
+    // OpenDataChannel brings the handshake's request; its answer `HandshakeComplete`, and right behind it sshd's
+    // identification. Then inside SSH: identification and KEXINIT (1), the key exchange (1), NEWKEYS and the
+    // signed login request (1), the channel to the target (1).
     let agent = 6 * net.rtt();
     api + gateway + agent
 }
