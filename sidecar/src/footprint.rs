@@ -8,23 +8,23 @@ pub fn shrink() {
     let begin = (&raw const __executable_start).addr().next_multiple_of(PAGE);
     let end = (&raw const etext).addr() & !(PAGE - 1);
     let Some(length) = end.checked_sub(begin) else { return };
-    // SAFETY: from the program's first byte to the end of its code all is mapped from its file and read-only:
-    // what the dynamic linker or the program itself writes to lies behind. Dropped pages are read from the
-    // file again, which an executable that runs keeps from being written to.
-    #[expect(
-        unsafe_code,
-        reason = "the kernel is told of pages that the language knows nothing of"
-    )]
-    let dropped = unsafe {
-        rustix::mm::madvise(
-            std::ptr::without_provenance_mut(begin),
-            length,
-            rustix::mm::Advice::LinuxDontNeed,
-        )
-    };
+    let dropped = drop_pages(begin, length);
     // There may be holes between the parts.
     tracing::debug!(?dropped, length, "start-up code");
     trim();
+}
+
+#[cfg(target_os = "linux")]
+fn drop_pages(begin: usize, length: usize) -> rustix::io::Result<()> {
+    use rustix::mm::{Advice, madvise};
+
+    // SAFETY: from the program's first byte to the end of its code all is mapped from its file and read-only:
+    // what the dynamic linker or the program itself writes to lies behind. Dropped pages are read from the
+    // file again, which an executable that runs keeps from being written to.
+    #[expect(unsafe_code, reason = "pages of no object of the language")]
+    unsafe {
+        madvise(std::ptr::without_provenance_mut(begin), length, Advice::LinuxDontNeed)
+    }
 }
 
 /// Elsewhere nobody has measured what it brings.
