@@ -196,7 +196,7 @@ impl Driver {
 
     /// What a round trip to the agent takes at most, but for one in many; `None` while that is not known.
     pub fn round_trip_bound(&self) -> Option<Duration> {
-        self.shared.lock().channel.statistics().round_trip_bound
+        self.shared.lock().channel.round_trip_bound()
     }
 
     /// Counters of the channel since it was opened, over all its sockets.

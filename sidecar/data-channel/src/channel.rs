@@ -247,13 +247,19 @@ impl DataChannel {
         Statistics {
             smoothed_rtt: rtt.smoothed(),
             minimum_rtt: rtt.minimum(),
-            round_trip_bound: rtt.bound(),
+            round_trip_bound: self.round_trip_bound(),
             retransmission_timeout: rtt.retransmission_timeout(),
             window: self.outgoing.window(),
             in_flight: in_flight.counted(),
             set_aside: in_flight.aside(),
             ..self.statistics
         }
+    }
+
+    /// What a round trip takes at most, as in [`Statistics::round_trip_bound`], without the rest.
+    #[must_use]
+    pub fn round_trip_bound(&self) -> Option<Duration> {
+        self.outgoing.rtt().bound()
     }
 
     /// Whether the handshake is complete and the channel has not ended since.
