@@ -38,6 +38,8 @@ pub struct DataChannel {
     incoming: Incoming,
     outgoing: Outgoing,
     acknowledgements: VecDeque<(Uuid, SequenceNumber)>,
+    /// What was acknowledged last, each once; any of these acknowledgements may have been lost.
+    acknowledged: VecDeque<(Uuid, SequenceNumber)>,
     events: VecDeque<Event>,
     timers: Timers,
     damaged_in_a_row: u32,
@@ -80,6 +82,7 @@ impl DataChannel {
             incoming: Incoming::new(config.incoming_bytes, config.incoming_messages),
             outgoing: Outgoing::new(message_bytes, config.outgoing_bytes),
             acknowledgements: VecDeque::new(),
+            acknowledged: VecDeque::new(),
             events: VecDeque::new(),
             timers: Timers::default(),
             damaged_in_a_row: 0,
@@ -332,14 +335,28 @@ impl DataChannel {
         }
         // Before anything is done with it: the agent's only repair slot waits for this.
         self.acknowledgements.push_back((message.message_id, number));
-        if accepted != Accepted::Duplicate {
+        if accepted == Accepted::Duplicate {
+            self.acknowledge_again(number);
+        } else {
             self.statistics.messages_received += 1;
             self.statistics.bytes_received += payload_bytes as u64;
+            if self.acknowledged.len() >= MAXIMUM_REPEATED {
+                self.acknowledged.pop_front();
+            }
+            self.acknowledged.push_back((message.message_id, number));
         }
         while let Some(stored) = self.incoming.next_in_order() {
             self.on_next(stored).map_err(Refused::Fatal)?;
         }
         Ok(())
+    }
+
+    /// Repeats, once, the acknowledgements behind that of `lost`, which has come again: where one was lost
+    /// others may have been, and the agent, which repairs the oldest alone, ten times a second, would find
+    /// that out one by one.
+    fn acknowledge_again(&mut self, lost: SequenceNumber) {
+        let others = self.acknowledged.drain(..).filter(|(_, number)| *number > lost);
+        self.acknowledgements.extend(others);
     }
 
     /// Takes a stream message in its turn.
@@ -488,6 +505,9 @@ const MAXIMUM_DAMAGED: u32 = 64;
 
 /// Acknowledgements that wait to be sent; more means that nobody polls.
 const MAXIMUM_ACKNOWLEDGEMENTS: usize = 65_536;
+
+/// Acknowledgements that may be repeated: of what sshd sends ahead at most, in messages of 1,024 bytes.
+const MAXIMUM_REPEATED: usize = 512;
 
 /// Events that a peer can cause without end wait in this number at most.
 const MAXIMUM_EVENTS: usize = 64;

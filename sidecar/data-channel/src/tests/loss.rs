@@ -65,6 +65,23 @@ fn a_lost_acknowledgement_of_ours_is_repeated() {
     assert_eq!(pair.client.statistics().duplicates, 1);
 }
 
+/// The agent repairs one message in 100 ms, so this would take it five seconds.
+#[test]
+fn acknowledgements_lost_in_a_row_cost_the_agent_one_repair() {
+    let mut pair = Pair::open(Behaviour::default(), Faults::default());
+    pair.set_faults(Faults { delay: ms(10), ..Faults::default() });
+    let start = pair.now;
+    pair.up.lose(0..50);
+    pair.agent.offer(&vec![5; 50 * 1_024]);
+    pair.run_until(|pair| pair.read.len() == 50 * 1_024);
+    pair.run_until(|pair| pair.agent.has_sent_everything());
+    assert!(pair.now - start < ms(600), "{:?}", pair.now - start);
+    let statistics = pair.client.statistics();
+    assert_eq!(statistics.duplicates, 1);
+    // Two of the handshake may be among those that are repeated.
+    assert!(statistics.acknowledgements_sent <= 2 * 52 + 1, "{statistics:?}");
+}
+
 #[test]
 fn every_stored_message_is_acknowledged_at_once_also_early_ones() {
     let mut pair = Pair::open(Behaviour::default(), Faults::default());
