@@ -21,8 +21,23 @@ pub(crate) struct Sent {
     pub(crate) due: Option<Instant>,
     /// How often it was overdue on this path.
     pub(crate) timeouts: u32,
+    /// How often it was found missing before it was overdue, on this path.
+    pub(crate) times_missing: u32,
     /// Whether the time to its acknowledgement says something about the path.
     pub(crate) timed: bool,
+}
+
+impl Sent {
+    /// Notes that it is missing; false if that is known, or was said too often to be believed.
+    pub(crate) fn is_to_be_found_missing(&mut self) -> bool {
+        if self.due.is_none() || self.times_missing >= MOST_TIMES_MISSING {
+            return false;
+        }
+        self.times_missing += 1;
+        self.due = None;
+        self.timed = false;
+        true
+    }
 }
 
 /// Ring of messages in flight, keyed by sequence number, and the few that are set aside.
@@ -147,6 +162,9 @@ impl InFlight {
     }
 }
 
+/// After this only time tells.
+const MOST_TIMES_MISSING: u32 = 3;
+
 /// More than a window of the past, so that one lost socket never blocks the next; few enough to store.
 const ASIDE_MESSAGES: usize = 8_192;
 
@@ -163,8 +181,8 @@ mod tests {
 
     fn sent(payload_bytes: usize) -> Sent {
         let at = Instant::now();
-        let (frame, due, timeouts) = (Bytes::new(), Some(at), 0);
-        Sent { frame, payload_bytes, at, due, timeouts, timed: true }
+        let (frame, due, timeouts, times_missing) = (Bytes::new(), Some(at), 0, 0);
+        Sent { frame, payload_bytes, at, due, timeouts, times_missing, timed: true }
     }
 
     fn filled(from: i64, to: i64) -> InFlight {

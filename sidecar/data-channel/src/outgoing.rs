@@ -51,8 +51,12 @@ pub(crate) struct Outgoing {
     /// `None` once the numbers are used up.
     next: Option<SequenceNumber>,
     in_flight: InFlight,
-    /// Overdue messages, oldest first.
+    /// Overdue and missing messages, oldest first.
     resend: VecDeque<SequenceNumber>,
+    /// From here on the acknowledgement of a later message has said nothing yet of those sent once.
+    unjudged: SequenceNumber,
+    /// Messages sent again, with the moment, of which the same is true.
+    sent_again: VecDeque<(SequenceNumber, Instant)>,
     pacing: Pacing,
     window: Window,
     /// Whether the window held bytes back when something was to be sent last.
@@ -88,6 +92,8 @@ impl Outgoing {
             next: Some(SequenceNumber::FIRST),
             in_flight: InFlight::default(),
             resend: VecDeque::new(),
+            unjudged: SequenceNumber::FIRST,
+            sent_again: VecDeque::new(),
             pacing: Pacing::default(),
             window: Window::new(),
             limited: false,
@@ -187,6 +193,9 @@ impl Outgoing {
         if self.in_flight.is_empty() {
             self.earliest_due = None;
             self.resend.clear();
+            self.sent_again.clear();
+        } else if sent.timed && self.frozen_since.is_none() {
+            self.find_missing(number, sent.at, now);
         }
         if self.termination == Termination::InFlight(number) {
             self.termination = Termination::Acknowledged;
@@ -246,6 +255,41 @@ impl Outgoing {
         }
     }
 
+    /// Finds what has no acknowledgement though `number`, sent at `sent_at`, has: each message is
+    /// acknowledged by itself, so a gap shows at once (RACK, RFC 8985).
+    ///
+    /// Only so often for each message: agents before 3.2.1041.0 never acknowledge again what they have.
+    fn find_missing(&mut self, number: SequenceNumber, sent_at: Instant, now: Instant) {
+        // What was sent later than this may only have been overtaken.
+        let Some(limit) = sent_at.checked_sub(self.rtt.allowance()) else { return };
+        let known = self.resend.len();
+        self.unjudged = self.unjudged.max(self.in_flight.oldest_counted().unwrap_or(number));
+        while self.unjudged < number {
+            if let Some((true, sent)) = self.in_flight.get_mut(self.unjudged) {
+                if sent.at > limit {
+                    break;
+                }
+                if sent.is_to_be_found_missing() {
+                    self.resend.push_back(self.unjudged);
+                }
+            }
+            self.unjudged = self.unjudged.advanced_by(1);
+        }
+        while let Some((again, _)) = self.sent_again.pop_front_if(|(_, at)| *at <= limit) {
+            if let Some((true, sent)) = self.in_flight.get_mut(again)
+                && sent.at <= limit
+                && sent.is_to_be_found_missing()
+            {
+                self.resend.push_back(again);
+            }
+        }
+        let found = self.resend.len() - known;
+        if found > 0 {
+            self.resend.make_contiguous().sort_unstable();
+            self.window.on_missing(found, &self.rtt, now);
+        }
+    }
+
     /// Stops the clocks of what is in flight.
     pub(crate) fn freeze(&mut self, now: Instant) {
         self.frozen_since.get_or_insert(now);
@@ -267,10 +311,12 @@ impl Outgoing {
         self.probe = false;
         self.rtt.on_new_path();
         self.resend.clear();
+        self.sent_again.clear();
         for (number, _, sent) in self.in_flight.iter_mut() {
             sent.due = None;
             sent.timed = false;
             sent.timeouts = 0;
+            sent.times_missing = 0;
             self.resend.push_back(number);
         }
         self.resend.make_contiguous().sort_unstable();
@@ -321,6 +367,7 @@ impl Outgoing {
             at: now,
             due: Some(due),
             timeouts: 0,
+            times_missing: 0,
             // What is sent while the clocks stand still meets a path that does, too.
             timed: self.frozen_since.is_none(),
         };
@@ -354,6 +401,9 @@ impl Outgoing {
             sent.at = now;
             sent.due = Some(due);
             let frame = sent.frame.clone();
+            if counted && sent.timeouts == 0 {
+                self.sent_again.push_back((number, now));
+            }
             self.note_due(due);
             return Some(frame);
         }

@@ -23,7 +23,11 @@ struct Estimate {
 
 impl Estimate {
     fn bound(self) -> Duration {
-        self.smoothed + (self.variation * 4).max(GRANULARITY)
+        self.smoothed + self.allowance()
+    }
+
+    fn allowance(self) -> Duration {
+        (self.variation * 4).max(GRANULARITY)
     }
 }
 
@@ -78,6 +82,11 @@ impl RoundTrip {
 
     pub(crate) fn minimum(&self) -> Option<Duration> {
         self.minimum
+    }
+
+    /// By how much two round trips differ at most, but for few.
+    pub(crate) fn allowance(&self) -> Duration {
+        self.estimate.map_or(self.timeout, Estimate::allowance)
     }
 
     /// What a round trip takes at most, but for one in many.

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use crate::rtt::RoundTrip;
 
 /// Window in messages: doubles each round trip at first, then grows by a fraction of itself, as long as
-/// the round trip stays near its minimum; halves when messages are lost.
+/// the round trip stays near its minimum; halves when messages are overdue. A message that is missing while
+/// later ones have arrived costs a little: below the WebSocket is TCP, so it was lost inside the service, and
+/// not in a queue of the path, which shows in the round trip.
 ///
 /// The agent has no window of its own to announce: it stores 100,000 messages and stops reading while
 /// sshd does not. What a full path looks like from here is a round trip that grows, so growth is bounded
@@ -19,11 +21,13 @@ pub(crate) struct Window {
     credit: usize,
     /// When the window was last made smaller: what was sent before does not count against it again.
     cut_at: Option<Instant>,
+    /// When the current round trip began, and to what the messages missing in it may make the window at least.
+    missing: Option<(Instant, usize)>,
 }
 
 impl Window {
     pub(crate) const fn new() -> Self {
-        Self { messages: INITIAL, threshold: MAXIMUM, credit: 0, cut_at: None }
+        Self { messages: INITIAL, threshold: MAXIMUM, credit: 0, cut_at: None, missing: None }
     }
 
     pub(crate) const fn messages(&self) -> usize {
@@ -63,6 +67,22 @@ impl Window {
         !counted
     }
 
+    /// Takes `count` messages that are missing while later ones have arrived: at most half of the window in
+    /// a round trip.
+    pub(crate) fn on_missing(&mut self, count: usize, rtt: &RoundTrip, now: Instant) {
+        let round_trip = rtt.smoothed().unwrap_or_default();
+        let least = match self.missing {
+            Some((began, least)) if now.saturating_duration_since(began) < round_trip => least,
+            _ => {
+                let half = self.messages / 2;
+                self.missing = Some((now, half));
+                half
+            }
+        };
+        let least = least.max(MINIMUM).min(self.messages);
+        self.messages = self.messages.saturating_sub(count * MISSING_PRICE).max(least);
+    }
+
     fn shrink_to(&mut self, messages: usize, now: Instant) {
         self.messages = messages.max(MINIMUM);
         self.threshold = self.messages;
@@ -85,6 +105,9 @@ const SLACK: Duration = Duration::from_millis(10);
 
 /// After the first loss the window grows by a message for so many acknowledgements.
 const GROWTH_FRACTION: usize = 8;
+
+/// What a missing message costs: less than what the window grows by until one in sixteen is missing.
+const MISSING_PRICE: usize = 2;
 
 #[cfg(test)]
 mod tests {
@@ -152,6 +175,20 @@ mod tests {
         assert_eq!(window.messages(), 32);
         assert!(window.on_lost(now + ms(1), now + ms(400)));
         assert!(window.on_lost(now + ms(600), now + ms(900)));
+        assert_eq!(window.messages(), MINIMUM);
+    }
+
+    #[test]
+    fn missing_messages_cost_two_each_and_at_most_half_in_a_round_trip() {
+        let (mut window, now, rtt) = (Window::new(), Instant::now(), path(50, 50));
+        window.on_missing(1, &rtt, now);
+        assert_eq!(window.messages(), 62);
+        window.on_missing(100, &rtt, now + ms(49));
+        assert_eq!(window.messages(), 32);
+        window.on_missing(100, &rtt, now + ms(50));
+        assert_eq!(window.messages(), MINIMUM);
+        window.on_lost(now, now);
+        window.on_missing(100, &rtt, now + ms(500));
         assert_eq!(window.messages(), MINIMUM);
     }
 

@@ -83,6 +83,65 @@ fn acknowledgements_lost_in_a_row_cost_the_agent_one_repair() {
 }
 
 #[test]
+fn a_message_missing_among_others_comes_again_without_a_timeout() {
+    let pair = one_a_millisecond(&[5]);
+    assert!(pair.now - pair.start < ms(200), "{:?}", pair.now - pair.start);
+    assert_eq!(pair.client.statistics().retransmissions, 1);
+    let numbers = pair.numbers_sent();
+    let again = numbers.windows(2).position(|pair| pair[1] < pair[0]).unwrap() + 1;
+
+    let pair = one_a_millisecond(&[5, again]);
+    assert!(pair.now - pair.start < ms(200), "lost again: {:?}", pair.now - pair.start);
+    assert_eq!(pair.client.statistics().retransmissions, 2);
+}
+
+/// Sends a message each millisecond over 10 ms each way, and loses those; ends when all have arrived.
+fn one_a_millisecond(lost: &[usize]) -> Pair {
+    let mut pair = Pair::open(Behaviour::default(), Faults { delay: ms(10), ..Faults::default() });
+    pair.start = pair.now;
+    pair.up.lose(lost.iter().map(|position| *position as u64));
+    for piece in 0..150_u8 {
+        pair.client.write(&[piece; 1_024]);
+        pair.run_for(ms(1));
+    }
+    pair.run_until(|pair| pair.agent.written.len() == 150 * 1_024);
+    assert!(pair.agent.written.chunks(1_024).zip(0..).all(|(piece, number)| piece[0] == number));
+    pair
+}
+
+/// What is only late is not taken for lost.
+#[test]
+fn messages_that_overtake_each_other_are_not_sent_again() {
+    let mut pair = Pair::open(Behaviour::default(), Faults::default());
+    pair.set_faults(Faults { delay: ms(20), jitter: ms(5), ..Faults::default() });
+    for _ in 0..2_000 {
+        pair.client.write(&[1; 1_024]);
+        pair.run_for(ms(1));
+    }
+    pair.run_until(|pair| pair.agent.written.len() == 2_000 * 1_024);
+    assert_eq!(pair.client.statistics().retransmissions, 0);
+}
+
+#[test]
+fn an_upload_over_a_path_that_loses_one_in_a_hundred_keeps_half_of_its_rate() {
+    let carried = |loss| {
+        let faults = Faults { loss, delay: ms(10), ..Faults::default() };
+        let config =
+            Config { outgoing_bytes: 512 * 1_024, message_bytes: 256, ..Config::default() };
+        let mut pair = Pair::with(config, Behaviour::default(), faults, 1);
+        pair.run_until(|pair| pair.client.is_open());
+        let bytes = vec![1; 512 * 1_024];
+        for _ in 0..500 {
+            pair.client.write(&bytes);
+            pair.run_for(ms(1));
+        }
+        pair.agent.written.len()
+    };
+    let (whole, lossy) = (carried(0), carried(10));
+    assert!(lossy * 2 > whole, "{lossy} of {whole} bytes");
+}
+
+#[test]
 fn every_stored_message_is_acknowledged_at_once_also_early_ones() {
     let mut pair = Pair::open(Behaviour::default(), Faults::default());
     pair.down.lose([0]);
