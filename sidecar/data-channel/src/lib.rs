@@ -80,6 +80,7 @@ mod error;
 mod event;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+mod gaps;
 mod handshake;
 mod identifiers;
 mod in_flight;
