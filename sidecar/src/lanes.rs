@@ -89,7 +89,7 @@ impl Lanes {
         }
     }
 
-    /// Opens a channel to the target on the lane that carries the fewest, within `limit`.
+    /// Opens a channel to the target on the lane that carries the least, within `limit`.
     ///
     /// While no lane carries bytes it waits for one: the tunnel comes back or is given up, within
     /// `timeouts.reconnect_s`. `limit` counts from when the path is whole. Cancel-safe.
@@ -204,15 +204,21 @@ impl Lanes {
         self.open.borrow().iter().filter(|lane| lane.is_up()).count()
     }
 
-    /// The lane for a new connection: the one with the fewest among those that stay and whose path is
-    /// whole; others only where there is none.
+    /// The lane for a new connection: among those that stay and whose path is whole, others only where there is
+    /// none, the one with the fewest downloads and uploads, then with the fewest connections.
+    ///
+    /// Those in bulk share the session's rate and stand in each other's way; any number that ask and wait do not.
+    /// And a connection that has just ended counts for a moment still, which must not send the next one of the same
+    /// client beside a download.
     async fn least_loaded(&self) -> Arc<Lane> {
         let mut open = self.open.subscribe();
         loop {
             let best = {
                 let lanes = open.borrow_and_update();
-                let load =
-                    |lane: &&Arc<Lane>| (lane.is_leaving(), !lane.is_up(), lane.ssh.channels());
+                let load = |lane: &&Arc<Lane>| {
+                    let (bulk, all) = (lane.ssh.channels_in_bulk(), lane.ssh.channels());
+                    (lane.is_leaving(), !lane.is_up(), bulk, all)
+                };
                 lanes.iter().min_by_key(load).cloned()
             };
             if let Some(lane) = best {

@@ -180,6 +180,11 @@ impl Ssh {
         self.shared.lock().channels.len()
     }
 
+    /// Those among them that carry data in bulk at this time.
+    pub fn channels_in_bulk(&self) -> usize {
+        self.shared.lock().client.channels_in_bulk(now())
+    }
+
     /// Completes when no channel is open or being opened. Cancel-safe.
     pub async fn emptied(&self) {
         // A connection that is over has none either.

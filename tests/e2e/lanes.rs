@@ -10,6 +10,7 @@ use tests::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    task::JoinSet,
     time::timeout,
 };
 
@@ -44,6 +45,49 @@ async fn each_connection_finds_an_empty_session_up_to_the_number_allowed() {
     // A session too many would come within this time.
     let more = || async { journal.sessions().len() > SESSIONS };
     assert!(!eventually(Duration::from_secs(1), more).await, "{SESSIONS} are allowed");
+    tunnel.close().await;
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_keep_off_the_session_of_a_download() {
+    let world = World::start().await;
+    let server = TcpServer::start(|mut stream| async move {
+        if stream.read_u8().await? == b'd' {
+            let rows = vec![7; 64 * 1024];
+            loop {
+                stream.write_all(&rows).await?;
+            }
+        }
+        stream.write_all(b"!").await?;
+        stream.read(&mut [0]).await.map(drop)
+    })
+    .await
+    .unwrap();
+    let changes = json!({ "tunnel": { "sessions": 2, "compression": "off" } });
+    let mut tunnel = Tunnel::open(&world.document(server.port()).with(&changes)).await;
+    let mut download = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
+    download.write_all(b"d").await.unwrap();
+    let opened = |line: &str| line.contains("a further session is open");
+    tunnel.sidecar.log_line(LIMIT, opened).await.unwrap();
+    // From here on it is in bulk.
+    timeout(LIMIT, download.read_exact(&mut vec![0; 512 * 1024])).await.unwrap().unwrap();
+
+    let mut reader = JoinSet::new();
+    reader.spawn(async move { while download.read(&mut vec![0; 64 * 1024]).await.unwrap() > 0 {} });
+    let journal = world.emulator.journal();
+    let second = journal.sessions().pop().unwrap();
+    let mut connections = Vec::new();
+    for count in 1..=4 {
+        let before = journal.stats(&second).input_messages;
+        let mut connection = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
+        timeout(LIMIT, connection.write_all(b"?")).await.unwrap().unwrap();
+        timeout(LIMIT, connection.read_exact(&mut [0])).await.unwrap().unwrap();
+        let asked = journal.stats(&second).input_messages - before;
+        assert!(asked > 0, "connection {count} went to the session of the download");
+        connections.push(connection);
+    }
+    drop((connections, reader));
     tunnel.close().await;
     world.finish().await;
 }

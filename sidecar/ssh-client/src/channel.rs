@@ -103,6 +103,12 @@ impl Channel {
         }
     }
 
+    /// Tells whether it carries data in bulk at this time, in either direction.
+    pub(crate) fn is_in_bulk(&self, now: Instant) -> bool {
+        self.remote().is_some()
+            && (self.incoming.window.is_in_bulk(now) || self.outgoing.is_in_bulk())
+    }
+
     /// Tells whether data, EOF or CLOSE can be sent now.
     pub(crate) fn has_something_to_send(&self) -> bool {
         match self.phase {
@@ -330,6 +336,11 @@ impl Outgoing {
         }
     }
 
+    /// More is queued than a packet carries, and the server takes it.
+    fn is_in_bulk(&self) -> bool {
+        self.queue.len() > self.sendable() && self.window > 0
+    }
+
     pub(crate) fn is_drained(&self) -> bool {
         self.queue.is_empty()
     }
@@ -401,6 +412,19 @@ mod tests {
         }
         assert_eq!(got, sent);
         assert!(incoming.is_empty());
+    }
+
+    #[test]
+    fn what_is_queued_beyond_a_packet_is_bulk_unless_the_server_takes_none() {
+        let mut outgoing = Outgoing::new(1_000);
+        outgoing.push(&[1; 200]);
+        assert!(!outgoing.is_in_bulk(), "not open yet");
+        outgoing.confirmed(150, 100).unwrap();
+        assert!(outgoing.is_in_bulk());
+        outgoing.advance(100);
+        assert!(outgoing.is_in_bulk(), "50 bytes are allowed");
+        outgoing.advance(50);
+        assert!(!outgoing.is_in_bulk());
     }
 
     #[test]

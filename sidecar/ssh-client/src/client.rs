@@ -279,6 +279,12 @@ impl Client {
         self.connection.set_round_trip(round_trip);
     }
 
+    /// How many channels carry data in bulk at this time, in either direction: these share the path's rate.
+    #[must_use]
+    pub fn channels_in_bulk(&self, now: Instant) -> usize {
+        self.connection.in_bulk(now)
+    }
+
     /// What has happened so far.
     pub fn statistics(&self) -> Statistics {
         let (received, sent) = (self.transport.reader.total(), self.transport.writer.total());

@@ -257,6 +257,11 @@ impl Connection {
         (self.received, self.sent)
     }
 
+    /// Channels that carry data in bulk at this time.
+    pub(crate) fn in_bulk(&self, now: Instant) -> usize {
+        self.channels.values().filter(|channel| channel.is_in_bulk(now)).count()
+    }
+
     /// Channels that are not yet freed.
     pub(crate) fn len(&self) -> usize {
         self.channels.len()

@@ -23,6 +23,34 @@ pub(crate) struct ReceiveWindow {
     epoch: Option<Epoch>,
     /// Bytes since the last pause.
     unbroken: u64,
+    recent: Option<Recent>,
+}
+
+/// What has arrived lately.
+#[derive(Clone, Copy, Debug)]
+struct Recent {
+    began: Instant,
+    /// Since then.
+    bytes: u64,
+    /// In the stretch before.
+    before: u64,
+}
+
+impl Recent {
+    fn add(&mut self, bytes: u32, now: Instant) {
+        if now.saturating_duration_since(self.began) >= RECENT {
+            *self = Self { began: now, bytes: 0, before: self.bytes_by(now) };
+        }
+        self.bytes += u64::from(bytes);
+    }
+
+    fn bytes_by(&self, now: Instant) -> u64 {
+        match now.saturating_duration_since(self.began) {
+            age if age < RECENT => self.bytes + self.before,
+            age if age < RECENT * 2 => self.bytes,
+            _ => 0,
+        }
+    }
 }
 
 /// A stretch of time of about a round trip.
@@ -45,12 +73,18 @@ impl ReceiveWindow {
             growing: 0,
             epoch: None,
             unbroken: 0,
+            recent: None,
         }
     }
 
     /// In bytes; what the server may have sent, and the consumer not consumed.
     pub(crate) fn size(&self) -> u32 {
         self.size
+    }
+
+    /// Whether data comes in bulk, over the last second or two; on a busy machine not without pauses.
+    pub(crate) fn is_in_bulk(&self, now: Instant) -> bool {
+        self.recent.is_some_and(|recent| recent.bytes_by(now) >= u64::from(INITIAL))
     }
 
     /// How much credit is worth a packet to the server, in bytes.
@@ -65,6 +99,8 @@ impl ReceiveWindow {
     /// Takes note that `bytes` have arrived. `round_trip` is what the path takes at most, queues apart;
     /// where that is not known, nothing can be said but that the window shall not be in the way.
     pub(crate) fn on_data(&mut self, bytes: u32, now: Instant, round_trip: Option<Duration>) {
+        let recent = Recent { began: now, bytes: 0, before: 0 };
+        self.recent.get_or_insert(recent).add(bytes, now);
         let Some(round_trip) = round_trip else {
             self.size = self.limit;
             return;
@@ -143,6 +179,8 @@ const LEAST_GRAIN: u32 = 3 * 1024;
 const GRAIN_TIME: Duration = Duration::from_millis(5);
 /// So much without a pause of most of a round trip is bulk, in bytes.
 const BULK: u64 = 2 * INITIAL as u64;
+/// What came in this time, and in the same before it, tells whether a channel is in bulk.
+const RECENT: Duration = Duration::from_secs(1);
 /// Rates over less time say more about timers than about the path.
 const SHORTEST_EPOCH: Duration = Duration::from_millis(40);
 /// A round trip of less is told of a path that hardly takes any time.
@@ -293,6 +331,21 @@ mod tests {
             }
             now += ms(100);
         }
+    }
+
+    #[test]
+    fn bulk_is_known_while_it_lasts() {
+        let mut bulk = Bulk::new();
+        assert!(!bulk.window.is_in_bulk(bulk.now), "nothing has come");
+        bulk.run(Some(800_000), ms(20), ms(150));
+        assert!(!bulk.window.is_in_bulk(bulk.now), "an answer of 100 kB");
+        // A busy machine holds it up again and again.
+        for _ in 0..20 {
+            bulk.run(Some(800_000), ms(20), ms(200));
+            bulk.now += ms(100);
+            assert!(bulk.window.is_in_bulk(bulk.now));
+        }
+        assert!(!bulk.window.is_in_bulk(bulk.now + ms(2_000)), "it has ended");
     }
 
     #[test]
