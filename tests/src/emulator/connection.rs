@@ -114,9 +114,13 @@ async fn first_message<R: AsyncRead + Unpin>(
             }
             Ok(Incoming::Pong) => {}
             Ok(Incoming::Text(text)) => {
-                return opening::read(&text).inspect_err(|why| {
+                let opening = opening::read(&text).inspect_err(|why| {
                     session.violation(format!("OpenDataChannel: {why}"));
-                });
+                })?;
+                if opening.outdated {
+                    session.violation("OpenDataChannel: ClientVersion is older than 1.2.764.0");
+                }
+                return Ok(opening);
             }
             Ok(Incoming::Binary(_)) => {
                 session.violation("OpenDataChannel: a binary frame");

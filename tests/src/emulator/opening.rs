@@ -15,6 +15,9 @@ use super::payload::{OLDEST_CLIENT, version};
 pub(crate) struct Opening {
     pub(crate) token: String,
     pub(crate) client_id: Uuid,
+    /// It says that it is older than what AWS supports. Let in all the same: a plugin built from its source
+    /// calls itself 1.2.0.0, and works.
+    pub(crate) outdated: bool,
 }
 
 impl fmt::Debug for Opening {
@@ -22,6 +25,7 @@ impl fmt::Debug for Opening {
         formatter
             .debug_struct("Opening")
             .field("client_id", &self.client_id)
+            .field("outdated", &self.outdated)
             .finish_non_exhaustive()
     }
 }
@@ -45,10 +49,8 @@ pub(crate) fn read(text: &[u8]) -> Result<Opening, String> {
     }
     uuid(&request_id).ok_or("RequestId is no random UUID in lower case")?;
     let client_id = uuid(&client_id).ok_or("ClientId is no random UUID in lower case")?;
-    if version(&client_version).is_none_or(|version| version < OLDEST_CLIENT) {
-        return Err("ClientVersion is not four numbers from 1.2.764.0 on".to_owned());
-    }
-    Ok(Opening { token, client_id })
+    let version = version(&client_version).ok_or("ClientVersion is not four numbers")?;
+    Ok(Opening { token, client_id, outdated: version < OLDEST_CLIENT })
 }
 
 /// An id of version 4 in its usual form.
@@ -99,6 +101,8 @@ mod tests {
         let opening = read(GOOD.as_bytes()).unwrap();
         assert_eq!(opening.token, "AAE+/==");
         assert_eq!(opening.client_id.to_string(), "11111111-2222-4333-8444-555555555555");
+        assert!(!opening.outdated);
+        assert!(read(GOOD.replace("1.2.764.0", "1.2.763.9").as_bytes()).unwrap().outdated);
     }
 
     #[test]
@@ -117,7 +121,6 @@ mod tests {
             ("no UUID", GOOD.replace("01234567-", "")),
             ("UUID of version 1", GOOD.replace("-4cde-", "-1cde-")),
             ("UUID in capitals", GOOD.replace("4cde", "4CDE")),
-            ("old version", GOOD.replace("1.2.764.0", "1.2.763.9")),
             ("three numbers", GOOD.replace("1.2.764.0", "1.2.764")),
             ("array", "[]".to_owned()),
             ("nothing", String::new()),
