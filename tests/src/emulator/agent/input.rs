@@ -336,7 +336,10 @@ impl<'a> Input<'a> {
         agent.session.journal.add(Record::HandshakeCompleted { session, client_version });
         let (delay, events) = (agent.settings.complete_delay, self.events.clone());
         self.tasks.spawn(async move {
-            sleep(delay).await;
+            // The timer would make a millisecond of nothing.
+            if !delay.is_zero() {
+                sleep(delay).await;
+            }
             drop(events.send(Event::Ready).await);
         });
     }
