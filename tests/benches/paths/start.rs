@@ -37,7 +37,7 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Outcome<()> {
             cpu.push(tunnel.cpu().as_secs_f64() * 1e3);
             let summary = tunnel.close().await?;
             for (phase, samples) in PHASES.iter().zip(&mut phases) {
-                let took = summary.pointer(&format!("/phases_ms/{phase}"));
+                let took = summary.get(format!("{phase}_ms"));
                 samples.extend(took.and_then(Value::as_f64));
             }
         }

@@ -130,7 +130,7 @@ impl Tunnel {
         let program = crate::program()?;
         let started = Instant::now();
         let mut sidecar = Sidecar::spawn_program(program, |command| {
-            command.env("RUST_LOG", "warn,ssm_sidecar::run=info,ssm_sidecar::lanes=info");
+            command.env("RUST_LOG", "warn,ssm_sidecar::job=info,ssm_sidecar::lanes=info");
         })
         .await?;
         sidecar.write(document.pretty().as_bytes()).await?;
