@@ -2,7 +2,10 @@
 //!
 //! No SSH is inside: the emulated agent dials the source of bytes itself.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    collections::VecDeque,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use aws_sdk_ssm::config::{BehaviorVersion, Credentials, Region};
 use aws_smithy_http_client::Builder as HttpBuilder;
@@ -76,15 +79,33 @@ impl Acker {
         Ok(crate::load::per_second(bytes, start.elapsed()))
     }
 
-    /// Sends `payload` and waits until as much has come back.
-    pub(crate) async fn echo(&mut self, payload: &[u8]) -> Outcome<Duration> {
-        let start = Instant::now();
-        self.send(PayloadType::Output, payload).await?;
-        let mut missing = payload.len();
-        while missing > 0 {
-            missing = missing.saturating_sub(self.batch().await?);
+    /// Lets so many clients ask by `payload`, each again as soon as it has got as much back, until `count`
+    /// answers have come; returns what they took.
+    pub(crate) async fn echoes(
+        &mut self,
+        payload: &[u8],
+        clients: usize,
+        count: usize,
+    ) -> Outcome<Vec<Duration>> {
+        let mut asked = VecDeque::new();
+        let (mut took, mut received) = (Vec::new(), 0);
+        loop {
+            while asked.len() < clients {
+                asked.push_back(Instant::now());
+                self.send(PayloadType::Output, payload).await?;
+            }
+            received += self.batch().await?;
+            // The echo answers in turn.
+            while received >= payload.len()
+                && let Some(asked) = asked.pop_front()
+            {
+                received -= payload.len();
+                took.push(asked.elapsed());
+            }
+            if took.len() >= count {
+                return Ok(took);
+            }
         }
-        Ok(start.elapsed())
     }
 
     /// Waits for messages, takes all that are there, acknowledges them by one write.

@@ -14,6 +14,7 @@ use tokio::{
 use super::{
     Bench, Outcome,
     load::download,
+    openssh::{PLUGIN_PATH, SshL},
     process::Memory,
     report::{Report, Table},
     stats::{Figures, digits},
@@ -42,6 +43,10 @@ pub(crate) async fn run(bench: &Bench, program: &Path, report: &mut Report) -> O
     let unpaced = tunnel.memory();
     row("after a download of 8 connections, unpaced", unpaced);
     tunnel.close().await?;
+    if let Some(plugin) = SshL::through_plugin(&world, bench.target.source.port()).await? {
+        sleep(Duration::from_millis(300)).await;
+        row(&format!("{PLUGIN_PATH}, idle"), plugin.memory());
+    }
     report.table(table);
     let megabytes = |value: f64| format!("{} MB", digits(value));
     // The two processes share the program's pages, which resident memory would count twice.

@@ -19,7 +19,6 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Outcome<()> {
     connections(bench, report).await?;
     sessions(bench, report).await?;
     round_trips(bench, report).await?;
-    loss(bench, report).await?;
     message_rate(bench, report).await
 }
 
@@ -121,7 +120,8 @@ async fn round_trips(bench: &Bench, report: &mut Report) -> Outcome<()> {
     Ok(())
 }
 
-async fn loss(bench: &Bench, report: &mut Report) -> Outcome<()> {
+/// What messages that are lost between gateway and agent cost.
+pub(crate) async fn loss(bench: &Bench, report: &mut Report) -> Outcome<()> {
     let mut down = Course::new("Loss both ways, legs of 5 ms, real pacing, down", "% of messages");
     let mut up = Course::new("Loss both ways, legs of 5 ms, up", "% of messages");
     for percent in bench.points(&[0.0, 0.5, 1.0, 2.0, 5.0]) {

@@ -26,8 +26,6 @@ pub(crate) struct Target {
     pub(crate) source: TcpServer,
     /// Takes what comes.
     pub(crate) sink: TcpServer,
-    /// Sends back what comes.
-    pub(crate) echo: TcpServer,
     taken: Arc<AtomicU64>,
 }
 
@@ -65,7 +63,7 @@ impl Target {
             }
         })
         .await?;
-        Ok(Self { source, sink, echo: TcpServer::echo().await?, taken })
+        Ok(Self { source, sink, taken })
     }
 
     /// Sends through `port`, which leads to the sink, over so many connections.
@@ -150,11 +148,6 @@ impl Carried {
 #[expect(clippy::cast_precision_loss, reason = "three digits are enough")]
 pub(crate) fn per_second(bytes: usize, time: Duration) -> f64 {
     bytes as f64 / time.as_secs_f64()
-}
-
-/// For what is no process of its own.
-pub(crate) fn no_cpu() -> Duration {
-    Duration::ZERO
 }
 
 fn widen(bytes: usize) -> u64 {

@@ -116,6 +116,7 @@ async fn run() -> Outcome<bool> {
                 "tables" => tables::run(&bench, &mut report).await,
                 "lanes" => lanes::run(&bench, &mut report).await,
                 "footprint" => footprint::run(&bench, &path, &mut report).await,
+                "loss" => growth::loss(&bench, &mut report).await,
                 _ => growth::run(&bench, &mut report).await,
             }
         };
@@ -189,8 +190,8 @@ fn conditions(took: Duration, quick: bool) -> String {
     )
 }
 
-const CHAPTERS: [&str; 8] =
-    ["start", "bulk", "unpaced", "queries", "tables", "lanes", "footprint", "growth"];
+const CHAPTERS: [&str; 9] =
+    ["start", "bulk", "unpaced", "queries", "tables", "lanes", "footprint", "growth", "loss"];
 
 /// For a chapter.
 const LIMIT: Duration = Duration::from_mins(4);

@@ -25,6 +25,13 @@ fn tasks(pid: i32) -> Vec<String> {
     tasks.flatten().filter_map(|task| task.file_name().into_string().ok()).collect()
 }
 
+/// Whether somebody listens at this port of 127.0.0.1.
+pub(crate) fn listens(port: u16) -> bool {
+    // As the kernel writes it: the address backwards, and 0A for LISTEN.
+    let local = format!(" 0100007F:{port:04X} 00000000:0000 0A ");
+    fs::read_to_string("/proc/net/tcp").unwrap_or_default().contains(&local)
+}
+
 /// Processor time used by now.
 pub(crate) fn cpu(pid: Pid) -> Duration {
     let nanoseconds = family(pid).into_iter().flat_map(|pid| {

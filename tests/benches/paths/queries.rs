@@ -4,13 +4,20 @@ use std::{process::Stdio, time::Duration};
 
 use serde_json::json;
 use tempfile::TempDir;
-use tests::{emulator::Pacing, fixtures::Postgres};
-use tokio::{process::Command, time::sleep};
+use tests::{
+    emulator::Pacing,
+    fixtures::{Postgres, TcpServer},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    process::Command,
+    time::sleep,
+};
 
 use super::{
     Bench, Outcome,
     acker::Acker,
-    openssh::SshL,
+    openssh::{PLUGIN_PATH, SshL},
     report::{Report, Table},
     stats::{Figures, digits},
     tables::Engine,
@@ -27,19 +34,26 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Outcome<()> {
         let world = World::start(&bench.sshd, Net::NEAR, pacing).await?;
         let tunnel = world.tunnel(port, &json!({})).await?;
         let ssh = SshL::open(&world, bench.sshd.port(), port).await?;
-        let own = own_time(&world, bench).await?;
+        let plugin = SshL::through_plugin(&world, port).await?;
         let mut row = |path: &str, clients: usize, figures: &Figures| {
             let [median, p99] = [0.5, 0.99].map(|share| digits(figures.quantile(share)));
             table.row([name.to_owned(), path.to_owned(), clients.to_string(), median, p99]);
         };
-        row("session without SSH, echo of 100 bytes", 1, &own);
         for clients in [1, 8] {
+            // Answers share the agent's pauses, with SSH or without.
+            let at_once = own_time(&world, bench, clients, true).await?;
+            row("session without SSH, echo of 100 bytes", clients, &at_once);
+            let own = own_time(&world, bench, clients, false).await?;
+            row("the same, answers sent by Nagle's algorithm, as sshd does", clients, &own);
             let direct = pgbench(port, clients, seconds).await?;
             let through_ssh = pgbench(ssh.port, clients, seconds).await?;
             let ours = pgbench(tunnel.port, clients, seconds).await?;
             row("straight", clients, &direct);
             row("ssh -L, no SSM", clients, &through_ssh);
             row("sidecar", clients, &ours);
+            if let Some(plugin) = &plugin {
+                row(PLUGIN_PATH, clients, &pgbench(plugin.port, clients, seconds).await?);
+            }
             let added = |share| ours.quantile(share) - direct.quantile(share) - own.quantile(share);
             let subject = format!(
                 "SELECT 1, pacing {name}, {clients} client(s): added to the path's own time"
@@ -116,13 +130,24 @@ fn psql(port: u16, statement: &str) -> Command {
     command
 }
 
-/// Milliseconds of an echo through a session without SSH.
-async fn own_time(world: &World, bench: &Bench) -> Outcome<Figures> {
-    let mut acker = Acker::open(world, bench.target.echo.port()).await?;
-    let mut samples = Vec::new();
-    for _ in 0..if bench.quick { 100 } else { 500 } {
-        samples.push(acker.echo(&[7; 100]).await?.as_secs_f64() * 1e3);
-    }
+/// Milliseconds of an echo through a session without SSH, asked for by so many clients at once.
+///
+/// sshd leaves Nagle's algorithm on where nobody has a terminal: behind an answer that the agent's system has not
+/// acknowledged the others wait, and the agent pauses after reading each lot.
+async fn own_time(world: &World, bench: &Bench, clients: usize, at_once: bool) -> Outcome<Figures> {
+    let server = TcpServer::start(move |mut stream| async move {
+        stream.set_nodelay(at_once)?;
+        let mut question = [0; 100];
+        loop {
+            stream.read_exact(&mut question).await?;
+            stream.write_all(&question).await?;
+        }
+    })
+    .await?;
+    let mut acker = Acker::open(world, server.port()).await?;
+    let count = if bench.quick { 100 } else { 500 } * clients;
+    let samples = acker.echoes(&[7; 100], clients, count).await?;
+    let samples = samples.into_iter().map(|time| time.as_secs_f64() * 1e3);
     Ok(Figures::of(samples).ok_or("nothing measured")?)
 }
 

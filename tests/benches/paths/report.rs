@@ -5,6 +5,7 @@ use std::{fmt::Write as _, fs, path::Path};
 use super::{
     Outcome,
     plot::{self, Plot},
+    stats::digits,
 };
 
 /// Everything that a run has found.
@@ -63,6 +64,15 @@ impl Report {
             figure,
             met: Some(met),
         });
+    }
+
+    /// Notes how many times the sidecar's processor time the official plugin and ssh take for the same bytes.
+    pub(crate) fn fewer_cpu_seconds(&mut self, subject: &str, ours: f64, theirs: f64) {
+        let times = theirs / ours;
+        let figure =
+            format!("{} ({} against {} s per 100 MB)", digits(times), digits(theirs), digits(ours));
+        let subject = format!("{subject}: CPU of plugin + ssh × the sidecar's");
+        self.goal(&subject, "≥ 5", figure, times >= 5.0);
     }
 
     /// Notes what could not be measured, and why.

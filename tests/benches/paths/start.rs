@@ -7,6 +7,7 @@ use tests::emulator::Pacing;
 
 use super::{
     Bench, Outcome,
+    openssh::{PLUGIN_PATH, SshL},
     report::{Report, Table},
     stats::{Figures, digits},
     world::{Net, World},
@@ -47,6 +48,15 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Outcome<()> {
             Figures::of(samples).map_or_else(|| "–".to_owned(), |figures| digits(figures.median()))
         });
         table.row([net.label(), ready.to_string(), cpu.to_string()].into_iter().chain(phases));
+        let mut plugin = Vec::new();
+        for _ in 0..if bench.quick { 1 } else { 3 } {
+            let path = SshL::through_plugin(&world, target).await?;
+            plugin.extend(path.map(|path| path.ready_after.as_secs_f64() * 1e3));
+        }
+        if let Some(figures) = Figures::of(plugin) {
+            let cells = [net.label(), format!("{figures}, {PLUGIN_PATH}, no AWS CLI")];
+            table.row(cells.into_iter().chain(vec!["–".to_owned(); PHASES.len() + 1]));
+        }
         let unavoidable = unavoidable(net).as_secs_f64() * 1e3;
         let limit = if unavoidable > 0.0 { 1.1 * unavoidable + 40.0 } else { 60.0 };
         let subject = format!("Time to `ready`, legs of {}", net.label());
