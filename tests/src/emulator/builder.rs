@@ -198,7 +198,17 @@ pub struct Builder {
     policy: Option<Policy>,
     plan: Plan,
     keys: Vec<(String, String, Option<String>, Option<Duration>)>,
+    users: Vec<User>,
     port: u16,
+}
+
+/// A user beside the one whom all other keys belong to.
+#[derive(Debug)]
+struct User {
+    name: String,
+    key_id: String,
+    secret: String,
+    policy: Policy,
 }
 
 impl Builder {
@@ -226,6 +236,14 @@ impl Builder {
         lifetime: Duration,
     ) -> Self {
         self.keys.push((id.to_owned(), secret.to_owned(), Some(token.to_owned()), Some(lifetime)));
+        self
+    }
+
+    /// Adds another user, such as another customer's, with a key and what it allows.
+    #[must_use]
+    pub fn user(mut self, name: &str, key_id: &str, secret: &str, policy: Policy) -> Self {
+        let [name, key_id, secret] = [name, key_id, secret].map(str::to_owned);
+        self.users.push(User { name, key_id, secret, policy });
         self
     }
 
@@ -326,7 +344,7 @@ impl Builder {
     ///
     /// When a port cannot be bound.
     pub async fn build(self) -> io::Result<Emulator> {
-        let Self { settings, policy, plan, keys, port } = self;
+        let Self { settings, policy, plan, keys, users, port } = self;
         let api = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
         let gateway = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let api_url = format!("http://{}", api.local_addr()?);
@@ -334,6 +352,9 @@ impl Builder {
         let service = Arc::new(Service::new(settings, policy, plan, gateway.local_addr()?));
         for (id, secret, token, lifetime) in keys {
             service.add_key(&id, &secret, token.as_deref(), lifetime);
+        }
+        for User { name, key_id, secret, policy } in users {
+            service.add_user(&name, &key_id, &secret, policy);
         }
         service.tasks.spawn(api::serve(api, Arc::clone(&service)));
         service.tasks.spawn(gateway::serve(gateway, Arc::clone(&service)));

@@ -22,7 +22,7 @@ pub(crate) struct Principal {
     /// `aws:userid`.
     pub(crate) user_id: String,
     pub(crate) is_user: bool,
-    /// Of an assumed role; a user has the emulator's own policy, which can change.
+    /// Of an assumed role or a user beside the first, who has the emulator's own policy, which can change.
     pub(crate) policy: Option<Policy>,
 }
 
@@ -35,6 +35,12 @@ impl Principal {
             is_user: true,
             policy: None,
         }
+    }
+
+    /// A user beside the first, with a policy of their own.
+    pub(crate) fn another_user(account: &str, name: &str, policy: Policy) -> Self {
+        let user_id = format!("AIDA{}", name.to_ascii_uppercase().replace('-', ""));
+        Self { user_id, policy: Some(policy), ..Self::user(account, name) }
     }
 
     pub(crate) fn session_of(role: &Role, name: &str) -> Self {

@@ -233,6 +233,12 @@ impl Service {
         self.keys.add(id, Key { secret, token, expires, principal });
     }
 
+    pub(crate) fn add_user(&self, name: &str, key_id: &str, secret: &str, policy: Policy) {
+        let principal = Arc::new(Principal::another_user(&self.settings.account, name, policy));
+        let secret = secret.to_owned();
+        self.keys.add(key_id, Key { secret, token: None, expires: None, principal });
+    }
+
     pub(crate) fn random<T>(&self, draw: impl FnOnce(&mut Rng) -> T) -> T {
         draw(&mut lock(&self.rng))
     }
