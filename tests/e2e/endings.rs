@@ -11,7 +11,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use tests::{
     emulator::{Action, ApiFault, Break, Ending, Failure as Fault, Plan, Policy},
-    fixtures::{Exit, Sidecar, TcpServer, eventually, panicking},
+    fixtures::{Exit, Sidecar, TcpServer, eventually, example},
 };
 use tokio::{net::TcpStream, time::Instant};
 
@@ -63,7 +63,7 @@ async fn panic_of_any_task_ends_the_sessions_and_is_internal() {
         ("connected", "tunnel", true),
         ("connection complete", "tunnel", true),
     ];
-    let program = tokio::task::spawn_blocking(panicking).await.unwrap().unwrap();
+    let program = tokio::task::spawn_blocking(|| example("panicking")).await.unwrap().unwrap();
     for (text, phase, connect) in places {
         let world = World::with(|builder| builder.policy(may_terminate())).await;
         let server = TcpServer::source(10).await.unwrap();

@@ -51,6 +51,9 @@ mod logs;
 #[cfg(test)]
 mod long_life;
 #[cfg(test)]
+#[cfg(target_os = "linux")]
+mod orchestrator;
+#[cfg(test)]
 mod permissions;
 #[cfg(test)]
 mod policy;
