@@ -1,6 +1,7 @@
 //! Database clients, as transfers use them: the engines' own programs and Rust drivers.
 
 use std::{
+    net::Ipv4Addr,
     path::Path,
     process::Stdio,
     sync::{Arc, OnceLock},
@@ -58,6 +59,27 @@ pub(crate) async fn postgres(port: u16) -> Client {
 pub(crate) async fn postgres_tls(port: u16, certificate: &Path) -> Client {
     let mut config = postgres_config(port);
     config.ssl_mode(tokio_postgres::config::SslMode::Require);
+    let (client, connection) = config.connect(trusting(certificate)).await.unwrap();
+    drive(connection);
+    client
+}
+
+/// The same, whose certificate must be for `name`.
+pub(crate) async fn postgres_tls_for(
+    name: &str,
+    port: u16,
+    certificate: &Path,
+) -> Result<Client, tokio_postgres::Error> {
+    let mut config = postgres_login(port);
+    config.host(name).hostaddr(Ipv4Addr::LOCALHOST.into());
+    config.ssl_mode(tokio_postgres::config::SslMode::Require);
+    let (client, connection) = config.connect(trusting(certificate)).await?;
+    drive(connection);
+    Ok(client)
+}
+
+/// TLS that trusts this certificate alone.
+fn trusting(certificate: &Path) -> MakeRustlsConnect {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(certificate).unwrap()).unwrap();
     let tls = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -65,9 +87,7 @@ pub(crate) async fn postgres_tls(port: u16, certificate: &Path) -> Client {
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
-    let (client, connection) = config.connect(MakeRustlsConnect::new(tls)).await.unwrap();
-    drive(connection);
-    client
+    MakeRustlsConnect::new(tls)
 }
 
 /// A MariaDB connection without TLS.
@@ -77,23 +97,37 @@ pub(crate) async fn mysql(port: u16) -> Conn {
 
 /// A MariaDB connection that insists on TLS and on the server's own certificate.
 pub(crate) async fn mysql_tls(port: u16, certificate: &Path) -> Conn {
+    Conn::new(mysql_options(port).ssl_opts(mysql_trusting(certificate))).await.unwrap()
+}
+
+/// The same, whose certificate must be for `name`.
+pub(crate) async fn mysql_tls_for(
+    name: &'static str,
+    port: u16,
+    certificate: &Path,
+) -> mysql_async::Result<Conn> {
+    let tls = mysql_trusting(certificate).with_danger_tls_hostname_override(Some(name));
+    Conn::new(mysql_options(port).ssl_opts(tls)).await
+}
+
+fn mysql_trusting(certificate: &Path) -> SslOpts {
     static PROVIDER: OnceLock<()> = OnceLock::new();
     // The driver takes the process's provider; rustls keeps the first.
     PROVIDER.get_or_init(|| drop(aws_lc_rs::default_provider().install_default()));
-    let tls = SslOpts::default()
+    SslOpts::default()
         .with_root_certs(vec![certificate.to_owned().into()])
-        .with_disable_built_in_roots(true);
-    Conn::new(mysql_options(port).ssl_opts(tls)).await.unwrap()
+        .with_disable_built_in_roots(true)
 }
 
 fn postgres_config(port: u16) -> tokio_postgres::Config {
-    let mut config = tokio_postgres::Config::new();
+    let mut config = postgres_login(port);
+    config.host("127.0.0.1");
     config
-        .host("127.0.0.1")
-        .port(port)
-        .user(Postgres::USER)
-        .password(Postgres::PASSWORD)
-        .dbname(Postgres::DATABASE);
+}
+
+fn postgres_login(port: u16) -> tokio_postgres::Config {
+    let mut config = tokio_postgres::Config::new();
+    config.port(port).user(Postgres::USER).password(Postgres::PASSWORD).dbname(Postgres::DATABASE);
     config
 }
 
