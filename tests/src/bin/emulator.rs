@@ -1,15 +1,22 @@
 //! The emulator by itself, for trying things by hand: `cargo run --bin emulator -- --help`.
 //!
 //! Prints its endpoints and a document for the sidecar's stdin to stdout, and what it sees to stderr, a line each,
-//! until it is interrupted. Its agent dials sshd on this very machine.
+//! until it is interrupted. Its agent dials sshd on this very machine, or with `--embedded` a bastion of its own,
+//! behind which stands a database; then the document is complete.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "it is a program for people")]
 
-use std::{error::Error, fs, path::PathBuf, time::Duration};
+use std::{
+    error::Error, fs, io::Write as _, os::unix::fs::OpenOptionsExt as _, path::PathBuf,
+    time::Duration,
+};
 
 use clap::{Parser, ValueEnum};
 use serde_json::json;
-use tests::emulator::{Emulator, OpeningMode, Pacing, Plan, Policy};
+use tests::{
+    emulator::{Emulator, OpeningMode, Pacing, Plan, Policy},
+    fixtures::{Bastion, Database},
+};
 
 /// Emulates the SSM API, the message gateway and an instance whose agent leads to this machine's sshd.
 #[derive(Debug, Parser)]
@@ -47,6 +54,12 @@ struct Options {
     /// Seed of everything random.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Brings a bastion and a PostgreSQL database with a table `orders` along, in this process.
+    #[arg(long, conflicts_with_all = ["ssh_port", "ssh_user", "ssh_private_key", "target_host", "target_port"])]
+    embedded: bool,
+    /// Writes the document to this file too, which only its owner can read.
+    #[arg(long)]
+    document: Option<PathBuf>,
     /// For the document: where sshd listens on this machine.
     #[arg(long, default_value_t = 22)]
     ssh_port: u16,
@@ -100,7 +113,18 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .await?;
     println!("SSM and STS    {}", emulator.api_url());
     println!("data channels  {}", emulator.stream_url());
-    println!("\nA document for the sidecar's stdin:\n\n{}", document(&options, &emulator)?);
+    let embedded = if options.embedded { Some(Embedded::start().await?) } else { None };
+    let document = document(&options, &emulator, embedded.as_ref())?;
+    println!("\nA document for the sidecar's stdin:\n\n{document}");
+    if let Some(file) = &options.document {
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(file)?;
+        file.write_all(document.as_bytes())?;
+    }
 
     let journal = emulator.journal();
     let follow = async {
@@ -123,10 +147,49 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn document(options: &Options, emulator: &Emulator) -> Result<String, Box<dyn Error>> {
+/// What the customer's network would have.
+struct Embedded {
+    database: Database,
+    bastion: Bastion,
+}
+
+impl Embedded {
+    async fn start() -> std::io::Result<Self> {
+        let database = Database::start().await?;
+        let bastion = Bastion::start("127.0.0.1", database.port()).await?;
+        Ok(Self { database, bastion })
+    }
+}
+
+fn document(
+    options: &Options,
+    emulator: &Emulator,
+    embedded: Option<&Embedded>,
+) -> Result<String, Box<dyn Error>> {
     let key = match &options.ssh_private_key {
         Some(file) => fs::read_to_string(file)?,
         None => "the text of the key file (--ssh-private-key FILE fills it in)".to_owned(),
+    };
+    let (bastion, target) = match embedded {
+        Some(Embedded { database, bastion }) => (
+            json!({
+                "instance_id": options.instance,
+                "ssh_port": bastion.port(),
+                "ssh_user": Bastion::USER,
+                "ssh_private_key": bastion.client_key(),
+                "ssh_host_key": bastion.fingerprint(),
+            }),
+            json!({ "engine": "postgresql", "host": "127.0.0.1", "port": database.port() }),
+        ),
+        None => (
+            json!({
+                "instance_id": options.instance,
+                "ssh_port": options.ssh_port,
+                "ssh_user": options.ssh_user,
+                "ssh_private_key": key,
+            }),
+            json!({ "host": options.target_host, "port": options.target_port }),
+        ),
     };
     let document = json!({
         "name": "by hand",
@@ -136,13 +199,8 @@ fn document(options: &Options, emulator: &Emulator) -> Result<String, Box<dyn Er
             "region": options.region,
             "endpoint_url": emulator.api_url(),
         },
-        "bastion": {
-            "instance_id": options.instance,
-            "ssh_port": options.ssh_port,
-            "ssh_user": options.ssh_user,
-            "ssh_private_key": key,
-        },
-        "target": { "host": options.target_host, "port": options.target_port },
+        "bastion": bastion,
+        "target": target,
     });
     Ok(format!("{document:#}"))
 }
