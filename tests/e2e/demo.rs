@@ -1,12 +1,18 @@
 //! The demo keeps what it promises, on its own and in the hands of a newcomer.
 
-use std::{path::Path, process::Stdio};
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::Path,
+    process::Stdio,
+};
 
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tests::fixtures::{ORDERS, binary};
+use tempfile::TempDir;
+use tests::fixtures::{ORDERS, binary, eventually};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     process::Command,
@@ -59,6 +65,41 @@ async fn demo_stays_open_until_it_is_interrupted() {
     kill(Pid::from_raw(pid), Signal::SIGINT).unwrap();
     while timeout(LIMIT, lines.next_line()).await.unwrap().unwrap().is_some() {}
     assert_eq!(timeout(LIMIT, child.wait()).await.unwrap().unwrap().code(), Some(0));
+}
+
+#[tokio::test]
+async fn readmes_way_from_check_to_a_query_works_as_it_is_written() {
+    let readme = include_str!("../../README.md");
+    let (_, chapter) = readme.split_once("## From `check` to a query").unwrap();
+    let (chapter, _) = chapter.split_once("\n## ").unwrap();
+    let command = |words: &str| {
+        let mut lines = chapter.lines().filter(|line| line.starts_with("target/release/"));
+        lines.find(|line| line.contains(words)).unwrap_or_else(|| panic!("no `{words}`"))
+    };
+    let directory = TempDir::new().unwrap();
+    let programs = directory.path().join("target/release");
+    fs::create_dir_all(&programs).unwrap();
+    let sidecar = tokio::task::spawn_blocking(binary).await.unwrap().unwrap();
+    symlink(sidecar, programs.join("ssm-sidecar")).unwrap();
+    symlink(env!("CARGO_BIN_EXE_emulator"), programs.join("emulator")).unwrap();
+    let shell = |line: &str| {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("exec {line}")]).current_dir(directory.path());
+        command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+        command
+    };
+    let mut emulator = shell(command("emulator")).stdout(Stdio::null()).spawn().unwrap();
+    let file = directory.path().join("document.json");
+    let is_written = async || fs::read_to_string(&file).is_ok_and(|text| text.ends_with('}'));
+    assert!(eventually(LIMIT, is_written).await, "no document");
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+
+    for (line, rows) in [("check", "the tunnel works"), ("exec", "(4 rows)")] {
+        let output = timeout(LIMIT, shell(command(line)).output()).await.unwrap().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && text.contains(rows), "{line}: {text}");
+    }
+    emulator.kill().await.unwrap();
 }
 
 /// The demo, with the sidecar that the other tests use.
