@@ -125,7 +125,8 @@ impl Ssh {
         self.wait_for(|state| state.connected.clone()).await
     }
 
-    /// Opens a channel to `host:port` as the bastion resolves it.
+    /// Opens a channel to `host:port` as the bastion resolves it. Where there are as many as may be, since the server
+    /// has not answered the close of some yet, it waits for that.
     ///
     /// Cancel-safe: a channel whose future was dropped is closed when the server confirms it.
     ///
@@ -138,17 +139,25 @@ impl Ssh {
         port: u16,
         originator: SocketAddr,
     ) -> Result<Channel, OpenError> {
-        let id = {
+        let id = poll_fn(|context| {
             let mut state = self.shared.lock();
             if let Some(error) = &state.ended {
-                return Err(OpenError::Lost(error.clone()));
+                return Poll::Ready(Err(error.clone()));
             }
-            let id =
-                state.client.open_direct_tcpip(host, port, originator).map_err(SshError::from)?;
-            state.channels.insert(id, ChannelState::default());
-            state.wake_loop();
-            id
-        };
+            match state.client.open_direct_tcpip(host, port, originator) {
+                Err(Error::ChannelsExhausted { .. }) => {
+                    state.watchers.register(context);
+                    Poll::Pending
+                }
+                Err(error) => Poll::Ready(Err(error.into())),
+                Ok(id) => {
+                    state.channels.insert(id, ChannelState::default());
+                    state.wake_loop();
+                    Poll::Ready(Ok(id))
+                }
+            }
+        })
+        .await?;
         // Made before the confirmation, so that its drop closes a channel that nobody waits for.
         let channel = Channel::new(self.clone(), id);
         channel.opened().await?;
@@ -336,7 +345,11 @@ impl State {
             Event::Readable(id) => self.with_channel(id, |_| ()),
             Event::Writable(id) => self.with_channel(id, |_| ()),
             Event::Eof(id) => self.with_channel(id, |channel| channel.eof = true),
-            Event::Closed(id) => self.with_channel(id, |channel| channel.closed = true),
+            Event::Closed(id) => {
+                self.with_channel(id, |channel| channel.closed = true);
+                // There is room for another one.
+                self.watchers.wake();
+            }
         }
     }
 
