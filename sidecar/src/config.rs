@@ -12,6 +12,8 @@ use runner_protocol::{
 };
 use ssh_client::{HostKeyPin, KeyError, PrivateKey};
 
+use crate::hardening;
+
 pub use runner_protocol::request::{AssumeRole, Hardening, Identity, Target, Timeouts};
 
 /// What one sidecar does, from start to end.
@@ -142,11 +144,13 @@ impl Bastion {
             bastion.ssh_private_key.expose(),
             passphrase.map(runner_protocol::Secret::expose),
         )?;
+        let key = Arc::new(key);
+        hardening::keep_from_swap(ssh_client::secret_parts(&key));
         Ok(Self {
             instance_id: bastion.instance_id,
             ssh_port: bastion.ssh_port,
             ssh_user: bastion.ssh_user,
-            key: Arc::new(key),
+            key,
             pins,
         })
     }

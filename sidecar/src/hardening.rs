@@ -50,8 +50,36 @@ pub fn enforce(hardening: Hardening, refused: Vec<Unprotected>) -> Result<(), Un
     Ok(())
 }
 
+/// Keeps the pages in which `secrets` stand from being written to swap, for as long as they are mapped.
+///
+/// Those pages alone: to lock all memory takes a limit that few hosts give, and keeps the allocator from giving
+/// any back, since locked pages cannot be discarded. What is refused is logged: whether the host gives this
+/// at all was found out by [`apply`].
+pub fn keep_from_swap<'s>(secrets: impl IntoIterator<Item = &'s [u8]>) {
+    for secret in secrets {
+        if let Err(cause) = lock(secret) {
+            warn!(unprotected = %Unprotected::new(UNSWAPPED, cause.to_string()), "going on without it");
+            return;
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "the system call takes an address")]
+fn lock(secret: &[u8]) -> rustix::io::Result<()> {
+    // SAFETY: the range is mapped, since `secret` is borrowed; a lock changes nothing that can be read or written.
+    unsafe { rustix::mm::mlock(secret.as_ptr().cast_mut().cast(), secret.len()) }
+}
+
+/// Locks a page as secrets will be.
+fn try_lock() -> nix::Result<()> {
+    let probe = Box::new([0; 1]);
+    lock(&*probe).map_err(|error| nix::errno::Errno::from_raw(error.raw_os_error()))
+}
+
+const UNSWAPPED: &str = "keys kept from swap";
+
 #[cfg(target_os = "linux")]
-fn protections() -> [(&'static str, nix::Result<()>); 3] {
+fn protections() -> [(&'static str, nix::Result<()>); 4] {
     use nix::sys::{
         prctl,
         resource::{Resource, setrlimit},
@@ -65,13 +93,15 @@ fn protections() -> [(&'static str, nix::Result<()>); 3] {
         ("not dumpable", prctl::set_dumpable(false)),
         // Nothing started from here, which is nothing, could gain rights.
         ("no new privileges", prctl::set_no_new_privs()),
+        // The disk would keep what memory forgets.
+        (UNSWAPPED, try_lock()),
     ]
 }
 
 #[cfg(not(target_os = "linux"))]
-fn protections() -> [(&'static str, nix::Result<()>); 1] {
+fn protections() -> [(&'static str, nix::Result<()>); 2] {
     use nix::sys::resource::{Resource, setrlimit};
-    [("no core dump", setrlimit(Resource::RLIMIT_CORE, 0, 0))]
+    [("no core dump", setrlimit(Resource::RLIMIT_CORE, 0, 0)), (UNSWAPPED, try_lock())]
 }
 
 #[cfg(test)]

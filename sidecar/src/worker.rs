@@ -104,8 +104,7 @@ fn serve(
         };
         let stop = async { stop.await.unwrap_or(Stop::MonitorGone) };
         let office = Office { remote, trust, outbox: &outbox, panics, telemetry };
-        let last = office.work(begin, &document, stop).await;
-        drop(document);
+        let last = office.work(begin, document, stop).await;
         say(&outbox, &last).await;
     };
     runtime.block_on(async {
@@ -148,7 +147,7 @@ impl Office<'_> {
     async fn work(
         self,
         (begin, descriptors): (Begin, Vec<OwnedFd>),
-        document: &Frame,
+        document: Frame,
         stop: impl Future<Output = Stop>,
     ) -> ToMonitor {
         let started = Instant::now() - Duration::from_millis(begin.elapsed_ms);
@@ -182,10 +181,12 @@ impl Office<'_> {
         }
     }
 
-    fn surroundings(&self, document: &Frame) -> Result<(Request, Surroundings), Failure> {
+    fn surroundings(&self, document: Frame) -> Result<(Request, Surroundings), Failure> {
         let failed = |error: Error| error.into_failure(Phase::Config);
         let request = Request::from_slice(&document.bytes)
             .map_err(|error| failed(ConfigError::from(error).into()))?;
+        // Wiped: the key stands in it.
+        drop(document);
         let proxy = Proxy::from_env().map_err(|error| failed(error.into()))?;
         let surroundings = Surroundings {
             api: Arc::<Remote>::clone(&self.remote),

@@ -28,7 +28,7 @@ use super::{
     place::{Call, Place},
     timeouts,
 };
-use crate::session::Keys;
+use crate::{hardening, session::Keys};
 
 /// Who calls AWS.
 #[derive(Debug)]
@@ -225,13 +225,13 @@ impl Role {
         let given = output.credentials.ok_or_else(|| ApiError::incomplete(&call, "Credentials"))?;
         let expires = SystemTime::try_from(given.expiration).ok();
         debug!(role = self.settings.role_arn, ?expires, "role assumed");
-        Ok(Credentials::new(
+        Ok(kept_from_swap(Credentials::new(
             given.access_key_id,
             given.secret_access_key,
             Some(given.session_token),
             expires,
             PROVIDER,
-        ))
+        )))
     }
 }
 
@@ -263,13 +263,20 @@ fn lasts(credentials: &Credentials, time: SystemTime) -> bool {
 
 fn credentials(keys: &Keys) -> Credentials {
     let session_token = keys.session_token.as_ref().map(|token| token.to_string());
-    Credentials::new(
+    kept_from_swap(Credentials::new(
         keys.access_key_id.as_str(),
         keys.secret_access_key.as_str(),
         session_token,
         None,
         PROVIDER,
-    )
+    ))
+}
+
+/// Clones share what is kept.
+fn kept_from_swap(credentials: Credentials) -> Credentials {
+    let secrets = [Some(credentials.secret_access_key()), credentials.session_token()];
+    hardening::keep_from_swap(secrets.into_iter().flatten().map(str::as_bytes));
+    credentials
 }
 
 /// Named in the SDK's logs.

@@ -73,6 +73,7 @@ pub const GROUPS: &[Group] = &[
         purpose: "memory, never executable",
         calls: calls![SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_brk, SYS_madvise],
     },
+    Group { purpose: "keys kept from swap", calls: calls![SYS_mlock] },
     Group {
         purpose: "time and randomness",
         calls: calls![SYS_clock_gettime, SYS_gettimeofday, SYS_getrandom],

@@ -5,6 +5,8 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use russh::keys::ssh_encoding::Mpint;
+use russh::keys::ssh_key::private::KeypairData;
 use russh::keys::{Algorithm, PrivateKey, decode_secret_key};
 use zeroize::Zeroizing;
 
@@ -54,6 +56,20 @@ pub fn load_private_key(text: &str, passphrase: Option<&str>) -> Result<PrivateK
         Algorithm::Ed25519 | Algorithm::Ecdsa { .. } | Algorithm::Rsa { .. } => Ok(loaded),
         Algorithm::Dsa => Err(unreadable(DSA)),
         _ => Err(unreadable(TYPE)),
+    }
+}
+
+/// The parts of `key` that nobody may see, where they stand in memory.
+pub fn secret_parts(key: &PrivateKey) -> Vec<&[u8]> {
+    match key.key_data() {
+        KeypairData::Ed25519(pair) => vec![pair.private.as_ref()],
+        KeypairData::Ecdsa(pair) => vec![pair.private_key_bytes()],
+        KeypairData::Rsa(pair) => {
+            let private = pair.private();
+            [private.d(), private.iqmp(), private.p(), private.q()].map(Mpint::as_bytes).to_vec()
+        }
+        // Others are not loaded.
+        _ => Vec::new(),
     }
 }
 

@@ -61,7 +61,7 @@ pub use channel::{ChannelId, OpenFailure};
 pub use client::{Client, Event, Statistics};
 pub use config::{Algorithms, Compression, Config};
 pub use error::Error;
-pub use key::{KeyError, load_private_key};
+pub use key::{KeyError, load_private_key, secret_parts};
 pub use negotiation::Negotiated;
 pub use pin::{HostKeyPin, PinError};
 pub use russh::keys::{PrivateKey, PublicKey};
