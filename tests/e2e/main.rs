@@ -6,6 +6,9 @@
 //! open.
 
 #[cfg(test)]
+#[cfg(target_os = "linux")]
+mod adversaries;
+#[cfg(test)]
 mod bulk;
 #[cfg(test)]
 mod check;

@@ -216,6 +216,7 @@ impl Connection<'_> {
                         }
                         exit = exit.or_else(|| self.count_frame());
                     }
+                    ToClient::Raw(bytes) => out.extend_from_slice(&bytes),
                     ToClient::Break(how) => exit = Some(Exit::Break(how)),
                 }
             }

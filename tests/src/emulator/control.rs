@@ -2,6 +2,8 @@
 
 use std::{fmt, sync::Arc};
 
+use bytes::Bytes;
+
 use super::{
     codec::{PAUSE_PUBLICATION, START_PUBLICATION},
     faults::{Break, Plan},
@@ -35,6 +37,15 @@ impl Control {
             count += usize::from(session.tell_client(ToClient::Break(how)).await);
         }
         count
+    }
+
+    /// Writes `bytes` to a session's client as they are, between the frames of gateway and agent; waits while the
+    /// client does not read. False without one.
+    pub async fn inject(&self, session: &str, bytes: Bytes) -> bool {
+        match self.0.session(session) {
+            Some(session) => session.tell_client(ToClient::Raw(bytes)).await,
+            None => false,
+        }
     }
 
     /// Sends `pause_publication` to a session's client. False without one.

@@ -23,6 +23,7 @@ mod connection;
 mod control;
 mod credentials;
 mod faults;
+pub mod forgery;
 mod gateway;
 mod iam;
 mod journal;

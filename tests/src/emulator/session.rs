@@ -46,6 +46,8 @@ pub(crate) struct End {
 #[derive(Debug)]
 pub(crate) enum ToClient {
     Frame(Bytes),
+    /// Bytes for the connection as they are, in whoever's place.
+    Raw(Bytes),
     Break(Break),
 }
 
