@@ -39,7 +39,7 @@ use crate::{
     monitor::{self, Ended, Monitor, Orders, Service},
     policy::{OWN_SESSIONS, Scope},
     progress::Phase,
-    run::{read_document, stopping_signal},
+    run::{read_document, stopping_signal, write_termination_log},
     session::{ApiError, SessionApi},
     shutdown::Shutdown,
     ssh::{Channel, OpenError},
@@ -49,23 +49,29 @@ use crate::{
 
 use report::{Report, Step};
 
+/// The status to exit with and, where a step has failed, by what.
+type Checked = (u8, Option<Failure>);
+
 /// Checks the document of `file`, or of stdin, and returns the status to exit with; `worker`: the arguments with
 /// which this program is one. Blocks.
+///
+/// What fails for a `file` is left for Kubernetes as well, as by [`run`](crate::run).
 pub fn run(file: Option<&Path>, format: OutputFormat, worker: &[OsString]) -> u8 {
     // What is refused here is refused again, and told, by `run`.
     drop(hardening::apply());
-    let outcome = read_document(file).and_then(|request| {
+    let checked = read_document(file).and_then(|request| {
         let runtime = runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| Error::Internal(error.to_string()))?;
-        let outcome = runtime.block_on(supervise(&request, format, worker));
+        let checked = runtime.block_on(supervise(&request, format, worker));
         runtime.shutdown_background();
-        outcome
+        checked
     });
-    outcome.unwrap_or_else(|error| {
-        let report = Report::to_stdout(format);
-        report.begin(Step::Document);
-        report.fail(&error.into_failure(Phase::Config), None)
-    })
+    let (status, failure) =
+        checked.unwrap_or_else(|error| not_begun(error.into_failure(Phase::Config), format));
+    if let (Some(_), Some(failure)) = (file, failure) {
+        write_termination_log(&failure);
+    }
+    status
 }
 
 /// Has the steps done by a worker, which tells them on stdout.
@@ -73,7 +79,7 @@ async fn supervise(
     request: &Request,
     format: OutputFormat,
     worker: &[OsString],
-) -> Result<u8, Error> {
+) -> Result<Checked, Error> {
     let mut signals = pin!(stopping_signal());
     let mut monitor = Monitor::start(worker, Stdio::inherit()).map_err(Error::NoWorker)?;
     let begin = Begin {
@@ -99,35 +105,42 @@ async fn supervise(
     let deadline = asked.unwrap_or_else(Instant::now) + monitor::GRACE;
     monitor.finish(Some(service), deadline).await;
     match attended {
-        Ok(Ended::Check(status)) => Ok(status),
+        Ok(Ended::Check(status, failure)) => Ok((status, failure)),
         // What it could not even begin with.
         Ok(Ended::Tunnel(failure)) => {
-            let failure = failure.unwrap_or_else(|| defect("no check was made"));
-            let report = Report::to_stdout(format);
-            report.begin(Step::Document);
-            Ok(report.fail(&failure, None))
+            Ok(not_begun(failure.unwrap_or_else(|| defect("no check was made")), format))
         }
         Err(lost) => Err(lost.into()),
     }
+}
+
+/// Tells what stands in the way of every step.
+fn not_begun(failure: Failure, format: OutputFormat) -> Checked {
+    let report = Report::to_stdout(format);
+    report.begin(Step::Document);
+    (report.fail(&failure, None), Some(failure))
 }
 
 fn defect(what: &str) -> Failure {
     Error::Internal(what.to_owned()).into_failure(Phase::Config)
 }
 
-/// The worker's part: the steps, told on stdout; returns the status to exit with.
+/// The worker's part: the steps, told on stdout.
 pub(crate) async fn work(
     request: Request,
     surroundings: Surroundings,
     format: OutputFormat,
     stop: impl Future<Output = Stop>,
-) -> u8 {
+) -> Checked {
     let report = Arc::new(Report::to_stdout(format));
     report.begin(Step::Document);
     let scope = Scope::of(&request);
     match Config::from_request(request) {
         Ok(config) => examine_until_stopped(&config, scope, &report, surroundings, stop).await,
-        Err(error) => report.fail(&Error::from(error).into_failure(Phase::Config), None),
+        Err(error) => {
+            let failure = Error::from(error).into_failure(Phase::Config);
+            (report.fail(&failure, None), Some(failure))
+        }
     }
 }
 
@@ -137,7 +150,7 @@ async fn examine_until_stopped(
     report: &Arc<Report>,
     surroundings: Surroundings,
     stop: impl Future<Output = Stop>,
-) -> u8 {
+) -> Checked {
     let shutdown = Shutdown::default();
     let scope = Mutex::new(scope);
     let outcome = tokio::select! {
@@ -145,16 +158,16 @@ async fn examine_until_stopped(
         stop = stop => {
             report.stopped(stop.reason());
             finish(&shutdown).await;
-            return stopped_by(stop.reason());
+            return (stopped_by(stop.reason()), None);
         }
     };
     // Sessions of a step that failed are ended by tasks of their own.
     finish(&shutdown).await;
     match outcome {
-        Ok(()) => report.succeed(),
+        Ok(()) => (report.succeed(), None),
         Err(failure) => {
             let scope = scope.lock().unwrap_or_else(PoisonError::into_inner);
-            report.fail(&failure, missing_statement(&failure, &scope))
+            (report.fail(&failure, missing_statement(&failure, &scope)), Some(failure))
         }
     }
 }

@@ -70,8 +70,8 @@ pub struct Monitor {
 pub enum Ended {
     /// The tunnel, with or without a failure.
     Tunnel(Option<Failure>),
-    /// The check, with this status.
-    Check(u8),
+    /// The check, with this status and, where a step has failed, by what.
+    Check(u8, Option<Failure>),
 }
 
 /// How it did not.
@@ -367,7 +367,9 @@ impl Service {
                 Some(_) => (),
             },
             ToMonitor::Ended(failure) => return Ok(Some(Ended::Tunnel(failure))),
-            ToMonitor::Checked(status) => return Ok(Some(Ended::Check(status))),
+            ToMonitor::Checked { status, failure } => {
+                return Ok(Some(Ended::Check(status, failure)));
+            }
         }
         Ok(None)
     }

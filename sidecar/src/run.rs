@@ -218,7 +218,7 @@ async fn supervise(
     match attended {
         Ok(Ended::Tunnel(None)) => Ok(()),
         Ok(Ended::Tunnel(Some(failure))) => Err(failure),
-        Ok(Ended::Check(_)) => {
+        Ok(Ended::Check(..)) => {
             Err(Error::Internal("a check was not asked for".to_owned()).into_failure(phase))
         }
         Err(lost) => Err(Error::Worker(lost).into_failure(phase)),

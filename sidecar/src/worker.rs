@@ -155,7 +155,8 @@ impl Office<'_> {
         match begin.task {
             Task::Check(format) => match outcome {
                 Ok((request, surroundings)) => {
-                    ToMonitor::Checked(check::work(request, surroundings, format, stop).await)
+                    let (status, failure) = check::work(request, surroundings, format, stop).await;
+                    ToMonitor::Checked { status, failure }
                 }
                 Err(failure) => ToMonitor::Ended(Some(failure)),
             },

@@ -127,8 +127,13 @@ pub enum ToMonitor {
     Line(String),
     /// The tunnel has ended, and with it every session: as it should, or by a failure. The last message.
     Ended(Option<Failure>),
-    /// So has the check, with this exit status. The last message.
-    Checked(u8),
+    /// So has the check. The last message.
+    Checked {
+        /// To exit with.
+        status: u8,
+        /// What it was told to have failed by.
+        failure: Option<Failure>,
+    },
 }
 
 /// What the worker cannot do by itself.
