@@ -293,6 +293,8 @@ fn warm_up() {
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     // Without randomness nothing below works, which then says so.
     let _filled = provider.secure_random.fill(&mut [0; 16]);
+    // In a program that is linked statically `getrandom` reads a file, which it opens once and keeps open.
+    let _random = uuid::Uuid::new_v4();
 }
 
 /// As `ps` shows it.
