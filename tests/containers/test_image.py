@@ -53,7 +53,7 @@ class Image(unittest.TestCase):
         customer.finish(started=1)
 
     def test_names_are_looked_up_in_the_hosts_file_and_then_by_the_resolver(self) -> None:
-        customer = Customer(self, "--add-host=hosts.example:127.0.0.1", "--add-host=both.example:127.0.0.1")
+        customer = Customer(self)
         resolver = Path(__file__).with_name("resolver.py")
         (infra,) = json.loads(podman("pod", "inspect", customer.pod).stdout)["Containers"][:1]
         pid = podman("inspect", "--format={{.State.Pid}}", infra["Id"]).stdout.strip()
@@ -62,8 +62,9 @@ class Image(unittest.TestCase):
         with started("nsenter", f"--target={pid}", "--net", "python3", str(resolver), *names) as dns:
             assert dns.stdout
             self.assertEqual(dns.stdout.readline(), "ready\n")
-            configuration = f"--volume={resolver.with_name('resolv.conf')}:/etc/resolv.conf:ro"
-            with started("podman", *customer.options("tunnel", "-i", configuration), *LOCKED_UP, SIDECAR) as tunnel:
+            # As the kubelet writes them.
+            files = [f"--volume={resolver.with_name(name)}:/etc/{name}:ro" for name in ("hosts", "resolv.conf")]
+            with started("podman", *customer.options("tunnel", "-i", *files), *LOCKED_UP, SIDECAR) as tunnel:
                 assert tunnel.stdin and tunnel.stdout
                 tunnel.stdin.write(json.dumps(document()))
                 tunnel.stdin.flush()

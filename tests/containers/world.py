@@ -119,10 +119,10 @@ class Customer:
         "database": "database system is ready to accept connections",
     }
 
-    def __init__(self, test: TestCase, *options: str) -> None:
+    def __init__(self, test: TestCase) -> None:
         self.test = test
         self.pod = f"customer-{uuid.uuid4().hex[:8]}"
-        podman("pod", "create", "--network=none", *options, self.pod)
+        podman("pod", "create", "--network=none", self.pod)
         test.addCleanup(podman, "pod", "rm", "--force", "--time=0", self.pod)
         for server in self.READY:
             self.start(server, SERVERS, server)
