@@ -4,7 +4,7 @@
 #
 # Without network, from vendored crates:
 #
-#   mkdir .cargo && cargo vendor --locked >.cargo/config.toml
+#   cargo vendor --locked >>.cargo/config.toml
 #   podman build --network none -t ssm-sidecar .
 
 # Tag for the reader, digest for the builder: change both together.
