@@ -67,6 +67,9 @@ mod resume;
 #[cfg(test)]
 mod runners;
 #[cfg(test)]
+#[cfg(target_os = "linux")]
+mod secrets;
+#[cfg(test)]
 mod shutdown;
 #[cfg(test)]
 mod slow_parties;

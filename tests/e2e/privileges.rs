@@ -289,10 +289,10 @@ async fn echo(world: &World) -> (Tunnel, Document, TcpServer) {
 }
 
 /// What a process can read of its own memory.
-struct Memory(Vec<Vec<u8>>);
+pub(crate) struct Memory(Vec<Vec<u8>>);
 
 impl Memory {
-    fn of(pid: Pid) -> Self {
+    pub(crate) fn of(pid: Pid) -> Self {
         let mut maps = String::new();
         File::open(format!("/proc/{pid}/maps")).unwrap().read_to_string(&mut maps).unwrap();
         let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
@@ -311,7 +311,7 @@ impl Memory {
         Self(ranges.filter_map(read).collect())
     }
 
-    fn has(&self, wanted: &[u8]) -> bool {
+    pub(crate) fn has(&self, wanted: &[u8]) -> bool {
         self.0.iter().any(|bytes| contains(bytes, wanted))
     }
 }
