@@ -14,7 +14,6 @@ use crate::{
     encoder::Encoder,
     error::ProtocolError,
     event::Event,
-    gaps::Gaps,
     handshake::{Handshake, Step},
     incoming::{Accepted, Incoming, Stored},
     message::{DecodeError, Message, MessageType},
@@ -37,7 +36,6 @@ pub struct DataChannel {
     life: Life,
     link: Link,
     incoming: Incoming,
-    gaps: Gaps,
     outgoing: Outgoing,
     acknowledgements: VecDeque<(Uuid, SequenceNumber)>,
     /// What was acknowledged last, each once; any of these acknowledgements may have been lost.
@@ -82,7 +80,6 @@ impl DataChannel {
             life: Life::Live,
             link: Link::Up,
             incoming: Incoming::new(config.incoming_bytes, config.incoming_messages),
-            gaps: Gaps::default(),
             outgoing: Outgoing::new(message_bytes, config.outgoing_bytes),
             acknowledgements: VecDeque::new(),
             acknowledged: VecDeque::new(),
@@ -265,7 +262,7 @@ impl DataChannel {
     /// What a round trip takes at most, as in [`Statistics::round_trip_bound`], without the rest.
     #[must_use]
     pub fn round_trip_bound(&self) -> Option<Duration> {
-        Some(self.outgoing.rtt().bound()? + self.gaps.usual())
+        self.outgoing.rtt().bound()
     }
 
     /// Whether the handshake is complete and the channel has not ended since.
@@ -351,7 +348,6 @@ impl DataChannel {
         while let Some(stored) = self.incoming.next_in_order() {
             self.on_next(stored).map_err(Refused::Fatal)?;
         }
-        self.gaps.note(self.incoming.has_gap(), now);
         Ok(())
     }
 

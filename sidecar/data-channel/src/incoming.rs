@@ -100,11 +100,6 @@ impl Incoming {
         Some(message)
     }
 
-    /// Whether messages wait for one that is missing.
-    pub(crate) fn has_gap(&self) -> bool {
-        !self.early.is_empty()
-    }
-
     /// Keeps the bytes of a message for `read`.
     pub(crate) fn deliver(&mut self, message: Stored) {
         if message.payload.is_empty() {

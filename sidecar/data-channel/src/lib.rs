@@ -80,7 +80,6 @@ mod error;
 mod event;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
-mod gaps;
 mod handshake;
 mod identifiers;
 mod in_flight;

@@ -43,8 +43,7 @@ pub struct Statistics {
     /// Smallest round-trip time on the current WebSocket.
     pub minimum_rtt: Option<Duration>,
     /// What a round trip takes at most, but for one in many: the smoothed time and four times its variation,
-    /// or 10 ms where that is less; and, where the path loses so much that the stream stands still a quarter of
-    /// the time, the agent's repair.
+    /// or 10 ms where that is less.
     pub round_trip_bound: Option<Duration>,
     /// How long a new message waits before it is sent again.
     pub retransmission_timeout: Duration,
