@@ -16,7 +16,7 @@ async fn document_of_any_shape_is_refused_at_once() {
     };
     let whole = |inner: &str| format!(r#"{{"name":"{secret}",{inner}}}"#).into_bytes();
     let digits = "9".repeat(900_000);
-    let many: String = (0..90_000).map(|index| format!(r#""f{index}":1,"#)).collect();
+    let many = (0..90_000).map(|index| format!(r#""f{index}":1"#)).collect::<Vec<_>>().join(",");
     let cases: [(&str, Vec<u8>); 14] = [
         ("arrays within arrays", nested("[", "]", 400_000)),
         ("arrays that are never closed", nested("[", "", 900_000)),
@@ -27,13 +27,13 @@ async fn document_of_any_shape_is_refused_at_once() {
         ("UTF-16", r#"{"name":"a"}"#.encode_utf16().flat_map(u16::to_le_bytes).collect()),
         ("NUL", whole("\"memo\":\"\0\"")),
         ("NUL, escaped, in a name", whole(r#""target":{"host":"a\u0000b","port":1}"#)),
-        ("equal names", whole(&r#""memo":"a","#.repeat(50_000).trim_end_matches(','))),
+        ("equal names", whole(r#""memo":"a","#.repeat(50_000).trim_end_matches(','))),
         ("a number of 900,000 digits", whole(&format!(r#""target":{{"port":{digits}}}"#))),
         (
             "numbers that are infinite",
             whole(r#""target":{"port":1e999999},"tunnel":{"sessions":-1e-999999}"#),
         ),
-        ("90,000 unknown fields", whole(many.trim_end_matches(','))),
+        ("90,000 unknown fields", whole(&many)),
         ("half a surrogate pair", whole(r#""memo":"\ud800""#)),
     ];
     for (name, document) in cases {

@@ -39,9 +39,9 @@ async fn flood_of_connections_leaves_room_for_the_next_one() {
                     1 => stream.set_zero_linger().ok()?,
                     2 => stream.shutdown().await.ok()?,
                     _ => {
-                        let flood = [7; 64 * 1024];
+                        let flood = vec![7; 64 * 1024];
                         let flooding = async { while stream.write_all(&flood).await.is_ok() {} };
-                        timeout(Duration::from_millis(200), flooding).await.ok();
+                        drop(timeout(Duration::from_millis(200), flooding).await);
                     }
                 }
                 (number % 4 != 1).then_some(stream)

@@ -25,127 +25,7 @@ enum End {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn attack_on_the_login_ends_in_one_line_and_a_session_that_is_over() {
     let neighbour = Neighbour::start().await;
-    let before = |script: Script| (script, End::Code(PROTOCOL));
-    let cases: [(&str, (Script, End)); 9] = [
-        (
-            "identification without end",
-            before(|mut rogue| {
-                Box::pin(async move {
-                    loop {
-                        rogue.write(&[b'a'; 64 * 1024]).await?;
-                    }
-                })
-            }),
-        ),
-        (
-            "lines without end ahead of the identification",
-            before(|mut rogue| {
-                Box::pin(async move {
-                    loop {
-                        rogue.write("x\r\n".repeat(10_000).as_bytes()).await?;
-                    }
-                })
-            }),
-        ),
-        (
-            "packet of four gigabytes",
-            before(|mut rogue| {
-                Box::pin(async move {
-                    rogue.identify().await?;
-                    loop {
-                        rogue.write(&[0xff; 64 * 1024]).await?;
-                    }
-                })
-            }),
-        ),
-        (
-            "packet ahead of the keys (Terrapin)",
-            before(|mut rogue| {
-                Box::pin(async move {
-                    rogue.identify().await?;
-                    let exchange = rogue.begin_exchange().await?;
-                    rogue.send(&ssh_text(IGNORE, "", &[])).await?;
-                    rogue.end_exchange(exchange).await?;
-                    rogue.log_in().await?;
-                    rogue.echo().await
-                })
-            }),
-        ),
-        (
-            "first packet behind the keys taken out (Terrapin)",
-            before(|mut rogue| {
-                Box::pin(async move {
-                    rogue.identify().await?;
-                    let exchange = rogue.begin_exchange().await?;
-                    rogue.end_exchange(exchange).await?;
-                    rogue.packet(&ssh_text(IGNORE, "", &[]))?;
-                    rogue.log_in().await?;
-                    rogue.echo().await
-                })
-            }),
-        ),
-        (
-            "banners without end",
-            before(|mut rogue| {
-                Box::pin(async move {
-                    rogue.identify().await?;
-                    let exchange = rogue.begin_exchange().await?;
-                    rogue.end_exchange(exchange).await?;
-                    loop {
-                        rogue.send(&ssh_text(BANNER, &"a".repeat(30_000), &[0; 4])).await?;
-                    }
-                })
-            }),
-        ),
-        (
-            "compression bomb",
-            (
-                |mut rogue| {
-                    Box::pin(async move {
-                        rogue.compression = "zlib@openssh.com";
-                        rogue.let_in().await?;
-                        rogue.send(&bomb()).await?;
-                        rogue.echo().await
-                    })
-                },
-                End::Code(Failure { phase: "target", ..PROTOCOL }),
-            ),
-        ),
-        (
-            "nothing but debug messages",
-            (
-                |mut rogue| {
-                    Box::pin(async move {
-                        rogue.identify().await?;
-                        let exchange = rogue.begin_exchange().await?;
-                        rogue.end_exchange(exchange).await?;
-                        loop {
-                            rogue
-                                .send(&[&[DEBUG, 1][..], &ssh_text(0, "x", &[0; 4])[1..]].concat())
-                                .await?;
-                        }
-                    })
-                },
-                End::Late,
-            ),
-        ),
-        (
-            "new keys without end",
-            (
-                |mut rogue| {
-                    Box::pin(async move {
-                        rogue.let_in().await?;
-                        loop {
-                            let exchange = rogue.begin_exchange().await?;
-                            rogue.end_exchange(exchange).await?;
-                        }
-                    })
-                },
-                End::Late,
-            ),
-        ),
-    ];
-    for (name, (script, end)) in cases {
+    for (name, script, end) in LOGIN_ATTACKS {
         let world = World::with(|builder| builder.policy(may_terminate())).await;
         let rogue = RogueSshd::start(script).await.unwrap();
         let document = world.document(5432).with(&at(rogue.port()));
@@ -171,103 +51,7 @@ async fn attack_on_the_login_ends_in_one_line_and_a_session_that_is_over() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn attack_on_a_tunnel_ends_it_or_does_nothing_to_it() {
     let neighbour = Neighbour::start().await;
-    let ends = |script: Attack| (script, true);
-    let survives = |script: Attack| (script, false);
-    let cases: [(&str, (Attack, bool)); 8] = [
-        (
-            "channels of the server's own",
-            survives(|rogue, _| {
-                Box::pin(async move {
-                    for kind in ["forwarded-tcpip", "x11", "auth-agent@openssh.com", "session"] {
-                        let numbers = ssh_numbers(0, &[1000, 1 << 20, 1 << 15]);
-                        rogue.send(&ssh_text(CHANNEL_OPEN, kind, &numbers[1..])).await?;
-                        let refused = rogue.receive_only(CHANNEL_OPEN_FAILURE).await?;
-                        assert_eq!(refused[1..5], 1000_u32.to_be_bytes(), "{kind}");
-                    }
-                    Ok(())
-                })
-            }),
-        ),
-        (
-            "requests of the server's own",
-            survives(|rogue, channel| {
-                Box::pin(async move {
-                    for name in ["tcpip-forward", "hostkeys-prove-00@openssh.com", "no-such-thing"]
-                    {
-                        rogue.send(&ssh_text(GLOBAL_REQUEST, name, &[1])).await?;
-                        rogue.receive_only(REQUEST_FAILURE).await?;
-                    }
-                    for name in ["exec", "subsystem", "keepalive@openssh.com"] {
-                        let head = ssh_numbers(CHANNEL_REQUEST, &[channel]);
-                        rogue.send(&[&*head, &ssh_text(0, name, &[1])[1..]].concat()).await?;
-                        rogue.receive_only(CHANNEL_FAILURE).await?;
-                    }
-                    Ok(())
-                })
-            }),
-        ),
-        (
-            "flood of channels that reads no answer",
-            ends(|rogue, _| {
-                Box::pin(async move {
-                    loop {
-                        let numbers = ssh_numbers(0, &[1000, 1 << 20, 1 << 15]);
-                        rogue
-                            .send(&ssh_text(CHANNEL_OPEN, "forwarded-tcpip", &numbers[1..]))
-                            .await?;
-                    }
-                })
-            }),
-        ),
-        (
-            "flood of requests that reads no answer",
-            ends(|rogue, _| {
-                Box::pin(async move {
-                    loop {
-                        rogue.send(&ssh_text(GLOBAL_REQUEST, "anything", &[1])).await?;
-                    }
-                })
-            }),
-        ),
-        (
-            "data beyond the window",
-            ends(|rogue, channel| {
-                Box::pin(async move {
-                    let head = ssh_numbers(CHANNEL_DATA, &[channel, 30_000]);
-                    loop {
-                        rogue.send(&[&*head, &[0; 30_000]].concat()).await?;
-                    }
-                })
-            }),
-        ),
-        (
-            "window beyond what there can be",
-            ends(|rogue, channel| {
-                Box::pin(async move {
-                    loop {
-                        rogue
-                            .send(&ssh_numbers(CHANNEL_WINDOW_ADJUST, &[channel, u32::MAX]))
-                            .await?;
-                    }
-                })
-            }),
-        ),
-        (
-            "data of a channel that is not there",
-            ends(|rogue, _| {
-                Box::pin(async move { rogue.send(&ssh_numbers(CHANNEL_DATA, &[77, 0])).await })
-            }),
-        ),
-        (
-            "answers that nobody has asked for",
-            ends(|rogue, channel| {
-                Box::pin(async move {
-                    rogue.send(&ssh_numbers(CHANNEL_OPEN_CONFIRMATION, &[channel, 1, 1, 1])).await
-                })
-            }),
-        ),
-    ];
-    for (name, (attack, ends)) in cases {
+    for (name, attack, ends) in TUNNEL_ATTACKS {
         let world = World::with(|builder| builder.policy(may_terminate())).await;
         let (begin, orders) = mpsc::channel::<()>(1);
         // The first connection alone is for the attack; those after it find a server that is honest.
@@ -313,6 +97,224 @@ async fn attack_on_a_tunnel_ends_it_or_does_nothing_to_it() {
 type Script = fn(Rogue) -> Running<'static>;
 type Attack = for<'r> fn(&'r mut Rogue, u32) -> Running<'r>;
 type Running<'r> = std::pin::Pin<Box<dyn Future<Output = io::Result<()>> + Send + 'r>>;
+
+/// Before there is a tunnel.
+const LOGIN_ATTACKS: [(&str, Script, End); 9] = [
+    (
+        "identification without end",
+        |mut rogue| {
+            Box::pin(async move {
+                loop {
+                    rogue.write(&vec![b'a'; 64 * 1024]).await?;
+                }
+            })
+        },
+        End::Code(PROTOCOL),
+    ),
+    (
+        "lines without end ahead of the identification",
+        |mut rogue| {
+            Box::pin(async move {
+                loop {
+                    rogue.write("x\r\n".repeat(10_000).as_bytes()).await?;
+                }
+            })
+        },
+        End::Code(PROTOCOL),
+    ),
+    (
+        "packet of four gigabytes",
+        |mut rogue| {
+            Box::pin(async move {
+                rogue.identify().await?;
+                loop {
+                    rogue.write(&vec![0xff; 64 * 1024]).await?;
+                }
+            })
+        },
+        End::Code(PROTOCOL),
+    ),
+    (
+        "packet ahead of the keys (Terrapin)",
+        |mut rogue| {
+            Box::pin(async move {
+                rogue.identify().await?;
+                let exchange = rogue.begin_exchange().await?;
+                rogue.send(&ssh_text(IGNORE, "", &[])).await?;
+                rogue.end_exchange(exchange).await?;
+                rogue.log_in().await?;
+                rogue.echo().await
+            })
+        },
+        End::Code(PROTOCOL),
+    ),
+    (
+        "first packet behind the keys taken out (Terrapin)",
+        |mut rogue| {
+            Box::pin(async move {
+                rogue.identify().await?;
+                let exchange = rogue.begin_exchange().await?;
+                rogue.end_exchange(exchange).await?;
+                rogue.packet(&ssh_text(IGNORE, "", &[]))?;
+                rogue.log_in().await?;
+                rogue.echo().await
+            })
+        },
+        End::Code(PROTOCOL),
+    ),
+    (
+        "banners without end",
+        |mut rogue| {
+            Box::pin(async move {
+                rogue.identify().await?;
+                let exchange = rogue.begin_exchange().await?;
+                rogue.end_exchange(exchange).await?;
+                loop {
+                    rogue.send(&ssh_text(BANNER, &"a".repeat(30_000), &[0; 4])).await?;
+                }
+            })
+        },
+        End::Code(PROTOCOL),
+    ),
+    (
+        "compression bomb",
+        |mut rogue| {
+            Box::pin(async move {
+                rogue.compression = "zlib@openssh.com";
+                rogue.let_in().await?;
+                rogue.send(&bomb()).await?;
+                rogue.echo().await
+            })
+        },
+        End::Code(Failure { phase: "target", ..PROTOCOL }),
+    ),
+    (
+        "nothing but debug messages",
+        |mut rogue| {
+            Box::pin(async move {
+                rogue.identify().await?;
+                let exchange = rogue.begin_exchange().await?;
+                rogue.end_exchange(exchange).await?;
+                loop {
+                    rogue
+                        .send(&[&[DEBUG, 1][..], &ssh_text(0, "x", &[0; 4])[1..]].concat())
+                        .await?;
+                }
+            })
+        },
+        End::Late,
+    ),
+    (
+        "new keys without end",
+        |mut rogue| {
+            Box::pin(async move {
+                rogue.let_in().await?;
+                loop {
+                    let exchange = rogue.begin_exchange().await?;
+                    rogue.end_exchange(exchange).await?;
+                }
+            })
+        },
+        End::Late,
+    ),
+];
+
+/// Behind `ready`, to the channel of the first client; and whether they end the connection.
+const TUNNEL_ATTACKS: [(&str, Attack, bool); 8] = [
+    (
+        "channels of the server's own",
+        |rogue, _| {
+            Box::pin(async move {
+                for kind in ["forwarded-tcpip", "x11", "auth-agent@openssh.com", "session"] {
+                    let numbers = ssh_numbers(0, &[1000, 1 << 20, 1 << 15]);
+                    rogue.send(&ssh_text(CHANNEL_OPEN, kind, &numbers[1..])).await?;
+                    let refused = rogue.receive_only(CHANNEL_OPEN_FAILURE).await?;
+                    assert_eq!(refused[1..5], 1000_u32.to_be_bytes(), "{kind}");
+                }
+                Ok(())
+            })
+        },
+        false,
+    ),
+    (
+        "requests of the server's own",
+        |rogue, channel| {
+            Box::pin(async move {
+                for name in ["tcpip-forward", "hostkeys-prove-00@openssh.com", "no-such-thing"] {
+                    rogue.send(&ssh_text(GLOBAL_REQUEST, name, &[1])).await?;
+                    rogue.receive_only(REQUEST_FAILURE).await?;
+                }
+                for name in ["exec", "subsystem", "keepalive@openssh.com"] {
+                    let head = ssh_numbers(CHANNEL_REQUEST, &[channel]);
+                    rogue.send(&[&*head, &ssh_text(0, name, &[1])[1..]].concat()).await?;
+                    rogue.receive_only(CHANNEL_FAILURE).await?;
+                }
+                Ok(())
+            })
+        },
+        false,
+    ),
+    (
+        "flood of channels that reads no answer",
+        |rogue, _| {
+            Box::pin(async move {
+                loop {
+                    let numbers = ssh_numbers(0, &[1000, 1 << 20, 1 << 15]);
+                    rogue.send(&ssh_text(CHANNEL_OPEN, "forwarded-tcpip", &numbers[1..])).await?;
+                }
+            })
+        },
+        true,
+    ),
+    (
+        "flood of requests that reads no answer",
+        |rogue, _| {
+            Box::pin(async move {
+                loop {
+                    rogue.send(&ssh_text(GLOBAL_REQUEST, "anything", &[1])).await?;
+                }
+            })
+        },
+        true,
+    ),
+    (
+        "data beyond the window",
+        |rogue, channel| {
+            Box::pin(async move {
+                let head = ssh_numbers(CHANNEL_DATA, &[channel, 30_000]);
+                loop {
+                    rogue.send(&[&*head, &vec![0; 30_000]].concat()).await?;
+                }
+            })
+        },
+        true,
+    ),
+    (
+        "window beyond what there can be",
+        |rogue, channel| {
+            Box::pin(async move {
+                loop {
+                    rogue.send(&ssh_numbers(CHANNEL_WINDOW_ADJUST, &[channel, u32::MAX])).await?;
+                }
+            })
+        },
+        true,
+    ),
+    (
+        "data of a channel that is not there",
+        |rogue, _| Box::pin(async move { rogue.send(&ssh_numbers(CHANNEL_DATA, &[77, 0])).await }),
+        true,
+    ),
+    (
+        "answers that nobody has asked for",
+        |rogue, channel| {
+            Box::pin(async move {
+                rogue.send(&ssh_numbers(CHANNEL_OPEN_CONFIRMATION, &[channel, 1, 1, 1])).await
+            })
+        },
+        true,
+    ),
+];
 
 /// A document's way to the rogue, and little patience.
 fn at(port: u16) -> Value {
