@@ -41,12 +41,21 @@ async fn ready_events_metrics_and_the_end_are_types() {
     assert_eq!(ping(&mut client).await, *b"ping");
     let metrics = sidecar.metrics().unwrap();
     assert!(metrics.processes >= 1 && metrics.peak_bytes >= 1 << 20, "{metrics:?}");
-    assert!(metrics.resident_bytes > 1 << 20 && !metrics.cpu.is_zero(), "{metrics:?}");
+    assert!(metrics.resident_bytes > 1 << 20, "{metrics:?}");
+    // The kernel counts in hundredths of a second, and a start takes less.
+    let mut bytes = 4;
+    let busy = async {
+        while sidecar.metrics().unwrap().cpu.is_zero() {
+            ping(&mut client).await;
+            bytes += 4;
+        }
+    };
+    timeout(LIMIT, busy).await.expect("it works without processor time");
 
     let ended = timeout(LIMIT, sidecar.end()).await.unwrap().unwrap();
     assert_eq!((ended.status, ended.force), (Some(ExitStatus::Ended), None), "{ended:?}");
     let summary = ended.summary.unwrap();
-    assert_eq!((summary.bytes_to_target, summary.bytes_from_target), (4, 4));
+    assert_eq!((summary.bytes_to_target, summary.bytes_from_target), (bytes, bytes));
     world.finish().await;
 }
 

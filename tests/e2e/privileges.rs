@@ -57,15 +57,18 @@ async fn worker_killed_while_start_session_is_under_way_leaves_no_session() {
     let world =
         World::with(|builder| builder.policy(may_terminate()).faults(Plan::default().api(late)));
     let world = world.await;
-    let document = world.document(5432).with(&json!({ "events": true }));
-    let mut sidecar = Sidecar::spawn(&document).await.unwrap();
-    while sidecar.word("phase", LIMIT).await.unwrap() != "start_session" {}
+    let document = world.document(5432);
+    let sidecar = Sidecar::spawn(&document).await.unwrap();
+    // The phase is told before the call is sent.
+    let journal = world.emulator.journal();
+    let called = eventually(LIMIT, || async { journal.arrived("StartSession") == 1 }).await;
+    assert!(called, "StartSession did not reach the service");
     kill(sidecar.worker().unwrap(), Signal::SIGKILL).unwrap();
     let exit = sidecar.exit(STOP).await.unwrap();
     Failure { phase: "start_session", ..WORKER_LOST }.assert(&exit, &document);
     // The call was seen through, and its session ended.
-    let seen = eventually(STOP, || async { world.emulator.journal().sessions().len() == 1 }).await;
-    assert!(seen, "StartSession did not reach the service");
+    let seen = eventually(STOP, || async { journal.sessions().len() == 1 }).await;
+    assert!(seen, "StartSession was not seen through");
     world.finish().await;
 }
 

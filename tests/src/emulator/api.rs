@@ -104,6 +104,7 @@ async fn handle(
             return Ok(respond(id, Err(error)));
         }
     };
+    service.journal.add(Record::ApiCallArrived { action: name.clone() });
     let failure = before(&service, action).await?;
     let outcome = match failure.as_ref().and_then(error_of) {
         Some(error) => Err(error),

@@ -18,6 +18,11 @@ use tokio::{
 /// Something that happened.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Record {
+    /// A request to the SSM API has arrived.
+    ApiCallArrived {
+        /// Such as `StartSession`.
+        action: String,
+    },
     /// A request to the SSM API or to STS was answered, or was left unanswered by a fault.
     ApiCall {
         /// Such as `StartSession`.
@@ -306,6 +311,13 @@ impl Journal {
             _ => None,
         };
         entries.iter().filter_map(call).collect()
+    }
+
+    /// How many calls of an action have arrived, those that are not answered yet included.
+    pub fn arrived(&self, action: &str) -> usize {
+        let entries = lock(&self.0.entries);
+        let of = |record: &Record| matches!(record, Record::ApiCallArrived { action: name } if name == action);
+        entries.iter().filter(|entry| of(&entry.record)).count()
     }
 
     /// Every token that was given out, for tests that look for them where they must not be.
