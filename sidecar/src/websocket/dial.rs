@@ -172,7 +172,7 @@ const STAGGER: Duration = Duration::from_millis(250);
 
 #[cfg(test)]
 mod tests {
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpSocket};
 
     use super::*;
 
@@ -190,9 +190,10 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_that_refuses_does_not_keep_from_the_next() {
-        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let refusing = closed.local_addr().unwrap();
-        drop(closed);
+        // Bound, so that nobody else listens there, and silent itself.
+        let silent = TcpSocket::new_v4().unwrap();
+        silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let refusing = silent.local_addr().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let open = listener.local_addr().unwrap();
         let stream = race(vec![refusing, refusing, open]).await.unwrap();

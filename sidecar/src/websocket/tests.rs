@@ -10,7 +10,7 @@ use futures_util::{StreamExt as _, future::BoxFuture};
 use http::StatusCode;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     sync::mpsc,
     task::JoinSet,
 };
@@ -246,9 +246,10 @@ async fn gateway_that_does_not_answer_is_given_up() {
 
 #[tokio::test]
 async fn gateway_that_is_not_there_is_named() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("ws://{}{PATH}", listener.local_addr().unwrap());
-    drop(listener);
+    // Bound, so that nobody else listens there, and silent itself.
+    let taken = TcpSocket::new_v4().unwrap();
+    taken.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let url = format!("ws://{}{PATH}", taken.local_addr().unwrap());
     let error = open(&on_loopback(), &Signer(None), &url, String::new()).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::AwsUnreachable);
     assert!(error.hint().contains("127.0.0.1"), "{}", error.hint());
