@@ -8,9 +8,8 @@ pub fn shrink() {
     let begin = (&raw const __executable_start).addr().next_multiple_of(PAGE);
     let end = (&raw const etext).addr() & !(PAGE - 1);
     let Some(length) = end.checked_sub(begin) else { return };
-    let dropped = drop_pages(begin, length);
-    // There may be holes between the parts.
-    tracing::debug!(?dropped, length, "start-up code");
+    // There may be holes between the parts, of which the kernel complains when it has done the rest.
+    let _complaint = drop_pages(begin, length);
     trim();
 }
 

@@ -225,7 +225,7 @@ impl Monitor {
                     if outbox.try_send(answer).is_err() {
                         break Lost::Protocol("it does not read".to_owned());
                     }
-                    if service.ready.is_none() && service.calls.is_empty() {
+                    if service.ready.is_none() && asked.is_none() && service.calls.is_empty() {
                         // The next call may come in an hour.
                         footprint::shrink();
                     }
