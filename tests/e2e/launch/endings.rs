@@ -58,8 +58,9 @@ async fn drop_at_any_stage_leaves_no_process_and_no_session() {
         }
     }
 
-    // While it is awaited, once it is ready, and while it ends.
-    let mut sidecar = launch(&launcher, &document).await;
+    // While it is awaited, once it is ready, and while it ends: in one that still reads, and in one
+    // that stands still, so that neither is over before it is looked at.
+    let mut sidecar = idle(&launcher).await;
     assert!(poll!(pin!(sidecar.ready())).is_pending());
     drop(sidecar);
     let mut sidecar = launch(&launcher, &document).await;
@@ -67,7 +68,10 @@ async fn drop_at_any_stage_leaves_no_process_and_no_session() {
     drop(sidecar);
     let mut sidecar = launch(&launcher, &document).await;
     timeout(LIMIT, sidecar.ready()).await.unwrap().unwrap();
+    let process = Pid::from_raw(sidecar.pid().unwrap());
+    kill(process, Signal::SIGSTOP).unwrap();
     assert!(poll!(pin!(sidecar.end())).is_pending());
+    kill(process, Signal::SIGCONT).unwrap();
 
     assert_no_children().await;
     assert!(world.emulator.journal().sessions().len() >= 3, "sessions were started");
