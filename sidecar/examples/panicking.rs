@@ -1,9 +1,12 @@
 //! The sidecar as it is, but that it panics in the middle of the task that logs a given text: for the tests
-//! of what a defect leaves behind. Its first argument is that text; the document comes on stdin.
+//! of what a defect leaves behind. Its first argument is that text, its second may be `check`; the document
+//! comes on stdin.
 
 use std::{env, fmt, process::ExitCode};
 
 use ssm_sidecar::{
+    check,
+    cli::OutputFormat,
     run::{self, CHANNEL_LIFE, Options, Source},
     telemetry::Telemetry,
     worker,
@@ -43,7 +46,8 @@ impl Visit for Message {
 fn main() -> ExitCode {
     let started = Instant::now();
     let Some(text) = env::args().nth(1) else { return ExitCode::FAILURE };
-    if env::args().nth(2).is_some_and(|word| word == WORKER) {
+    let word = env::args().nth(2);
+    if word.as_deref() == Some(WORKER) {
         let prepared = worker::prepare();
         let telemetry = Telemetry::start_with(None, Panicking(text));
         let status = worker::run(prepared, &telemetry);
@@ -51,12 +55,13 @@ fn main() -> ExitCode {
         return status.into();
     }
     let telemetry = Telemetry::start_with(None, Panicking(text.clone()));
-    let options = Options {
-        source: Source::Stdin,
-        channel_life: CHANNEL_LIFE,
-        worker: vec![text.into(), WORKER.into()],
-        started,
-    };
+    let worker = vec![text.into(), WORKER.into()];
+    if word.as_deref() == Some("check") {
+        let status = check::run(None, OutputFormat::Text, &worker);
+        drop(telemetry);
+        return status.into();
+    }
+    let options = Options { source: Source::Stdin, channel_life: CHANNEL_LIFE, worker, started };
     let status = run::run(&options, &telemetry);
     drop(telemetry);
     status.into()

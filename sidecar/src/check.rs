@@ -10,6 +10,7 @@ mod report;
 use std::{
     ffi::OsString,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    panic::AssertUnwindSafe,
     path::Path,
     pin::pin,
     process::Stdio,
@@ -17,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use runner_protocol::{ErrorCode, Failure, Request};
 use russh::keys::HashAlg;
 use serde_json::{Value, json};
@@ -37,6 +39,7 @@ use crate::{
     lanes::{Finding, Lane, Needs, Observer},
     link::wire::{Begin, Stop, Task},
     monitor::{self, Ended, Monitor, Orders, Service},
+    panics::Panics,
     policy::{OWN_SESSIONS, Scope},
     progress::Phase,
     run::{read_document, stopping_signal, write_termination_log},
@@ -130,13 +133,16 @@ pub(crate) async fn work(
     request: Request,
     surroundings: Surroundings,
     format: OutputFormat,
+    panics: &Panics,
     stop: impl Future<Output = Stop>,
 ) -> Checked {
     let report = Arc::new(Report::to_stdout(format));
     report.begin(Step::Document);
     let scope = Scope::of(&request);
     match Config::from_request(request) {
-        Ok(config) => examine_until_stopped(&config, scope, &report, surroundings, stop).await,
+        Ok(config) => {
+            examine_until_stopped(&config, scope, &report, surroundings, panics, stop).await
+        }
         Err(error) => {
             let failure = Error::from(error).into_failure(Phase::Config);
             (report.fail(&failure, None), Some(failure))
@@ -149,12 +155,17 @@ async fn examine_until_stopped(
     scope: Scope,
     report: &Arc<Report>,
     surroundings: Surroundings,
+    panics: &Panics,
     stop: impl Future<Output = Stop>,
 ) -> Checked {
     let shutdown = Shutdown::default();
     let scope = Mutex::new(scope);
+    let examining = examine(config, &scope, report, surroundings, &shutdown);
+    // Not unwound through here: the session is still to be ended.
+    let examining = AssertUnwindSafe(examining).catch_unwind();
     let outcome = tokio::select! {
-        outcome = examine(config, &scope, report, surroundings, &shutdown) => outcome,
+        outcome = examining => outcome.unwrap_or_else(|_| Err(defect("a step panicked"))),
+        () = panics.noticed() => Err(defect("a task panicked")),
         stop = stop => {
             report.stopped(stop.reason());
             finish(&shutdown).await;
@@ -163,6 +174,11 @@ async fn examine_until_stopped(
     };
     // Sessions of a step that failed are ended by tasks of their own.
     finish(&shutdown).await;
+    // What else it led to explains nothing.
+    let outcome = match panics.error() {
+        Some(error) => Err(error.into_failure(report.phase())),
+        None => outcome,
+    };
     match outcome {
         Ok(()) => (report.succeed(), None),
         Err(failure) => {

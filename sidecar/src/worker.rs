@@ -155,7 +155,8 @@ impl Office<'_> {
         match begin.task {
             Task::Check(format) => match outcome {
                 Ok((request, surroundings)) => {
-                    let (status, failure) = check::work(request, surroundings, format, stop).await;
+                    let checking = check::work(request, surroundings, format, self.panics, stop);
+                    let (status, failure) = checking.await;
                     ToMonitor::Checked { status, failure }
                 }
                 Err(failure) => ToMonitor::Ended(Some(failure)),

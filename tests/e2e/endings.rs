@@ -11,7 +11,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use tests::{
     emulator::{Action, ApiFault, Break, Ending, Failure as Fault, Plan, Policy},
-    fixtures::{Exit, Sidecar, TcpServer, eventually, example},
+    fixtures::{Exit, Sidecar, TcpServer, eventually, example, free_port},
 };
 use tokio::{net::TcpStream, time::Instant};
 
@@ -85,6 +85,36 @@ async fn panic_of_any_task_ends_the_sessions_and_is_internal() {
         assert_eq!(line["code"], "internal", "{text}: {line}");
         assert_eq!(line["phase"], phase, "{text}: {line}");
         assert!(!line.to_string().contains("planted"), "{text}: quotes the panic: {line}");
+        world.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn panic_of_any_task_of_a_check_ends_its_session_and_is_internal() {
+    let places = [
+        ("session started", "start_session"),
+        ("handshake complete", "session"),
+        ("authenticated", "login"),
+    ];
+    let program = tokio::task::spawn_blocking(|| example("panicking")).await.unwrap().unwrap();
+    for (text, step) in places {
+        let world = World::with(|builder| builder.policy(may_terminate())).await;
+        let document = world.document(free_port().unwrap());
+        let sidecar = Sidecar::spawn_program(program.clone(), |command| {
+            command.args([text, "check"]);
+        });
+        let mut sidecar = sidecar.await.unwrap();
+        sidecar.write(document.compact().as_bytes()).await.unwrap();
+        sidecar.close_stdin();
+        let exit = sidecar.exit(LIMIT).await.unwrap();
+        let told = exit.text();
+        assert_eq!(exit.status.code(), Some(70), "{text}: {told}");
+        let failed = told.lines().find(|line| line.contains(" failed ")).unwrap_or_default();
+        assert!(
+            failed.contains(step) && failed.contains("internal: internal error: panic at "),
+            "{text}: {told}"
+        );
+        assert!(told.contains("hint: "), "{text}: {told}");
         world.finish().await;
     }
 }

@@ -92,6 +92,18 @@ impl Report {
         self.lock().running.is_some_and(|(running, _)| running == step)
     }
 
+    /// The phase of the start that the last step belongs to.
+    pub(super) fn phase(&self) -> Phase {
+        match self.lock().last {
+            None | Some(Step::Document | Step::Identity) => Phase::Config,
+            Some(Step::StartSession) => Phase::StartSession,
+            Some(Step::Session) => Phase::Session,
+            Some(Step::Ssh | Step::Login) => Phase::Ssh,
+            Some(Step::Target | Step::Database) => Phase::Target,
+            Some(Step::Permissions) => Phase::Tunnel,
+        }
+    }
+
     /// Ends the running step well.
     pub(super) fn found(&self, finding: impl Into<String>) {
         self.tell("ok", GREEN, &finding.into(), None);
@@ -102,10 +114,15 @@ impl Report {
         self.tell("warning", YELLOW, &finding.into(), json);
     }
 
-    /// Ends the check at the running step; returns the exit status.
+    /// Ends the check at the running step, or at the last one; returns the exit status.
     pub(super) fn fail(&self, failure: &Failure, statement: Option<Value>) -> u8 {
         let status = failure.exit_status().code();
         let Failure { code, message, hint, .. } = failure;
+        {
+            let mut state = self.lock();
+            let last = state.last.unwrap_or(Step::Document);
+            state.running.get_or_insert((last, Instant::now()));
+        }
         self.tell("failed", RED, &format!("{code}: {message}"), None);
         let mut state = self.lock();
         match self.format {
