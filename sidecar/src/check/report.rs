@@ -121,7 +121,7 @@ impl Report {
         {
             let mut state = self.lock();
             let last = state.last.unwrap_or(Step::Document);
-            state.running.get_or_insert((last, Instant::now()));
+            state.running.get_or_insert_with(|| (last, Instant::now()));
         }
         self.tell("failed", RED, &format!("{code}: {message}"), None);
         let mut state = self.lock();
