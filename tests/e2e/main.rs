@@ -33,6 +33,9 @@ mod failures_aws;
 #[cfg(test)]
 mod faulty_path;
 #[cfg(test)]
+#[cfg(target_os = "linux")]
+mod footprint;
+#[cfg(test)]
 mod forwarding;
 #[cfg(test)]
 mod health;
