@@ -3,7 +3,7 @@
 //! A [`Launcher`] starts a sidecar in fresh user, mount, PID, IPC and UTS namespaces: the sidecar is process 1
 //! of its own, sees no other process, has no capability and gains none. It inherits no descriptor but its
 //! three streams and its listener, no environment but what is listed, no signal that is blocked or ignored, and
-//! no terminal; it can write no file and no core. It gets SIGTERM when the runner dies, however that dies.
+//! no terminal; it can write no core, and no file unless its log goes to one. It gets SIGTERM when the runner dies, however that dies.
 //!
 //! ```no_run
 //! use runner_protocol::launch::{Isolation, Launcher, NotReady, Stderr};
@@ -44,7 +44,7 @@ mod sidecar;
 
 use std::{
     ffi::{CString, OsStr, OsString},
-    fs::OpenOptions,
+    fs::{File, OpenOptions},
     io,
     net::SocketAddr,
     os::{
@@ -218,7 +218,9 @@ impl Launcher {
             }
         };
         let Inherited { descriptors, document: rewritten } = inherited;
-        let plan = self.plan([stdin, stdout, stderr].into_iter().chain(descriptors))?;
+        let logs_to_file = File::from(stderr.try_clone()?).metadata()?.is_file();
+        let descriptors = [stdin, stdout, stderr].into_iter().chain(descriptors);
+        let plan = self.plan(descriptors, logs_to_file)?;
         let order = Order { plan, isolation: self.isolation, network: self.network.clone() };
         let (child, refused) = keeper::start(order).await?;
         let output = Output::read(said, log);
@@ -228,7 +230,11 @@ impl Launcher {
         Ok(Sidecar::new(child, lease, output, refused))
     }
 
-    fn plan(&self, descriptors: impl Iterator<Item = OwnedFd>) -> Result<Plan, LaunchError> {
+    fn plan(
+        &self,
+        descriptors: impl Iterator<Item = OwnedFd>,
+        logs_to_file: bool,
+    ) -> Result<Plan, LaunchError> {
         let variable = |(name, value): &(OsString, OsString)| {
             text([name.as_bytes(), value.as_bytes()].join(&b'='))
         };
@@ -245,6 +251,7 @@ impl Launcher {
             descriptors: descriptors.collect(),
             hidden: hidden.collect::<Result<_, _>>()?,
             limits: self.limits,
+            logs_to_file,
             user: self.user,
         })
     }

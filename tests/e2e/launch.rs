@@ -4,7 +4,7 @@ mod endings;
 mod isolation;
 mod network;
 
-use std::{fs, time::Duration};
+use std::{fs, process::Stdio, time::Duration};
 
 use runner_protocol::{
     ErrorCode, ExitStatus, Line,
@@ -15,6 +15,7 @@ use tests::fixtures::{Document, TcpServer, binary, eventually};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    process::Command,
     sync::{Mutex, MutexGuard},
     time::timeout,
 };
@@ -112,6 +113,40 @@ async fn log_goes_where_it_is_sent_and_a_sink_that_stands_still_holds_nothing_up
     let ended = timeout(LIMIT, sidecar.end()).await.unwrap().unwrap();
     assert_eq!((ended.status, ended.force), (Some(ExitStatus::Ended), None), "{ended:?}");
     world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn log_of_a_runner_whose_stderr_is_a_file_goes_there() {
+    let world = World::start().await;
+    let server = echo().await;
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let runner = Command::new(std::env::current_exe().unwrap())
+        .env("SSM_SIDECAR_BIN", tokio::task::spawn_blocking(binary).await.unwrap().unwrap())
+        .args(["--exact", "launch::runner_that_logs_to_a_file", "--ignored"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(log.reopen().unwrap())
+        .kill_on_drop(true)
+        .spawn();
+    let mut runner = runner.unwrap();
+    let document = format!("{}\n", world.document(server.port()).compact());
+    runner.stdin.take().unwrap().write_all(document.as_bytes()).await.unwrap();
+    let ended = timeout(2 * LIMIT, runner.wait_with_output()).await.unwrap().unwrap();
+    let logged = fs::read_to_string(log.path()).unwrap();
+    assert!(ended.status.success(), "{} {logged}", String::from_utf8_lossy(&ended.stdout));
+    assert!(logged.contains("\"ready\"") && logged.contains("\"closed\""), "{logged}");
+    world.finish().await;
+}
+
+/// The runner of the test above, in a process of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a helper of another test, whose stderr is a file"]
+async fn runner_that_logs_to_a_file() {
+    let document = std::io::stdin().lines().next().unwrap().unwrap();
+    let mut sidecar = launcher().await.launch(&document, Stderr::Inherit).await.unwrap();
+    timeout(LIMIT, sidecar.ready()).await.unwrap().unwrap();
+    let ended = timeout(LIMIT, sidecar.end()).await.unwrap().unwrap();
+    assert_eq!((ended.status, ended.force), (Some(ExitStatus::Ended), None), "{ended:?}");
 }
 
 fn sink_of(sink: tokio::io::DuplexStream) -> Stderr {

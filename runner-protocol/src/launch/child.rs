@@ -29,6 +29,8 @@ pub(super) struct Plan {
     pub(super) descriptors: Vec<OwnedFd>,
     pub(super) hidden: Vec<CString>,
     pub(super) limits: Limits,
+    /// Whether its stderr is a file, which it then has to write.
+    pub(super) logs_to_file: bool,
     /// User and group that it is to run as, if not the runner's.
     pub(super) user: Option<(u32, u32)>,
 }
@@ -226,7 +228,8 @@ impl Child<'_> {
         let Limits { open_files, address_space } = self.plan.limits;
         let limits = [
             (libc::RLIMIT_CORE, Some(0)),
-            (libc::RLIMIT_FSIZE, Some(0)),
+            // Writing beyond it is death by SIGXFSZ, also for the first line of a log.
+            (libc::RLIMIT_FSIZE, (!self.plan.logs_to_file).then_some(0)),
             (libc::RLIMIT_NOFILE, Some(open_files)),
             (libc::RLIMIT_AS, address_space),
         ];

@@ -67,7 +67,8 @@ pub struct Refused {
     pub cause: io::Error,
 }
 
-/// What a sidecar may use at most (`setrlimit(2)`); it never writes a core, and no file.
+/// What a sidecar may use at most (`setrlimit(2)`); it never writes a core, and no file but its log where
+/// the runner's stderr is one.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Limits {
     /// Descriptors; 1,024 by default. A tunnel needs one for each connection, and some twenty.
