@@ -11,7 +11,12 @@ pub struct Config {
     pub incoming_bytes: usize,
     /// The same in messages.
     pub incoming_messages: usize,
-    /// Bound of what [`crate::DataChannel::write`] accepts and the agent has not acknowledged, in bytes.
+    /// Bound of what [`crate::DataChannel::write`] accepts and the agent has not acknowledged, in payload bytes.
+    ///
+    /// Beside it the channel keeps at most four times as much, and 8,192 messages, of what was set aside: what
+    /// an agent before 3.2.1041.0 has in all likelihood and will never acknowledge. Messages that find out
+    /// whether the agent still takes any, when it is silent, may exceed the bound by eight. Each message has a
+    /// header of 120 bytes, which is not counted.
     pub outgoing_bytes: usize,
 }
 

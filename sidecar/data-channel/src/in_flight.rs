@@ -45,7 +45,7 @@ impl Sent {
 /// A message is *set aside* when it is likely to have arrived though no acknowledgement will ever come:
 /// agents before 3.2.1041.0 are silent on what they have already seen. It is still sent now and then,
 /// but counts in no window.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct InFlight {
     /// Number of the first slot.
     first: SequenceNumber,
@@ -54,9 +54,23 @@ pub(crate) struct InFlight {
     counted_bytes: usize,
     aside: BTreeMap<SequenceNumber, Sent>,
     aside_bytes: usize,
+    aside_limit_bytes: usize,
 }
 
 impl InFlight {
+    /// Sets aside at most so many payload bytes.
+    pub(crate) fn new(aside_limit_bytes: usize) -> Self {
+        Self {
+            first: SequenceNumber::FIRST,
+            slots: VecDeque::new(),
+            counted: 0,
+            counted_bytes: 0,
+            aside: BTreeMap::new(),
+            aside_bytes: 0,
+            aside_limit_bytes,
+        }
+    }
+
     /// Adds the next message in order of numbers.
     pub(crate) fn push(&mut self, number: SequenceNumber, sent: Sent) {
         if self.slots.is_empty() {
@@ -91,9 +105,12 @@ impl InFlight {
         }
     }
 
-    /// Stops counting a message; false if there are already too many such messages.
+    /// Stops counting a message; false if there is no room for more such messages.
     pub(crate) fn set_aside(&mut self, number: SequenceNumber) -> bool {
-        if self.aside.len() >= ASIDE_MESSAGES || self.aside_bytes >= ASIDE_BYTES {
+        let Some((true, sent)) = self.get_mut(number) else { return false };
+        let bytes = sent.payload_bytes;
+        let room = self.aside_limit_bytes.saturating_sub(self.aside_bytes);
+        if self.aside.len() >= ASIDE_MESSAGES || bytes > room {
             return false;
         }
         let Some(sent) = self.take_counted(number) else { return false };
@@ -168,9 +185,6 @@ const MOST_TIMES_MISSING: u32 = 3;
 /// More than a window of the past, so that one lost socket never blocks the next; few enough to store.
 const ASIDE_MESSAGES: usize = 8_192;
 
-/// The same in payload bytes.
-const ASIDE_BYTES: usize = 16 << 20;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -186,7 +200,7 @@ mod tests {
     }
 
     fn filled(from: i64, to: i64) -> InFlight {
-        let mut in_flight = InFlight::default();
+        let mut in_flight = InFlight::new(usize::MAX);
         (from..to).for_each(|raw| in_flight.push(number(raw), sent(10)));
         in_flight
     }
@@ -239,5 +253,15 @@ mod tests {
         assert!((0..limit).all(|raw| in_flight.set_aside(number(raw))));
         assert!(!in_flight.set_aside(number(limit)));
         assert_eq!(in_flight.counted(), 1);
+    }
+
+    #[test]
+    fn only_so_many_bytes_are_set_aside() {
+        let mut in_flight = InFlight::new(25);
+        (0..4).for_each(|raw| in_flight.push(number(raw), sent(10)));
+        let taken: Vec<_> = (0..3).map(|raw| in_flight.set_aside(number(raw))).collect();
+        assert_eq!(taken, [true, true, false]);
+        in_flight.remove(number(0));
+        assert!(in_flight.set_aside(number(2)), "room that has come back");
     }
 }

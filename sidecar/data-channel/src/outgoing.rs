@@ -90,7 +90,7 @@ impl Outgoing {
             handshake_response: None,
             termination: Termination::Unwanted,
             next: Some(SequenceNumber::FIRST),
-            in_flight: InFlight::default(),
+            in_flight: InFlight::new(limit_bytes.saturating_mul(ASIDE_LIMITS)),
             resend: VecDeque::new(),
             unjudged: SequenceNumber::FIRST,
             sent_again: VecDeque::new(),
@@ -123,10 +123,14 @@ impl Outgoing {
         if self.next.is_none() || self.termination != Termination::Unwanted {
             return 0;
         }
-        let room =
-            self.limit_bytes.saturating_sub(self.unsent.len() + self.in_flight.counted_bytes());
-        // Without something to send there is nothing to find out with.
-        if self.probe && self.unsent.is_empty() { room.max(self.message_bytes) } else { room }
+        let held = self.unsent.len() + self.in_flight.counted_bytes();
+        let room = self.limit_bytes.saturating_sub(held);
+        if self.probe && self.unsent.is_empty() {
+            // Without something to send there is nothing to find out with.
+            let limit = self.limit_bytes.saturating_add(PROBES * self.message_bytes);
+            return room.max(limit.saturating_sub(held).min(self.message_bytes));
+        }
+        room
     }
 
     pub(crate) fn write(&mut self, data: &[u8]) -> usize {
@@ -421,6 +425,14 @@ const HOPELESS_TIMEOUTS: u32 = 5;
 /// The wait of a message that was set aside doubles from 6 s up to this. Agents before 3.2.1041.0 have it and
 /// will never say so; should another one lack it, it comes late, but it comes.
 const ASIDE_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// What is set aside is at most so many times what is accepted and not acknowledged: the windows of as many
+/// lost sockets, all whose acknowledgements went with them.
+const ASIDE_LIMITS: usize = 4;
+
+/// Messages beyond the bound that find out whether the agent takes any; one is enough unless the
+/// acknowledgement of that one is lost, too.
+const PROBES: usize = 8;
 
 /// The agent stores 100,000 messages behind a gap; with a margin.
 const MAXIMUM_SPAN: usize = 65_536;

@@ -21,6 +21,8 @@ use crate::{
 pub(super) struct Behaviour {
     /// Agents since 3.2.1041.0 acknowledge again what they have seen.
     pub(super) acknowledges_again: bool,
+    /// It acknowledges the messages whose numbers are multiples of this, and no others.
+    pub(super) acknowledges_every: i64,
     /// Input within this time after the handshake is refused without acknowledgement.
     pub(super) dial: Duration,
     /// What it asks for in the handshake.
@@ -39,6 +41,7 @@ impl Default for Behaviour {
         }]);
         Self {
             acknowledges_again: true,
+            acknowledges_every: 1,
             dial: Duration::ZERO,
             actions,
             resends_for_ever: None,
@@ -107,6 +110,11 @@ impl Agent {
         let request = json!({ "AgentVersion": "3.3.0.0", "RequestedClientActions": actions });
         agent.send(PayloadType::HandshakeRequest, request.to_string().as_bytes(), now);
         agent
+    }
+
+    /// Changes what it acknowledges from now on.
+    pub(super) fn acknowledge_every(&mut self, messages: i64) {
+        self.behaviour.acknowledges_every = messages;
     }
 
     /// Goes on with these numbers, as if as many messages had gone to and fro; nothing is in flight.
@@ -228,7 +236,7 @@ impl Agent {
                 accepted
             }
         };
-        if acknowledge {
+        if acknowledge && number % self.behaviour.acknowledges_every == 0 {
             let payload = json!({
                 "AcknowledgedMessageType": "input_stream_data",
                 "AcknowledgedMessageId": message.message_id.to_string(),

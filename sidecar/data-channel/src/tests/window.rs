@@ -56,6 +56,59 @@ fn writing_stops_at_the_bound_until_something_is_acknowledged() {
     assert_eq!(pair.client.writable(), 3_000);
 }
 
+/// The worst that an agent can do to our memory: it takes everything, and is silent about nearly all of it.
+#[test]
+fn what_an_agent_is_silent_about_is_bounded_and_goes_once_it_speaks() {
+    const BOUND: usize = 16 * 1_024;
+    const MESSAGE: usize = 256;
+    let behaviour = Behaviour { acknowledges_every: 8, ..Behaviour::default() };
+    let config = Config { outgoing_bytes: BOUND, message_bytes: MESSAGE, ..Config::default() };
+    let mut pair = Pair::with(config, behaviour, Faults::default(), 1);
+    pair.run_until(|pair| pair.client.is_open() && pair.client.unacknowledged() == 0);
+    let before = pair.client.statistics().bytes_sent;
+    let length = 64 * BOUND;
+    pair.unwritten = vec![1; length];
+    let kept = |pair: &Pair| {
+        let sent = usize::try_from(pair.client.statistics().bytes_sent - before).unwrap();
+        let unsent = length - pair.unwritten.len() - sent;
+        unsent + pair.client.unacknowledged() * MESSAGE
+    };
+    let (mut most, end) = (0, pair.now + Duration::from_mins(10));
+    while pair.step(end) {
+        most = most.max(kept(&pair));
+    }
+    assert_eq!(pair.client.statistics().set_aside * MESSAGE, 4 * BOUND);
+    assert!((5 * BOUND..=5 * BOUND + 8 * MESSAGE).contains(&most), "{most} bytes");
+    let written = pair.agent.written.len();
+    assert!(written < length, "all of it has passed");
+
+    // Nearly everything of these still waits for it.
+    pair.agent.acknowledge_every(1);
+    pair.run_until(|pair| pair.agent.written.len() == length);
+    pair.run_until(|pair| pair.client.unacknowledged() == 0);
+}
+
+/// Agents before 3.2.1041.0 will never say that they have these.
+#[test]
+fn a_window_full_of_what_cannot_be_set_aside_any_more_is_still_found_out_about() {
+    const BOUND: usize = 4 * 1_024;
+    let behaviour =
+        Behaviour { acknowledges_again: false, acknowledges_every: 8, ..Behaviour::default() };
+    let config = Config { outgoing_bytes: BOUND, message_bytes: 256, ..Config::default() };
+    let mut pair = Pair::with(config, behaviour, Faults::default(), 1);
+    pair.run_until(|pair| pair.client.is_open() && pair.client.unacknowledged() == 0);
+    pair.unwritten = vec![1; 64 * BOUND];
+    pair.run_until(|pair| pair.client.statistics().set_aside * 256 == 4 * BOUND);
+    pair.run_until(|pair| {
+        pair.client.writable() == 0 && pair.client.unacknowledged() * 256 >= 5 * BOUND
+    });
+    pair.agent.acknowledge_every(1);
+    let written = pair.agent.written.len();
+    pair.run_for(Duration::from_mins(1));
+    let more = pair.agent.written.len() - written;
+    assert!(more >= 10 * 256, "{more} bytes in a minute");
+}
+
 #[test]
 fn message_sizes_keep_to_their_range() {
     for (asked, used) in [(0, 256), (1_024, 1_024), (usize::MAX, 65_536)] {
