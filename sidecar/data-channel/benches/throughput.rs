@@ -2,6 +2,7 @@
 //!
 //! `cargo bench -p data-channel` prints bytes per second each way, at several sizes of message.
 #![expect(clippy::print_stdout, reason = "its result")]
+#![expect(clippy::disallowed_methods, reason = "it measures time")]
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a broken measurement stops")]
 
 use std::time::{Duration, Instant};

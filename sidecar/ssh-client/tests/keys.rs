@@ -1,4 +1,5 @@
 //! Private keys as `ssh-keygen` and `openssl` make them, and as people paste them.
+#![expect(clippy::disallowed_methods, reason = "these run on real time")]
 #![expect(clippy::unwrap_used, reason = "what fails here fails its test")]
 
 mod common;

@@ -1,4 +1,5 @@
 //! Against a real OpenSSH server.
+#![expect(clippy::disallowed_methods, reason = "these run on real time")]
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "what fails here fails its test")]
 
 mod common;
