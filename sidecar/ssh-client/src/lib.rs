@@ -3,7 +3,8 @@
 //! Spoken are RFC 4253 (transport), RFC 8308 (`server-sig-algs`), RFC 4252 (`publickey`) and the
 //! `direct-tcpip` channels of RFC 4254, with OpenSSH's strict key exchange, delayed compression and
 //! keepalive. Nothing here reads a clock or a socket: bytes and time come in, bytes, events and
-//! deadlines come out.
+//! deadlines come out. Randomness it draws by itself, for ephemeral keys, the cookie of each exchange
+//! and padding: the same calls lead to the same events, though not to the same bytes.
 //!
 //! The caller repeats, until [`Client`] reports an error or everything is closed:
 //!
@@ -21,6 +22,19 @@
 //!                        ▲ by volume, by time, or as the server wishes │
 //!                        └──────────────────────────────────────────────┘
 //! ```
+//!
+//! # Files, in the order in which bytes flow
+//!
+//! ```text
+//! network ─▶ packet ──────────▶ transport ────────▶ client ─────▶ connection ─▶ channel ─▶ read
+//!            cipher             identification      auth                        receive_window
+//!            compression        negotiation         keepalive
+//!                               exchange, pin
+//! ```
+//!
+//! What is written goes the same way back. Below the names stand those that each of them uses; all read
+//! and write their fields with `wire`. Apart from this are `key`, which reads private keys, and
+//! `fuzzing`.
 //!
 //! # One slow reader harms only itself
 //!
