@@ -41,9 +41,6 @@ pub struct Config {
     pub send_queue_bytes: usize,
     /// Channels that may be open at once; 256 by default.
     pub max_channels: usize,
-    /// Sends our identification before the server's has arrived. Off by default: a path that
-    /// swallows what is sent before the server has spoken must not swallow it.
-    pub speak_first: bool,
     /// Restricts what is offered, for tests and for servers with defects; everything by default.
     pub algorithms: Algorithms,
 }
@@ -64,7 +61,6 @@ impl Config {
             keepalive_max: 3,
             send_queue_bytes: 256 * 1024,
             max_channels: 256,
-            speak_first: false,
             algorithms: Algorithms::default(),
         }
     }

@@ -29,7 +29,6 @@ pub(crate) struct Transport {
     rekey_interval: Duration,
     /// When keys are to be exchanged by time; `None` before the first exchange has ended.
     rekey_due: Option<Instant>,
-    speaks_first: bool,
 
     pub(crate) reader: PacketReader,
     pub(crate) writer: PacketWriter,
@@ -91,13 +90,12 @@ enum Exchange {
 
 impl Transport {
     pub(crate) fn new(config: &Config) -> Self {
-        let mut transport = Self {
+        Self {
             offer: Offer::new(config),
             pins: config.pins.clone(),
             rekey_bytes: config.rekey_bytes.max(MIN_REKEY_BYTES),
             rekey_interval: config.rekey_interval.clamp(MIN_REKEY_INTERVAL, MAX_REKEY_INTERVAL),
             rekey_due: None,
-            speaks_first: config.speak_first,
             reader: PacketReader::new(),
             writer: PacketWriter::new(),
             queue: VecDeque::new(),
@@ -111,11 +109,7 @@ impl Transport {
             authenticated: false,
             compressed: (false, false),
             rekeys: 0,
-        };
-        if config.speak_first {
-            transport.queue.push_back(Outgoing::Identification);
         }
-        transport
     }
 
     /// Returns what comes next out of the input, `None` once more input is needed.
@@ -227,11 +221,8 @@ impl Transport {
     fn on_identification(&mut self, theirs: String) -> Result<(), Error> {
         self.news.push_back(Incoming::Identified(theirs.clone()));
         self.identification = Some(theirs);
-        // Unless we were told to speak first, this is the earliest time: the path below may have
-        // swallowed whatever was sent before the server spoke.
-        if !self.speaks_first {
-            self.queue.push_back(Outgoing::Identification);
-        }
+        // Not before: the path below may have swallowed whatever was sent before the server spoke.
+        self.queue.push_back(Outgoing::Identification);
         self.start_exchange()
     }
 
