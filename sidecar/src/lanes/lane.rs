@@ -196,7 +196,7 @@ impl Lane {
     ) -> Result<Self, LaneError> {
         let mut config = needs.ssh.clone();
         if let Some(known) = needs.host_key_type.get() {
-            config.algorithms.host_key = Some(known.names());
+            config.host_key_algorithms = Some(known.names());
         }
         let mismatch = match Self::attempt(number, needs, &config, begin.clone()).await {
             Err(LaneError::Ssh(error)) if needs.pins_fingerprints() => error,
@@ -205,7 +205,7 @@ impl Lane {
         // A fingerprint does not tell the type of its key, and a server presents one type per connection.
         for other in host_key::Type::not_presented(&mismatch) {
             info!(host_key = ?other, "the pinned fingerprint may be of another type: connecting again");
-            config.algorithms.host_key = Some(other.names());
+            config.host_key_algorithms = Some(other.names());
             match Self::attempt(number, needs, &config, begin.clone()).await {
                 Err(LaneError::Ssh(error)) if host_key::is_not_the_pinned(&error) => (),
                 Ok(lane) => {

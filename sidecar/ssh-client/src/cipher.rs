@@ -50,10 +50,6 @@ impl Cipher {
         }
     }
 
-    pub(crate) fn named(name: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|cipher| cipher.name() == name)
-    }
-
     pub(crate) fn needs_mac(self) -> bool {
         matches!(self, Self::Aes256Ctr | Self::Aes128Ctr)
     }
@@ -92,10 +88,6 @@ impl Mac {
             Self::HmacSha256 => "hmac-sha2-256",
             Self::HmacSha512 => "hmac-sha2-512",
         }
-    }
-
-    pub(crate) fn named(name: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|mac| mac.name() == name)
     }
 
     fn encrypt_then_mac(self) -> bool {

@@ -41,8 +41,9 @@ pub struct Config {
     pub send_queue_bytes: usize,
     /// Channels that may be open at once; 256 by default.
     pub max_channels: usize,
-    /// Restricts what is offered, for tests and for servers with defects; everything by default.
-    pub algorithms: Algorithms,
+    /// Host key algorithms to offer, in order of preference; `None`, the default, offers all that are known.
+    /// Unknown names are left out, and types that are pinned still come first.
+    pub host_key_algorithms: Option<Vec<String>>,
 }
 
 impl Config {
@@ -61,23 +62,9 @@ impl Config {
             keepalive_max: 3,
             send_queue_bytes: 256 * 1024,
             max_channels: 256,
-            algorithms: Algorithms::default(),
+            host_key_algorithms: None,
         }
     }
-}
-
-/// Algorithms to offer, each list in order of preference; `None` offers all that are known.
-/// Unknown names are left out.
-#[derive(Clone, Debug, Default)]
-pub struct Algorithms {
-    /// Key exchange methods.
-    pub kex: Option<Vec<String>>,
-    /// Host key algorithms; types that are pinned still come first.
-    pub host_key: Option<Vec<String>>,
-    /// Ciphers.
-    pub cipher: Option<Vec<String>>,
-    /// Authentication codes, for ciphers that need one.
-    pub mac: Option<Vec<String>>,
 }
 
 /// Compression of the connection after login (`zlib@openssh.com`).

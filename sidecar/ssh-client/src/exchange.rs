@@ -45,10 +45,6 @@ impl Method {
         }
     }
 
-    pub(crate) fn named(name: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|method| method.name() == name)
-    }
-
     fn hash(self) -> &'static digest::Algorithm {
         match self {
             Self::MlKem768X25519 | Self::X25519 | Self::X25519Libssh | Self::NistP256 => {

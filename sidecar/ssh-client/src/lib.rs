@@ -48,7 +48,10 @@
 //! below. Where the caller [says](Client::set_round_trip) what a round trip takes, a channel in bulk is
 //! allowed what its own rate carries in that time: the path stays full, and the queue short.
 
-#![cfg_attr(any(test, fuzzing), expect(clippy::disallowed_methods, reason = "tests begin at some time"))]
+#![cfg_attr(
+    any(test, fuzzing),
+    expect(clippy::disallowed_methods, reason = "tests begin at some time")
+)]
 
 mod auth;
 mod channel;
@@ -75,7 +78,7 @@ mod wire;
 
 pub use channel::{ChannelId, OpenFailure};
 pub use client::{Client, Event, Statistics};
-pub use config::{Algorithms, Compression, Config};
+pub use config::{Compression, Config};
 pub use error::Error;
 pub use key::{KeyError, load_private_key, secret_parts};
 pub use negotiation::Negotiated;

@@ -13,36 +13,26 @@ use crate::wire::{Put, Reader, message, quoted};
 /// Our side of a negotiation.
 #[derive(Clone, Debug)]
 pub(crate) struct Offer {
-    kex: Vec<&'static str>,
     host_key: Vec<&'static str>,
-    cipher: Vec<&'static str>,
-    mac: Vec<&'static str>,
     compression: &'static [&'static str],
 }
 
 impl Offer {
     /// Makes the offer that `config` asks for.
     pub(crate) fn new(config: &Config) -> Self {
-        let mut host_key =
-            restricted(config.algorithms.host_key.as_deref(), HOST_KEYS.iter().copied());
+        let mut host_key = match &config.host_key_algorithms {
+            None => HOST_KEYS.to_vec(),
+            Some(wanted) => wanted
+                .iter()
+                .filter_map(|name| HOST_KEYS.iter().find(|known| *known == name).copied())
+                .collect(),
+        };
         // A server shows one key only: ask first for a type that was pinned. A fingerprint does
         // not tell its type, so all types stay on offer.
         let pinned: Vec<_> = config.pins.iter().filter_map(HostKeyPin::algorithm).collect();
         host_key.sort_by_key(|name| !pinned.iter().any(|kind| belongs(name, kind)));
         Self {
-            kex: restricted(
-                config.algorithms.kex.as_deref(),
-                Method::ALL.iter().map(|method| method.name()),
-            ),
             host_key,
-            cipher: restricted(
-                config.algorithms.cipher.as_deref(),
-                Cipher::ALL.iter().map(|cipher| cipher.name()),
-            ),
-            mac: restricted(
-                config.algorithms.mac.as_deref(),
-                Mac::ALL.iter().map(|mac| mac.name()),
-            ),
             compression: match config.compression {
                 Compression::Auto => &[ZLIB, NONE],
                 Compression::On => &[ZLIB],
@@ -54,19 +44,20 @@ impl Offer {
     /// Writes the KEXINIT payload. In the `initial` exchange it carries the signs that we read
     /// `EXT_INFO` and keep to the strict rules.
     pub(crate) fn payload(&self, cookie: [u8; 16], initial: bool) -> Vec<u8> {
-        let mut kex = self.kex.clone();
+        let mut kex = names(Method::ALL, Method::name);
         if initial {
             kex.extend([EXT_INFO_CLIENT, STRICT_CLIENT]);
         }
+        let (cipher, mac) = (names(Cipher::ALL, Cipher::name), names(Mac::ALL, Mac::name));
         let mut payload = vec![message::KEXINIT];
         payload.put_slice(&cookie);
         for list in [
             &*kex,
             &self.host_key,
-            &self.cipher,
-            &self.cipher,
-            &self.mac,
-            &self.mac,
+            &cipher,
+            &cipher,
+            &mac,
+            &mac,
             self.compression,
             self.compression,
             &[],
@@ -102,24 +93,22 @@ impl Offer {
         reader.u32()?;
         reader.end()?;
 
-        let method = pick("key exchange method", &self.kex, kex)?;
-        let host_key_name = pick("host key algorithm", &self.host_key, host_key)?;
-        let guessed_right = first(kex) == self.kex.first().copied()
+        let itself = |name| name;
+        let guessed_right = first(kex) == Method::ALL.first().map(|method| method.name())
             && first(host_key) == self.host_key.first().copied();
         let direction = |cipher: &str, mac: &str, compression: &str| {
-            let cipher = pick("cipher", &self.cipher, cipher)?;
-            let cipher = Cipher::named(cipher).ok_or(UNKNOWN)?;
+            let cipher = pick("cipher", Cipher::ALL, Cipher::name, cipher)?;
             let mac = if cipher.needs_mac() {
-                Some(Mac::named(pick("MAC", &self.mac, mac)?).ok_or(UNKNOWN)?)
+                Some(pick("MAC", Mac::ALL, Mac::name, mac)?)
             } else {
                 None
             };
-            let compressed = pick("compression", self.compression, compression)? == ZLIB;
-            Ok::<_, Error>(Direction { cipher, mac, compressed })
+            let compression = pick("compression", self.compression, itself, compression)?;
+            Ok::<_, Error>(Direction { cipher, mac, compressed: compression == ZLIB })
         };
         Ok(Choice {
-            method: Method::named(method).ok_or(UNKNOWN)?,
-            host_key: host_key_name,
+            method: pick("key exchange method", Method::ALL, Method::name, kex)?,
+            host_key: pick("host key algorithm", &self.host_key, itself, host_key)?,
             outgoing: direction(cipher_out, mac_out, compression_out)?,
             incoming: direction(cipher_in, mac_in, compression_in)?,
             skip_guess: guess_follows && !guessed_right,
@@ -178,33 +167,27 @@ pub struct Negotiated {
     pub compressed: bool,
 }
 
-/// Takes the first of our names that is among theirs (RFC 4253 section 7.1).
-fn pick(kind: &'static str, ours: &[&'static str], theirs: &str) -> Result<&'static str, Error> {
-    let found = ours.iter().find(|name| theirs.split(',').any(|their| their == **name));
+/// Takes the first of ours whose name is among theirs (RFC 4253 section 7.1).
+fn pick<T: Copy>(
+    kind: &'static str,
+    ours: &[T],
+    name: impl Fn(T) -> &'static str,
+    theirs: &str,
+) -> Result<T, Error> {
+    let found = ours.iter().find(|one| theirs.split(',').any(|their| their == name(**one)));
     found.copied().ok_or_else(|| Error::NoCommonAlgorithm {
         kind,
-        ours: ours.join(","),
+        ours: names(ours, name).join(","),
         theirs: quoted(theirs.as_bytes()),
     })
 }
 
-fn first(list: &str) -> Option<&str> {
-    list.split(',').next()
+fn names<T: Copy>(all: &[T], name: impl Fn(T) -> &'static str) -> Vec<&'static str> {
+    all.iter().map(|one| name(*one)).collect()
 }
 
-/// Brings `known` into the order that `wanted` asks for.
-fn restricted(
-    wanted: Option<&[String]>,
-    known: impl Iterator<Item = &'static str>,
-) -> Vec<&'static str> {
-    let known: Vec<&'static str> = known.collect();
-    match wanted {
-        None => known,
-        Some(wanted) => wanted
-            .iter()
-            .filter_map(|name| known.iter().find(|known| *known == name).copied())
-            .collect(),
-    }
+fn first(list: &str) -> Option<&str> {
+    list.split(',').next()
 }
 
 /// Tells whether a signature algorithm is one of keys of type `kind`.
@@ -233,5 +216,3 @@ const EXT_INFO_CLIENT: &str = "ext-info-c";
 /// OpenSSH's PROTOCOL, section 1.10.
 const STRICT_CLIENT: &str = "kex-strict-c-v00@openssh.com";
 const STRICT_SERVER: &str = "kex-strict-s-v00@openssh.com";
-/// Every name on offer comes from the tables it is looked up in.
-const UNKNOWN: Error = Error::Crypto { what: "lookup of an algorithm on offer" };

@@ -16,7 +16,7 @@ use std::time::Duration;
 use common::{Session, keygen, load, noise};
 use russh::keys::PrivateKey;
 use russh::server::{Auth, ChannelOpenHandle, Config, Handler, Msg, Session as ServerSession};
-use russh::{Channel, ChannelId, kex};
+use russh::{Channel, ChannelId, cipher, kex};
 use ssh_client::{Compression, Error, Event};
 
 /// Accepts every key and sends back what it gets on any channel.
@@ -71,16 +71,15 @@ impl Handler for Echo {
 
 #[test]
 fn post_quantum_key_exchange_and_every_cipher_carry_bytes_both_ways() {
-    let (address, dir) = start(|_| {});
-    let expected = [
-        ("aes256-gcm@openssh.com", Compression::Off),
-        ("chacha20-poly1305@openssh.com", Compression::Off),
-        ("aes256-ctr", Compression::Auto),
+    let expected: [(_, &[cipher::Name], _); 3] = [
+        ("aes256-gcm@openssh.com", &[cipher::AES_256_GCM], Compression::Off),
+        ("chacha20-poly1305@openssh.com", &[cipher::CHACHA20_POLY1305], Compression::Off),
+        ("aes256-ctr", &[cipher::AES_256_CTR], Compression::Auto),
     ];
-    for (cipher, compression) in expected {
+    for (cipher, offered, compression) in expected {
+        let (address, dir) = start(|config| config.preferred.cipher = Cow::Borrowed(offered));
         let mut config = config(&dir);
         config.compression = compression;
-        config.algorithms.cipher = Some(vec![cipher.to_owned()]);
         let mut session = Session::connect(address, config);
         let id = session.open(address);
         let found = session.events.iter().find_map(|event| match event {

@@ -11,11 +11,10 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use common::{ORIGINATOR, Random, Session, Sshd, echo, free_port, keygen, load, noise, target};
-use ssh_client::{ChannelId, Client, Compression, Config, Error, Event, HostKeyPin, OpenFailure};
+use ssh_client::{ChannelId, Client, Compression, Error, Event, HostKeyPin, OpenFailure};
 
 #[test]
 fn every_cipher_mac_and_key_exchange_carries_bytes_both_ways() {
-    let sshd = Sshd::start("");
     let echo = echo();
     let ctr = |mac| ("aes256-ctr", Some(mac), "curve25519-sha256");
     let cases = [
@@ -28,12 +27,11 @@ fn every_cipher_mac_and_key_exchange_carries_bytes_both_ways() {
         ctr("hmac-sha2-512"),
     ];
     for (cipher, mac, kex) in cases {
+        let macs = mac.map(|mac| format!("MACs {mac}\n")).unwrap_or_default();
+        let sshd = Sshd::start(&format!("Ciphers {cipher}\n{macs}KexAlgorithms {kex}"));
         for compression in [Compression::Off, Compression::Auto] {
             let mut config = sshd.config();
             config.compression = compression;
-            config.algorithms.cipher = Some(vec![cipher.to_owned()]);
-            config.algorithms.mac = mac.map(|mac| vec![mac.to_owned()]);
-            config.algorithms.kex = Some(vec![kex.to_owned()]);
             let mut session = Session::login(&sshd, config);
             let found = session.events.iter().find_map(|event| match event {
                 Event::Authenticated(negotiated) => Some(*negotiated),
@@ -68,7 +66,7 @@ fn every_host_key_type_is_verified_and_pinned() {
         );
     }
     let mut config = sshd.config();
-    config.algorithms.host_key = Some(vec!["rsa-sha2-256".to_owned()]);
+    config.host_key_algorithms = Some(vec!["rsa-sha2-256".to_owned()]);
     Session::login(&sshd, config);
 }
 
@@ -439,10 +437,8 @@ fn no_common_algorithm_names_both_lists() {
 fn a_changed_byte_anywhere_ends_the_connection() {
     let mut random = Random::seeded();
     for cipher in ["aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes256-ctr"] {
-        let sshd = Sshd::start("");
-        let mut config: Config = sshd.config();
-        config.algorithms.cipher = Some(vec![cipher.to_owned()]);
-        let mut session = Session::login(&sshd, config);
+        let sshd = Sshd::start(&format!("Ciphers {cipher}"));
+        let mut session = Session::login(&sshd, sshd.config());
         let id = session.open(echo());
         session.corrupt_after(random.below(2_000));
         assert_eq!(session.client.write(id, &noise(10_000, 8)), 10_000);
