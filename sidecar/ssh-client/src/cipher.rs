@@ -61,10 +61,6 @@ impl Cipher {
             Self::ChaCha20Poly1305 => chacha::KEY_LEN,
         }
     }
-
-    fn block(self) -> usize {
-        if self == Self::ChaCha20Poly1305 { 8 } else { 16 }
-    }
 }
 
 /// An authentication code for ciphers without one of their own.
@@ -118,19 +114,69 @@ impl Letters {
 }
 
 /// Seals outgoing packets.
-pub(crate) enum Sealer {
+pub(crate) type Sealer = Keyed<chacha::SealingKey, StreamingEncryptingKey>;
+
+/// Opens incoming packets.
+pub(crate) type Opener = Keyed<chacha::OpeningKey, StreamingDecryptingKey>;
+
+/// A cipher with its keys; the parameters are what seals or opens by `ChaCha20` and in counter mode.
+pub(crate) enum Keyed<ChaCha, Ctr> {
     /// Before the first key exchange.
     Plain,
     Gcm {
         key: Box<LessSafeKey>,
         nonce: GcmNonce,
     },
-    ChaCha(chacha::SealingKey),
+    ChaCha(ChaCha),
     Ctr {
-        key: Box<StreamingEncryptingKey>,
+        key: Box<Ctr>,
         mac: Box<KeyedMac>,
         scratch: Vec<u8>,
     },
+}
+
+impl<ChaCha, Ctr> Keyed<ChaCha, Ctr> {
+    /// The multiple of which a packet must be, and whether the length field counts to it.
+    pub(crate) fn alignment(&self) -> (usize, bool) {
+        match self {
+            Self::Plain => (8, true),
+            Self::Gcm { .. } => (16, false),
+            Self::ChaCha(_) => (8, false),
+            Self::Ctr { mac, .. } => (16, !mac.mac.encrypt_then_mac()),
+        }
+    }
+
+    /// Makes the keys of one direction from the outcome of a key exchange.
+    fn derive(
+        direction: &Direction,
+        secret: &Secret,
+        session_id: &[u8],
+        letters: Letters,
+        chacha: impl FnOnce(&[u8; chacha::KEY_LEN]) -> ChaCha,
+        ctr: impl FnOnce(UnboundCipherKey, FixedLength<IV>) -> Result<Ctr, Unspecified>,
+    ) -> Result<Self, Error> {
+        let cipher = direction.cipher;
+        let key = secret.derive(letters.1, session_id, cipher.key_len());
+        let iv = secret.derive(letters.0, session_id, IV);
+        Ok(match cipher {
+            Cipher::Aes256Gcm | Cipher::Aes128Gcm => {
+                Self::Gcm { key: Box::new(gcm_key(cipher, &key)?), nonce: GcmNonce::new(&iv)? }
+            }
+            Cipher::ChaCha20Poly1305 => Self::ChaCha(chacha(key.first_chunk().ok_or(FAILED)?)),
+            Cipher::Aes256Ctr | Cipher::Aes128Ctr => {
+                let iv = iv.first_chunk::<IV>().ok_or(FAILED)?;
+                let key = ctr(ctr_key(cipher, &key)?, FixedLength::from(iv)).map_err(failed)?;
+                let mac = KeyedMac::new(direction, secret, session_id, letters)?;
+                Self::Ctr { key: Box::new(key), mac: Box::new(mac), scratch: Vec::new() }
+            }
+        })
+    }
+}
+
+impl<ChaCha, Ctr> fmt::Debug for Keyed<ChaCha, Ctr> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keyed").field("alignment", &self.alignment()).finish_non_exhaustive()
+    }
 }
 
 impl Sealer {
@@ -141,34 +187,9 @@ impl Sealer {
         session_id: &[u8],
         letters: Letters,
     ) -> Result<Self, Error> {
-        let cipher = direction.cipher;
-        let key = secret.derive(letters.1, session_id, cipher.key_len());
-        let iv = secret.derive(letters.0, session_id, IV);
-        Ok(match cipher {
-            Cipher::Aes256Gcm | Cipher::Aes128Gcm => {
-                Self::Gcm { key: Box::new(gcm_key(cipher, &key)?), nonce: GcmNonce::new(&iv)? }
-            }
-            Cipher::ChaCha20Poly1305 => {
-                Self::ChaCha(chacha::SealingKey::new(key.first_chunk().ok_or(FAILED)?))
-            }
-            Cipher::Aes256Ctr | Cipher::Aes128Ctr => {
-                let context = EncryptionContext::Iv128(ctr_iv(&iv)?);
-                let key = StreamingEncryptingKey::less_safe_ctr(ctr_key(cipher, &key)?, context)
-                    .map_err(failed)?;
-                let mac = KeyedMac::new(direction, secret, session_id, letters)?;
-                Self::Ctr { key: Box::new(key), mac: Box::new(mac), scratch: Vec::new() }
-            }
-        })
-    }
-
-    /// The multiple to which packets are padded, and whether the length field counts to it.
-    pub(crate) fn alignment(&self) -> (usize, bool) {
-        match self {
-            Self::Plain => (8, true),
-            Self::Gcm { .. } => (16, false),
-            Self::ChaCha(_) => (Cipher::ChaCha20Poly1305.block(), false),
-            Self::Ctr { mac, .. } => (16, !mac.mac.encrypt_then_mac()),
-        }
+        let ctr =
+            |key, iv| StreamingEncryptingKey::less_safe_ctr(key, EncryptionContext::Iv128(iv));
+        Self::derive(direction, secret, session_id, letters, chacha::SealingKey::new, ctr)
     }
 
     /// Seals the packet that stands at `start` and reaches to the end of `out`, from its length
@@ -215,28 +236,6 @@ impl Sealer {
     }
 }
 
-impl fmt::Debug for Sealer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sealer").field("alignment", &self.alignment()).finish_non_exhaustive()
-    }
-}
-
-/// Opens incoming packets.
-pub(crate) enum Opener {
-    /// Before the first key exchange.
-    Plain,
-    Gcm {
-        key: Box<LessSafeKey>,
-        nonce: GcmNonce,
-    },
-    ChaCha(chacha::OpeningKey),
-    Ctr {
-        key: Box<StreamingDecryptingKey>,
-        mac: Box<KeyedMac>,
-        scratch: Vec<u8>,
-    },
-}
-
 impl Opener {
     /// Makes the opener of one direction from the outcome of a key exchange.
     pub(crate) fn new(
@@ -245,24 +244,8 @@ impl Opener {
         session_id: &[u8],
         letters: Letters,
     ) -> Result<Self, Error> {
-        let cipher = direction.cipher;
-        let key = secret.derive(letters.1, session_id, cipher.key_len());
-        let iv = secret.derive(letters.0, session_id, IV);
-        Ok(match cipher {
-            Cipher::Aes256Gcm | Cipher::Aes128Gcm => {
-                Self::Gcm { key: Box::new(gcm_key(cipher, &key)?), nonce: GcmNonce::new(&iv)? }
-            }
-            Cipher::ChaCha20Poly1305 => {
-                Self::ChaCha(chacha::OpeningKey::new(key.first_chunk().ok_or(FAILED)?))
-            }
-            Cipher::Aes256Ctr | Cipher::Aes128Ctr => {
-                let context = DecryptionContext::Iv128(ctr_iv(&iv)?);
-                let key =
-                    StreamingDecryptingKey::ctr(ctr_key(cipher, &key)?, context).map_err(failed)?;
-                let mac = KeyedMac::new(direction, secret, session_id, letters)?;
-                Self::Ctr { key: Box::new(key), mac: Box::new(mac), scratch: Vec::new() }
-            }
-        })
+        let ctr = |key, iv| StreamingDecryptingKey::ctr(key, DecryptionContext::Iv128(iv));
+        Self::derive(direction, secret, session_id, letters, chacha::OpeningKey::new, ctr)
     }
 
     /// How many bytes of a packet must be there before its length can be told.
@@ -270,16 +253,6 @@ impl Opener {
         match self {
             Self::Ctr { mac, .. } if !mac.mac.encrypt_then_mac() => 16,
             _ => LENGTH,
-        }
-    }
-
-    /// The multiple of which a packet must be, and whether the length field counts to it.
-    pub(crate) fn alignment(&self) -> (usize, bool) {
-        match self {
-            Self::Plain => (8, true),
-            Self::Gcm { .. } => (16, false),
-            Self::ChaCha(_) => (8, false),
-            Self::Ctr { mac, .. } => (16, !mac.mac.encrypt_then_mac()),
         }
     }
 
@@ -339,12 +312,6 @@ impl Opener {
                 }
             }
         }
-    }
-}
-
-impl fmt::Debug for Opener {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Opener").field("alignment", &self.alignment()).finish_non_exhaustive()
     }
 }
 
@@ -425,10 +392,6 @@ fn gcm_key(cipher: Cipher, key: &[u8]) -> Result<LessSafeKey, Error> {
 fn ctr_key(cipher: Cipher, key: &[u8]) -> Result<UnboundCipherKey, Error> {
     let algorithm = if cipher == Cipher::Aes256Ctr { &cipher::AES_256 } else { &cipher::AES_128 };
     UnboundCipherKey::new(algorithm, key).map_err(failed)
-}
-
-fn ctr_iv(iv: &[u8]) -> Result<FixedLength<IV>, Error> {
-    iv.first_chunk::<IV>().map(FixedLength::from).ok_or(FAILED)
 }
 
 /// Splits a packet into its length field, which stays in the clear, and the rest.
