@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use russh::keys::signature::Verifier;
 use russh::keys::ssh_key::Signature;
+#[cfg(any(test, fuzzing))]
+use russh::keys::ssh_key::public::Ed25519PublicKey;
 use russh::keys::ssh_key::public::KeyData;
 use russh::keys::{HashAlg, PublicKey};
 
@@ -15,7 +17,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::exchange::{Ephemeral, Secret, Transcript};
 use crate::identification;
-use crate::negotiation::{Choice, Direction, Negotiated, Offer};
+use crate::negotiation::{Choice, Negotiated, Offer};
 use crate::packet::{PacketReader, PacketWriter};
 use crate::pin::HostKeyPin;
 use crate::wire::{Reader, message, quoted};
@@ -27,8 +29,6 @@ pub(crate) struct Transport {
     pins: Vec<HostKeyPin>,
     rekey_bytes: u64,
     rekey_interval: Duration,
-    /// When keys are to be exchanged by time; `None` before the first exchange has ended.
-    rekey_due: Option<Instant>,
 
     pub(crate) reader: PacketReader,
     pub(crate) writer: PacketWriter,
@@ -37,14 +37,7 @@ pub(crate) struct Transport {
     /// What is to be told upwards before the next message.
     news: VecDeque<Incoming>,
 
-    identification: Option<String>,
-    skipped: usize,
     exchange: Exchange,
-    /// Both sides keep to OpenSSH's strict rules: no other message during the first exchange, and
-    /// sequence numbers start anew with each set of keys.
-    strict: bool,
-    session_id: Option<Vec<u8>>,
-    host_key: Option<PublicKey>,
     authenticated: bool,
     /// Compression of the keys in use, outgoing and incoming; it starts with the login.
     compressed: (bool, bool),
@@ -70,22 +63,76 @@ enum Outgoing {
     Identification,
     Payload(Vec<u8>),
     /// NEWKEYS, and what it takes into use.
-    NewKeys(Box<Sealer>, Direction),
+    NewKeys {
+        sealer: Box<Sealer>,
+        compressed: bool,
+        reset_sequence: bool,
+    },
 }
 
 /// Where the key exchange stands.
 #[derive(Debug)]
 enum Exchange {
-    /// None is under way.
-    Idle,
+    /// The server's identification is awaited; so many bytes of other lines have come before it.
+    Identifying { skipped: usize },
     /// Our KEXINIT is on its way, the server's is awaited.
-    Started { kexinit: Vec<u8> },
+    Started { server: Server, kexinit: Vec<u8> },
     /// The server's half is awaited.
-    Replying { ephemeral: Ephemeral, kexinit: Vec<u8>, server_kexinit: Vec<u8>, choice: Choice },
+    Replying(Box<Replying>),
     /// Our NEWKEYS is on its way, the server's is awaited.
-    Finishing { opener: Box<Opener>, incoming: Direction },
+    Finishing { session: Session, is_first: bool, opener: Box<Opener>, compressed: bool },
+    /// None is under way; the next one begins at this time at the latest.
+    Idle { session: Session, rekey_due: Instant },
     /// An error has ended it.
     Failed,
+}
+
+/// What an exchange waits with for the server's half.
+#[derive(Debug)]
+struct Replying {
+    server: Server,
+    kexinit: Vec<u8>,
+    server_kexinit: Vec<u8>,
+    ephemeral: Ephemeral,
+    choice: Choice,
+}
+
+/// With whom keys are exchanged.
+#[derive(Debug)]
+enum Server {
+    /// For the first time, with whoever has told this identification.
+    New { identification: String },
+    /// Anew, with who has proven its host key before.
+    Proven(Session),
+}
+
+impl Server {
+    fn identification(&self) -> &str {
+        match self {
+            Self::New { identification } | Self::Proven(Session { identification, .. }) => {
+                identification
+            }
+        }
+    }
+
+    fn session(&self) -> Option<&Session> {
+        match self {
+            Self::New { .. } => None,
+            Self::Proven(session) => Some(session),
+        }
+    }
+}
+
+/// What stays of the first exchange.
+#[derive(Debug)]
+struct Session {
+    identification: String,
+    /// Hash of the first exchange.
+    id: Vec<u8>,
+    host_key: PublicKey,
+    /// Both sides keep to OpenSSH's strict rules: no other message during the first exchange, and
+    /// sequence numbers start anew with each set of keys.
+    strict: bool,
 }
 
 impl Transport {
@@ -95,17 +142,11 @@ impl Transport {
             pins: config.pins.clone(),
             rekey_bytes: config.rekey_bytes.max(MIN_REKEY_BYTES),
             rekey_interval: config.rekey_interval.clamp(MIN_REKEY_INTERVAL, MAX_REKEY_INTERVAL),
-            rekey_due: None,
             reader: PacketReader::new(),
             writer: PacketWriter::new(),
             queue: VecDeque::new(),
             news: VecDeque::new(),
-            identification: None,
-            skipped: 0,
-            exchange: Exchange::Idle,
-            strict: false,
-            session_id: None,
-            host_key: None,
+            exchange: Exchange::Identifying { skipped: 0 },
             authenticated: false,
             compressed: (false, false),
             rekeys: 0,
@@ -122,8 +163,8 @@ impl Transport {
             if let Some(news) = self.news.pop_front() {
                 return Ok(Some(news));
             }
-            if self.identification.is_none() {
-                let taken = identification::take(&mut self.reader.input, &mut self.skipped)?;
+            if let Exchange::Identifying { skipped } = &mut self.exchange {
+                let taken = identification::take(&mut self.reader.input, skipped)?;
                 let Some(theirs) = taken else { return Ok(None) };
                 self.on_identification(theirs)?;
                 continue;
@@ -144,11 +185,10 @@ impl Transport {
                 out.extend_from_slice(b"\r\n");
             }
             Some(Outgoing::Payload(payload)) => self.writer.write(out, &payload, &[])?,
-            Some(Outgoing::NewKeys(sealer, direction)) => {
+            Some(Outgoing::NewKeys { sealer, compressed, reset_sequence }) => {
                 self.writer.write(out, &[message::NEWKEYS], &[])?;
-                self.compressed.0 = direction.compressed;
-                let compress = self.authenticated && direction.compressed;
-                self.writer.switch(*sealer, compress, self.strict);
+                self.compressed.0 = compressed;
+                self.writer.switch(*sealer, self.authenticated && compressed, reset_sequence);
             }
         }
         Ok(true)
@@ -158,34 +198,40 @@ impl Transport {
     /// forbids it (RFC 4253 section 7.1).
     pub(crate) fn may_send(&self) -> bool {
         self.queue.is_empty()
-            && self.session_id.is_some()
-            && matches!(self.exchange, Exchange::Idle | Exchange::Finishing { .. })
+            && matches!(self.exchange, Exchange::Idle { .. } | Exchange::Finishing { .. })
     }
 
     /// Tells whether a farewell can be sent: our identification went out.
     pub(crate) fn has_spoken(&self) -> bool {
-        self.identification.is_some()
+        !matches!(self.exchange, Exchange::Identifying { .. })
             && !matches!(self.queue.front(), Some(Outgoing::Identification))
     }
 
     /// Starts an exchange if the keys have been used enough; to be called between packets while
     /// logged in.
     pub(crate) fn rekey_if_due(&mut self, now: Instant) -> Result<(), Error> {
-        if !matches!(self.exchange, Exchange::Idle) || !self.authenticated {
-            return Ok(());
-        }
         let spent = [self.reader.used(), self.writer.used()]
             .iter()
             .any(|used| used.bytes >= self.rekey_bytes || used.packets >= MAX_PACKETS);
-        if spent || self.rekey_due.is_some_and(|due| now >= due) {
-            self.start_exchange()?;
+        match std::mem::replace(&mut self.exchange, Exchange::Failed) {
+            Exchange::Idle { session, rekey_due }
+                if self.authenticated && (spent || now >= rekey_due) =>
+            {
+                self.start_exchange(Server::Proven(session))
+            }
+            other => {
+                self.exchange = other;
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     /// When an exchange is due by time.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        self.rekey_due.filter(|_| matches!(self.exchange, Exchange::Idle) && self.authenticated)
+        match self.exchange {
+            Exchange::Idle { rekey_due, .. } if self.authenticated => Some(rekey_due),
+            _ => None,
+        }
     }
 
     /// Notes the login's success, with which compression starts.
@@ -199,9 +245,14 @@ impl Transport {
         }
     }
 
-    /// The hash of the first exchange, `None` before its end.
+    /// The hash of the first exchange, `None` before its end and while another one forbids other messages.
     pub(crate) fn session_id(&self) -> Option<&[u8]> {
-        self.session_id.as_deref()
+        match &self.exchange {
+            Exchange::Finishing { session, .. } | Exchange::Idle { session, .. } => {
+                Some(&session.id)
+            }
+            _ => None,
+        }
     }
 
     /// How often keys were exchanged after the first time.
@@ -212,27 +263,35 @@ impl Transport {
     /// Behaves as if keys were exchanged, without encryption.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn skip_exchange(&mut self, now: Instant) {
-        self.identification = Some("SSH-2.0-fuzz".to_owned());
-        self.session_id = Some(vec![0; 32]);
-        self.rekey_due = Some(now + self.rekey_interval);
+        let session = Session {
+            identification: "SSH-2.0-fuzz".to_owned(),
+            id: vec![0; 32],
+            host_key: KeyData::Ed25519(Ed25519PublicKey([0; 32])).into(),
+            strict: false,
+        };
+        self.exchange = Exchange::Idle { session, rekey_due: now + self.rekey_interval };
         self.on_authenticated();
     }
 
     fn on_identification(&mut self, theirs: String) -> Result<(), Error> {
         self.news.push_back(Incoming::Identified(theirs.clone()));
-        self.identification = Some(theirs);
         // Not before: the path below may have swallowed whatever was sent before the server spoke.
         self.queue.push_back(Outgoing::Identification);
-        self.start_exchange()
+        self.start_exchange(Server::New { identification: theirs })
     }
 
-    fn start_exchange(&mut self) -> Result<(), Error> {
+    fn start_exchange(&mut self, server: Server) -> Result<(), Error> {
+        let kexinit = self.queue_kexinit(&server)?;
+        self.exchange = Exchange::Started { server, kexinit };
+        Ok(())
+    }
+
+    fn queue_kexinit(&mut self, server: &Server) -> Result<Vec<u8>, Error> {
         let mut cookie = [0; 16];
         aws_lc_rs::rand::fill(&mut cookie).map_err(|_| Error::Crypto { what: "random bytes" })?;
-        let kexinit = self.offer.payload(cookie, self.session_id.is_none());
+        let kexinit = self.offer.payload(cookie, server.session().is_none());
         self.queue.push_back(Outgoing::Payload(kexinit.clone()));
-        self.exchange = Exchange::Started { kexinit };
-        Ok(())
+        Ok(kexinit)
     }
 
     /// Handles the messages of this layer and returns those of others.
@@ -241,47 +300,43 @@ impl Transport {
         if number == message::DISCONNECT {
             return Err(disconnected(&payload));
         }
-        let initial = self.rekey_due.is_none();
         if matches!(number, message::IGNORE | message::UNIMPLEMENTED | message::DEBUG) {
-            if initial && self.strict {
+            if self.is_in_strict_exchange() {
                 return Err(unexpected(number, "the first key exchange"));
             }
             return Ok(None);
         }
         match (std::mem::replace(&mut self.exchange, Exchange::Failed), number) {
-            (Exchange::Started { kexinit }, message::KEXINIT) => {
-                self.on_kexinit(kexinit, &payload)?;
+            (Exchange::Started { server, kexinit }, message::KEXINIT) => {
+                self.on_kexinit(server, kexinit, &payload)?;
             }
-            (Exchange::Idle, message::KEXINIT) => {
-                self.start_exchange()?;
-                if let Exchange::Started { kexinit } =
-                    std::mem::replace(&mut self.exchange, Exchange::Failed)
-                {
-                    self.on_kexinit(kexinit, &payload)?;
-                }
+            (Exchange::Idle { session, .. }, message::KEXINIT) => {
+                let server = Server::Proven(session);
+                let kexinit = self.queue_kexinit(&server)?;
+                self.on_kexinit(server, kexinit, &payload)?;
             }
-            (Exchange::Replying { ephemeral, kexinit, server_kexinit, mut choice }, number)
-                if choice.skip_guess && is_method_specific(number) =>
+            (Exchange::Replying(mut replying), number)
+                if replying.choice.skip_guess && is_method_specific(number) =>
             {
-                choice.skip_guess = false;
-                self.exchange = Exchange::Replying { ephemeral, kexinit, server_kexinit, choice };
+                replying.choice.skip_guess = false;
+                self.exchange = Exchange::Replying(replying);
             }
+            (Exchange::Replying(replying), message::KEX_ECDH_REPLY) => {
+                self.on_reply(*replying, &payload)?;
+            }
+            (Exchange::Finishing { session, is_first, opener, compressed }, message::NEWKEYS) => {
+                self.rekeys += u64::from(!is_first);
+                self.compressed.1 = compressed;
+                self.reader.switch(*opener, self.authenticated && compressed, session.strict);
+                self.exchange = Exchange::Idle { session, rekey_due: now + self.rekey_interval };
+            }
+            // While an exchange has only started: the server sent this before it saw our KEXINIT.
             (
-                Exchange::Replying { ephemeral, kexinit, server_kexinit, choice },
-                message::KEX_ECDH_REPLY,
-            ) => self.on_reply(ephemeral, &kexinit, &server_kexinit, &choice, &payload)?,
-            (Exchange::Finishing { opener, incoming }, message::NEWKEYS) => {
-                self.on_newkeys(now, *opener, &incoming);
-            }
-            (Exchange::Idle, number) if !is_key_exchange(number) => {
-                self.exchange = Exchange::Idle;
-                return Ok(Some(payload));
-            }
-            // The server sent this before it saw our KEXINIT.
-            (started @ Exchange::Started { .. }, number)
-                if self.session_id.is_some() && !is_key_exchange(number) =>
-            {
-                self.exchange = started;
+                between @ (Exchange::Idle { .. }
+                | Exchange::Started { server: Server::Proven(_), .. }),
+                number,
+            ) if !is_key_exchange(number) => {
+                self.exchange = between;
                 return Ok(Some(payload));
             }
             _ => return Err(unexpected(number, "this state of the key exchange")),
@@ -289,29 +344,38 @@ impl Transport {
         Ok(None)
     }
 
-    fn on_kexinit(&mut self, kexinit: Vec<u8>, payload: &[u8]) -> Result<(), Error> {
-        let choice = self.offer.choose(payload)?;
-        if self.session_id.is_none() {
-            self.strict = choice.strict;
-            if self.strict && self.reader.last_sequence() != 0 {
-                return Err(Error::protocol("KEXINIT was not the first packet"));
+    /// Whether both sides keep to the strict rules and the first exchange is not over.
+    fn is_in_strict_exchange(&self) -> bool {
+        match &self.exchange {
+            Exchange::Replying(replying) => {
+                replying.server.session().is_none() && replying.choice.strict
             }
+            Exchange::Finishing { session, is_first, .. } => *is_first && session.strict,
+            _ => false,
+        }
+    }
+
+    fn on_kexinit(
+        &mut self,
+        server: Server,
+        kexinit: Vec<u8>,
+        payload: &[u8],
+    ) -> Result<(), Error> {
+        let choice = self.offer.choose(payload)?;
+        let is_first = server.session().is_none();
+        if is_first && choice.strict && self.reader.last_sequence() != 0 {
+            return Err(Error::protocol("KEXINIT was not the first packet"));
         }
         let ephemeral = Ephemeral::generate(choice.method)?;
         self.queue.push_back(Outgoing::Payload(ephemeral.init_payload()));
         let server_kexinit = payload.to_vec();
-        self.exchange = Exchange::Replying { ephemeral, kexinit, server_kexinit, choice };
+        let replying = Replying { server, kexinit, server_kexinit, ephemeral, choice };
+        self.exchange = Exchange::Replying(Box::new(replying));
         Ok(())
     }
 
-    fn on_reply(
-        &mut self,
-        ephemeral: Ephemeral,
-        kexinit: &[u8],
-        server_kexinit: &[u8],
-        choice: &Choice,
-        payload: &[u8],
-    ) -> Result<(), Error> {
+    fn on_reply(&mut self, replying: Replying, payload: &[u8]) -> Result<(), Error> {
+        let Replying { server, kexinit, server_kexinit, ephemeral, choice } = replying;
         let mut reader = Reader::new(payload, "KEX_ECDH_REPLY");
         reader.u8()?;
         let host_key = reader.string()?;
@@ -320,36 +384,48 @@ impl Transport {
         reader.end()?;
         let secret = ephemeral.finish(&Transcript {
             client_identification: identification::OURS.as_bytes(),
-            server_identification: self.identification.as_deref().unwrap_or_default().as_bytes(),
-            client_kexinit: kexinit,
-            server_kexinit,
+            server_identification: server.identification().as_bytes(),
+            client_kexinit: &kexinit,
+            server_kexinit: &server_kexinit,
             host_key,
             server_public,
         })?;
-        self.verify(host_key, signature, choice, &secret)?;
+        let host_key = self.verify(server.session(), host_key, signature, &choice, &secret)?;
 
-        let initial = self.session_id.is_none();
-        let session_id =
-            self.session_id.get_or_insert_with(|| secret.exchange_hash().to_vec()).as_slice();
-        let sealer = Sealer::new(&choice.outgoing, &secret, session_id, Letters::OUTGOING)?;
-        let opener = Opener::new(&choice.incoming, &secret, session_id, Letters::INCOMING)?;
-        self.queue.push_back(Outgoing::NewKeys(Box::new(sealer), choice.outgoing.clone()));
-        self.exchange =
-            Exchange::Finishing { opener: Box::new(opener), incoming: choice.incoming.clone() };
-        if initial {
-            self.news.push_back(Incoming::Agreed(choice.negotiated()));
-        }
+        let is_first = server.session().is_none();
+        let session = match server {
+            Server::Proven(session) => session,
+            Server::New { identification } => {
+                let fingerprint = host_key.fingerprint(HashAlg::Sha256).to_string();
+                // Where there are pins it is one of them.
+                let pinned = !self.pins.is_empty();
+                self.news.push_back(Incoming::HostKey { fingerprint, pinned });
+                self.news.push_back(Incoming::Agreed(choice.negotiated()));
+                let (id, strict) = (secret.exchange_hash().to_vec(), choice.strict);
+                Session { identification, id, host_key, strict }
+            }
+        };
+        let sealer = Sealer::new(&choice.outgoing, &secret, &session.id, Letters::OUTGOING)?;
+        let opener = Opener::new(&choice.incoming, &secret, &session.id, Letters::INCOMING)?;
+        self.queue.push_back(Outgoing::NewKeys {
+            sealer: Box::new(sealer),
+            compressed: choice.outgoing.compressed,
+            reset_sequence: session.strict,
+        });
+        let (opener, compressed) = (Box::new(opener), choice.incoming.compressed);
+        self.exchange = Exchange::Finishing { session, is_first, opener, compressed };
         Ok(())
     }
 
-    /// Demands that the host key is one we accept and that its holder is who we talk to.
+    /// Demands that the host key is one we accept and that its holder is who we talk to; returns it.
     fn verify(
-        &mut self,
+        &self,
+        session: Option<&Session>,
         blob: &[u8],
         signature: &[u8],
         choice: &Choice,
         secret: &Secret,
-    ) -> Result<(), Error> {
+    ) -> Result<PublicKey, Error> {
         let unreadable = |_| Error::protocol("host key cannot be read");
         let key = PublicKey::from_bytes(blob).map_err(unreadable)?;
         let fingerprint = key.fingerprint(HashAlg::Sha256).to_string();
@@ -360,7 +436,9 @@ impl Transport {
             )));
         }
         let pinned = self.pins.iter().any(|pin| pin.matches(&key));
-        let changed = self.host_key.as_ref().filter(|known| known.key_data() != key.key_data());
+        let changed = session
+            .map(|session| &session.host_key)
+            .filter(|known| known.key_data() != key.key_data());
         if changed.is_some() || (!pinned && !self.pins.is_empty()) {
             let expected = match changed {
                 Some(known) => known.fingerprint(HashAlg::Sha256).to_string(),
@@ -377,22 +455,7 @@ impl Transport {
         if !fits {
             return Err(Error::HostKeyUnproven { fingerprint });
         }
-        if self.host_key.is_none() {
-            self.host_key = Some(key);
-            self.news.push_back(Incoming::HostKey { fingerprint, pinned });
-        }
-        Ok(())
-    }
-
-    fn on_newkeys(&mut self, now: Instant, opener: Opener, incoming: &Direction) {
-        self.compressed.1 = incoming.compressed;
-        let compressed = self.authenticated && incoming.compressed;
-        if self.rekey_due.is_some() {
-            self.rekeys += 1;
-        }
-        self.reader.switch(opener, compressed, self.strict);
-        self.rekey_due = Some(now + self.rekey_interval);
-        self.exchange = Exchange::Idle;
+        Ok(key)
     }
 }
 
