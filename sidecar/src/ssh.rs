@@ -11,6 +11,7 @@ use std::{
     collections::HashMap,
     convert::Infallible,
     future::poll_fn,
+    mem,
     net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -40,8 +41,8 @@ pub struct Ssh {
     _alive: Arc<Alive>,
 }
 
-/// What the key exchange and the authentication found.
-#[derive(Clone, Debug)]
+/// What the key exchange found.
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Connected {
     /// `SHA256:…` of the host key that the server proved to have.
     pub fingerprint: String,
@@ -99,19 +100,25 @@ impl Ssh {
     ///
     /// [`SshError`] when the connection ends first.
     pub async fn identified(&self) -> Result<String, SshError> {
-        self.wait_for(|state| state.server.clone()).await
+        self.wait_for(|state| match &state.handshake {
+            Handshake::Silent | Handshake::Speaking => None,
+            Handshake::Identified { server } => Some(server.clone()),
+            Handshake::KeyExchanged(found) | Handshake::Authenticated(found) => {
+                Some(found.server.clone())
+            }
+        })
+        .await
     }
 
-    /// Completes when the server has proved its host key, with its identification, the key's fingerprint and
-    /// whether that is pinned. Cancel-safe.
+    /// Completes when the server has proved its host key. Cancel-safe.
     ///
     /// # Errors
     ///
     /// [`SshError`] when the connection ends first.
-    pub async fn key_exchanged(&self) -> Result<(String, String, bool), SshError> {
-        self.wait_for(|state| {
-            let (fingerprint, pinned) = state.host_key.clone()?;
-            Some((state.server.clone().unwrap_or_default(), fingerprint, pinned))
+    pub async fn key_exchanged(&self) -> Result<Connected, SshError> {
+        self.wait_for(|state| match &state.handshake {
+            Handshake::KeyExchanged(found) | Handshake::Authenticated(found) => Some(found.clone()),
+            _ => None,
         })
         .await
     }
@@ -122,7 +129,11 @@ impl Ssh {
     ///
     /// [`SshError`] when the server refuses, breaks the protocol or goes away first.
     pub async fn authenticated(&self) -> Result<Connected, SshError> {
-        self.wait_for(|state| state.connected.clone()).await
+        self.wait_for(|state| match &state.handshake {
+            Handshake::Authenticated(found) => Some(found.clone()),
+            _ => None,
+        })
+        .await
     }
 
     /// Opens a channel to `host:port` as the bastion resolves it. Where there are as many as may be, since the server
@@ -141,7 +152,7 @@ impl Ssh {
     ) -> Result<Channel, OpenError> {
         let id = poll_fn(|context| {
             let mut state = self.shared.lock();
-            if let Some(error) = &state.ended {
+            if let Life::Ended(error) = &state.life {
                 return Poll::Ready(Err(error.clone()));
             }
             match state.client.open_direct_tcpip(host, port, originator) {
@@ -166,10 +177,7 @@ impl Ssh {
 
     /// Says goodbye to the server; the loop ends after that was written.
     pub fn disconnect(&self) {
-        let mut state = self.shared.lock();
-        state.client.disconnect();
-        state.leaving = true;
-        state.wake_loop();
+        self.shared.lock().leave();
     }
 
     /// Completes when the connection is over, with the reason. Cancel-safe.
@@ -181,7 +189,7 @@ impl Ssh {
 
     /// Whether the far end has sent anything at all.
     pub fn has_received(&self) -> bool {
-        self.shared.lock().received
+        !matches!(self.shared.lock().handshake, Handshake::Silent)
     }
 
     /// Channels that are open or being opened.
@@ -206,7 +214,7 @@ impl Ssh {
             if let Some(found) = found(&state) {
                 return Poll::Ready(Ok(found));
             }
-            if let Some(error) = &state.ended {
+            if let Life::Ended(error) = &state.life {
                 return Poll::Ready(Err(error.clone()));
             }
             state.watchers.register(context);
@@ -242,10 +250,7 @@ struct Alive {
 
 impl Drop for Alive {
     fn drop(&mut self) {
-        let mut state = self.shared.lock();
-        state.client.disconnect();
-        state.leaving = true;
-        state.wake_loop();
+        self.shared.lock().leave();
     }
 }
 
@@ -255,15 +260,34 @@ struct State {
     channels: HashMap<ChannelId, ChannelState>,
     /// The loop, when it waits for something to send.
     driver: Waiter,
-    /// Whoever waits for the authentication or for the end.
+    /// Whoever waits for a step of the handshake, for room for a channel or for the end.
     watchers: Waiters,
-    connected: Option<Connected>,
-    host_key: Option<(String, bool)>,
-    server: Option<String>,
-    received: bool,
-    ended: Option<SshError>,
-    /// Set when the loop is to end once all is written.
-    leaving: bool,
+    handshake: Handshake,
+    life: Life,
+}
+
+/// How far client and server have come with each other.
+#[derive(Debug)]
+enum Handshake {
+    /// Nothing has come from the far end.
+    Silent,
+    /// Something has, which is no identification yet.
+    Speaking,
+    /// The server has sent its identification.
+    Identified { server: String },
+    /// It has proved its host key.
+    KeyExchanged(Connected),
+    /// It has accepted the user's key.
+    Authenticated(Connected),
+}
+
+/// How far the connection is from its end.
+#[derive(Debug)]
+enum Life {
+    Running,
+    /// It ends once all is written.
+    Leaving,
+    Ended(SshError),
 }
 
 #[derive(Debug, Default)]
@@ -271,18 +295,20 @@ struct ChannelState {
     phase: Phase,
     reader: Waiter,
     writer: Waiter,
-    /// The server sends no more.
-    eof: bool,
-    /// The channel is over in both directions.
-    closed: bool,
 }
 
 #[derive(Debug, Default)]
 enum Phase {
     #[default]
     Opening,
-    Open,
     Refused(OpenError),
+    Open,
+    /// The server sends no more.
+    HalfClosed,
+    /// It is over in both directions; `complete` unless the server closed it amid its data.
+    Closed {
+        complete: bool,
+    },
 }
 
 impl ChannelState {
@@ -299,12 +325,8 @@ impl State {
             channels: HashMap::new(),
             driver: Waiter::default(),
             watchers: Waiters::default(),
-            connected: None,
-            host_key: None,
-            server: None,
-            received: false,
-            ended: None,
-            leaving: false,
+            handshake: Handshake::Silent,
+            life: Life::Running,
         }
     }
 
@@ -312,8 +334,16 @@ impl State {
         self.driver.wake();
     }
 
+    fn leave(&mut self) {
+        self.client.disconnect();
+        if let Life::Running = self.life {
+            self.life = Life::Leaving;
+        }
+        self.wake_loop();
+    }
+
     fn end(&mut self, error: SshError) {
-        self.ended.get_or_insert(error);
+        self.life = Life::Ended(error);
         self.watchers.wake();
         self.channels.values_mut().for_each(ChannelState::wake);
     }
@@ -321,20 +351,16 @@ impl State {
     fn handle_event(&mut self, event: Event) {
         match event {
             Event::ServerIdentified(server) => {
-                self.server = Some(server);
+                self.handshake = Handshake::Identified { server };
                 self.watchers.wake();
             }
             Event::HostKey { fingerprint, pinned } => {
-                self.host_key = Some((fingerprint, pinned));
-                self.watchers.wake();
+                self.step(|handshake| handshake.on_host_key(fingerprint, pinned));
             }
             Event::Banner(text) => info!(text, "banner of the bastion"),
             Event::Authenticated(details) => {
                 info!(?details, "authenticated");
-                let (fingerprint, pinned) = self.host_key.clone().unwrap_or_default();
-                let server = self.server.clone().unwrap_or_default();
-                self.connected = Some(Connected { fingerprint, pinned, server });
-                self.watchers.wake();
+                self.step(Handshake::on_authenticated);
             }
             Event::ChannelOpened(id) => self.with_channel(id, |channel| {
                 channel.phase = Phase::Open;
@@ -344,19 +370,53 @@ impl State {
             }),
             Event::Readable(id) => self.with_channel(id, |_| ()),
             Event::Writable(id) => self.with_channel(id, |_| ()),
-            Event::Eof(id) => self.with_channel(id, |channel| channel.eof = true),
+            Event::Eof(id) => self.with_channel(id, |channel| channel.phase = Phase::HalfClosed),
             Event::Closed(id) => {
-                self.with_channel(id, |channel| channel.closed = true);
+                self.with_channel(id, |channel| {
+                    let complete = matches!(channel.phase, Phase::HalfClosed);
+                    channel.phase = Phase::Closed { complete };
+                });
                 // There is room for another one.
                 self.watchers.wake();
             }
         }
     }
 
+    fn step(&mut self, next: impl FnOnce(Handshake) -> Handshake) {
+        self.handshake = next(mem::replace(&mut self.handshake, Handshake::Silent));
+        self.watchers.wake();
+    }
+
     fn with_channel(&mut self, id: ChannelId, change: impl FnOnce(&mut ChannelState)) {
         if let Some(channel) = self.channels.get_mut(&id) {
             change(channel);
             channel.wake();
+        }
+    }
+}
+
+impl Handshake {
+    fn on_received(&mut self) {
+        if let Self::Silent = self {
+            *self = Self::Speaking;
+        }
+    }
+
+    fn on_host_key(self, fingerprint: String, pinned: bool) -> Self {
+        match self {
+            Self::Identified { server } => {
+                Self::KeyExchanged(Connected { fingerprint, pinned, server })
+            }
+            other => {
+                unreachable!("a host key is told of once, behind the identification: {other:?}")
+            }
+        }
+    }
+
+    fn on_authenticated(self) -> Self {
+        match self {
+            Self::KeyExchanged(found) => Self::Authenticated(found),
+            other => unreachable!("keys are exchanged before the login: {other:?}"),
         }
     }
 }
@@ -400,7 +460,9 @@ where
                 }
             };
             match self.poll_outgoing(context) {
-                Ok(Poll::Ready(())) if self.shared.lock().leaving => return Poll::Ready(None),
+                Ok(Poll::Ready(())) if matches!(self.shared.lock().life, Life::Leaving) => {
+                    return Poll::Ready(None);
+                }
                 Ok(_) => (),
                 Err(error) => return Poll::Ready(Some(error)),
             }
@@ -425,7 +487,7 @@ where
             Poll::Ready(Ok(())) => {
                 let round_trip = (self.round_trip)();
                 let mut state = self.shared.lock();
-                state.received = true;
+                state.handshake.on_received();
                 state.client.set_round_trip(round_trip);
                 let outcome = state.client.handle_input(now(), buffer.filled());
                 while let Some(event) = state.client.poll_event() {

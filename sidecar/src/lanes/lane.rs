@@ -270,7 +270,7 @@ impl Lane {
             Err(_) => return Err(LaneError::NoSshd { port, reason: String::new() }),
         }
         match ssh.key_exchanged().await {
-            Ok((server, fingerprint, pinned)) => {
+            Ok(Connected { server, fingerprint, pinned }) => {
                 needs.found(|| Finding::Server { server, fingerprint, pinned });
             }
             Err(error) => return Err(carrier.explain(error).await),

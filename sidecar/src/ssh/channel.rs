@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use ssh_client::{ChannelId, OpenFailure};
 
-use super::{Phase, Ssh, SshError};
+use super::{Life, Phase, Ssh, SshError};
 
 /// A byte stream to the target. Dropping it closes it in both directions and drops what is still queued.
 ///
@@ -56,10 +56,10 @@ impl Channel {
             let state = &mut *state;
             let Some(channel) = state.channels.get_mut(&self.id) else { return Poll::Pending };
             match &channel.phase {
-                Phase::Open => Poll::Ready(Ok(())),
+                Phase::Open | Phase::HalfClosed | Phase::Closed { .. } => Poll::Ready(Ok(())),
                 Phase::Refused(error) => Poll::Ready(Err(error.clone())),
                 Phase::Opening => {
-                    if let Some(error) = &state.ended {
+                    if let Life::Ended(error) = &state.life {
                         return Poll::Ready(Err(OpenError::Lost(error.clone())));
                     }
                     channel.reader.register(context);
@@ -86,13 +86,12 @@ impl Channel {
         let Some(channel) = state.channels.get_mut(&self.id) else {
             return Poll::Ready(Err(ChannelError::Reset));
         };
-        if channel.eof {
-            return Poll::Ready(Ok(None));
+        match channel.phase {
+            Phase::HalfClosed | Phase::Closed { complete: true } => return Poll::Ready(Ok(None)),
+            Phase::Closed { complete: false } => return Poll::Ready(Err(ChannelError::Reset)),
+            Phase::Opening | Phase::Refused(_) | Phase::Open => (),
         }
-        if channel.closed {
-            return Poll::Ready(Err(ChannelError::Reset));
-        }
-        if let Some(error) = &state.ended {
+        if let Life::Ended(error) = &state.life {
             return Poll::Ready(Err(error.clone().into()));
         }
         channel.reader.register(context);
@@ -118,13 +117,13 @@ impl Channel {
     ) -> Poll<Result<usize, ChannelError>> {
         let mut state = self.ssh.shared.lock();
         let state = &mut *state;
-        if let Some(error) = &state.ended {
+        if let Life::Ended(error) = &state.life {
             return Poll::Ready(Err(error.clone().into()));
         }
         let Some(channel) = state.channels.get_mut(&self.id) else {
             return Poll::Ready(Err(ChannelError::Reset));
         };
-        if channel.closed {
+        if let Phase::Closed { .. } = channel.phase {
             return Poll::Ready(Err(ChannelError::Reset));
         }
         let written = state.client.write(self.id, data);
@@ -153,10 +152,10 @@ impl Channel {
         let mut state = self.ssh.shared.lock();
         let state = &mut *state;
         let Some(channel) = state.channels.get_mut(&self.id) else { return Poll::Ready(Ok(())) };
-        if channel.closed {
+        if let Phase::Closed { .. } = channel.phase {
             return Poll::Ready(Ok(()));
         }
-        if let Some(error) = &state.ended {
+        if let Life::Ended(error) = &state.life {
             return Poll::Ready(Err(error.clone().into()));
         }
         channel.writer.register(context);
@@ -167,7 +166,8 @@ impl Channel {
     pub fn is_open(&self) -> bool {
         let state = self.ssh.shared.lock();
         let channel = state.channels.get(&self.id);
-        state.ended.is_none() && channel.is_some_and(|channel| !channel.closed && !channel.eof)
+        !matches!(state.life, Life::Ended(_))
+            && channel.is_some_and(|channel| matches!(channel.phase, Phase::Open))
     }
 }
 
