@@ -6,29 +6,25 @@
 //! does not read stalls itself alone.
 
 mod channel;
+mod connection;
+mod state;
 
 use std::{
-    collections::HashMap,
     convert::Infallible,
     future::poll_fn,
-    mem,
     net::SocketAddr,
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
+    sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
-use bytes::{Buf as _, BytesMut};
-use ssh_client::{ChannelId, Client, Config, Error, Event};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Sleep, sleep_until},
-};
+use ssh_client::{Client, Config, Error};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument as _, debug, info, info_span, warn};
+use tracing::{Instrument as _, info_span};
 
-use crate::wakers::{Waiter, Waiters};
+use connection::Connection;
+use state::{ChannelState, Handshake, Life, Shared, State};
 
 pub use channel::{Channel, ChannelError, OpenError};
 
@@ -76,19 +72,12 @@ pub fn start<S>(
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let shared = Arc::new(Shared { state: Mutex::new(State::new(Client::new(config, now()))) });
+    let shared = Arc::new(Shared::new(Client::new(config, now())));
     let ssh = Ssh {
         shared: Arc::clone(&shared),
         _alive: Arc::new(Alive { shared: Arc::clone(&shared) }),
     };
-    let connection = Connection {
-        shared,
-        stream,
-        round_trip,
-        outgoing: BytesMut::new(),
-        incoming: vec![0; READ_BYTES].into_boxed_slice(),
-        timer: Box::pin(sleep_until(now().into())),
-    };
+    let connection = Connection::new(shared, stream, round_trip);
     tasks.spawn(connection.run().instrument(info_span!("ssh")));
     ssh
 }
@@ -230,18 +219,6 @@ impl From<Error> for SshError {
     }
 }
 
-#[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic while the lock was held ends the process with `internal`; until then the bytes are whole.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// Tells the loop that nobody holds the connection any more.
 #[derive(Debug)]
 struct Alive {
@@ -254,317 +231,9 @@ impl Drop for Alive {
     }
 }
 
-#[derive(Debug)]
-struct State {
-    client: Client,
-    channels: HashMap<ChannelId, ChannelState>,
-    /// The loop, when it waits for something to send.
-    driver: Waiter,
-    /// Whoever waits for a step of the handshake, for room for a channel or for the end.
-    watchers: Waiters,
-    handshake: Handshake,
-    life: Life,
-}
-
-/// How far client and server have come with each other.
-#[derive(Debug)]
-enum Handshake {
-    /// Nothing has come from the far end.
-    Silent,
-    /// Something has, which is no identification yet.
-    Speaking,
-    /// The server has sent its identification.
-    Identified { server: String },
-    /// It has proved its host key.
-    KeyExchanged(Connected),
-    /// It has accepted the user's key.
-    Authenticated(Connected),
-}
-
-/// How far the connection is from its end.
-#[derive(Debug)]
-enum Life {
-    Running,
-    /// It ends once all is written.
-    Leaving,
-    Ended(SshError),
-}
-
-#[derive(Debug, Default)]
-struct ChannelState {
-    phase: Phase,
-    reader: Waiter,
-    writer: Waiter,
-}
-
-#[derive(Debug, Default)]
-enum Phase {
-    #[default]
-    Opening,
-    Refused(OpenError),
-    Open,
-    /// The server sends no more.
-    HalfClosed,
-    /// It is over in both directions; `complete` unless the server closed it amid its data.
-    Closed {
-        complete: bool,
-    },
-}
-
-impl ChannelState {
-    fn wake(&mut self) {
-        self.reader.wake();
-        self.writer.wake();
-    }
-}
-
-impl State {
-    fn new(client: Client) -> Self {
-        Self {
-            client,
-            channels: HashMap::new(),
-            driver: Waiter::default(),
-            watchers: Waiters::default(),
-            handshake: Handshake::Silent,
-            life: Life::Running,
-        }
-    }
-
-    fn wake_loop(&mut self) {
-        self.driver.wake();
-    }
-
-    fn leave(&mut self) {
-        self.client.disconnect();
-        if let Life::Running = self.life {
-            self.life = Life::Leaving;
-        }
-        self.wake_loop();
-    }
-
-    fn end(&mut self, error: SshError) {
-        self.life = Life::Ended(error);
-        self.watchers.wake();
-        self.channels.values_mut().for_each(ChannelState::wake);
-    }
-
-    fn handle_event(&mut self, event: Event) {
-        match event {
-            Event::ServerIdentified(server) => {
-                self.handshake = Handshake::Identified { server };
-                self.watchers.wake();
-            }
-            Event::HostKey { fingerprint, pinned } => {
-                self.step(|handshake| handshake.on_host_key(fingerprint, pinned));
-            }
-            Event::Banner(text) => info!(text, "banner of the bastion"),
-            Event::Authenticated(details) => {
-                info!(?details, "authenticated");
-                self.step(Handshake::on_authenticated);
-            }
-            Event::ChannelOpened(id) => self.with_channel(id, |channel| {
-                channel.phase = Phase::Open;
-            }),
-            Event::ChannelRefused { id, reason, description } => self.with_channel(id, |channel| {
-                channel.phase = Phase::Refused(OpenError::Refused { reason, description });
-            }),
-            Event::Readable(id) => self.with_channel(id, |_| ()),
-            Event::Writable(id) => self.with_channel(id, |_| ()),
-            Event::Eof(id) => self.with_channel(id, |channel| channel.phase = Phase::HalfClosed),
-            Event::Closed(id) => {
-                self.with_channel(id, |channel| {
-                    let complete = matches!(channel.phase, Phase::HalfClosed);
-                    channel.phase = Phase::Closed { complete };
-                });
-                // There is room for another one.
-                self.watchers.wake();
-            }
-        }
-    }
-
-    fn step(&mut self, next: impl FnOnce(Handshake) -> Handshake) {
-        self.handshake = next(mem::replace(&mut self.handshake, Handshake::Silent));
-        self.watchers.wake();
-    }
-
-    fn with_channel(&mut self, id: ChannelId, change: impl FnOnce(&mut ChannelState)) {
-        if let Some(channel) = self.channels.get_mut(&id) {
-            change(channel);
-            channel.wake();
-        }
-    }
-}
-
-impl Handshake {
-    fn on_received(&mut self) {
-        if let Self::Silent = self {
-            *self = Self::Speaking;
-        }
-    }
-
-    fn on_host_key(self, fingerprint: String, pinned: bool) -> Self {
-        match self {
-            Self::Identified { server } => {
-                Self::KeyExchanged(Connected { fingerprint, pinned, server })
-            }
-            other => {
-                unreachable!("a host key is told of once, behind the identification: {other:?}")
-            }
-        }
-    }
-
-    fn on_authenticated(self) -> Self {
-        match self {
-            Self::KeyExchanged(found) => Self::Authenticated(found),
-            other => unreachable!("keys are exchanged before the login: {other:?}"),
-        }
-    }
-}
-
-/// The loop: what arrived, what is to be sent, and the clock, until nothing moves.
-struct Connection<S, R> {
-    shared: Arc<Shared>,
-    stream: S,
-    round_trip: R,
-    outgoing: BytesMut,
-    incoming: Box<[u8]>,
-    timer: Pin<Box<Sleep>>,
-}
-
-impl<S, R> Connection<S, R>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-    R: Fn() -> Option<Duration>,
-{
-    async fn run(mut self) {
-        let error = poll_fn(|context| self.poll(context)).await;
-        if let Some(error) = &error {
-            warn!(%error, "connection to the bastion ended");
-        } else {
-            debug!("connection to the bastion closed");
-        }
-        self.shared.lock().end(error.unwrap_or(SshError::StreamEnded));
-    }
-
-    /// Ready with the error, or with nothing after a goodbye of ours.
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<SshError>> {
-        for _ in 0..ROUNDS {
-            let received = match self.poll_incoming(context) {
-                Ok(received) => received,
-                Err(error) => {
-                    // The reason for a refusal of ours is still worth sending.
-                    if let Err(error) = self.poll_outgoing(context) {
-                        debug!(%error, "no farewell");
-                    }
-                    return Poll::Ready(Some(error));
-                }
-            };
-            match self.poll_outgoing(context) {
-                Ok(Poll::Ready(())) if matches!(self.shared.lock().life, Life::Leaving) => {
-                    return Poll::Ready(None);
-                }
-                Ok(_) => (),
-                Err(error) => return Poll::Ready(Some(error)),
-            }
-            if let Err(error) = self.handle_timer(context) {
-                return Poll::Ready(Some(error));
-            }
-            if !received {
-                return Poll::Pending;
-            }
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    }
-
-    /// Takes what has arrived; false when nothing has.
-    fn poll_incoming(&mut self, context: &mut Context<'_>) -> Result<bool, SshError> {
-        let mut buffer = ReadBuf::new(&mut self.incoming);
-        match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
-            Poll::Pending => Ok(false),
-            Poll::Ready(Err(_)) => Err(SshError::StreamEnded),
-            Poll::Ready(Ok(())) if buffer.filled().is_empty() => Err(SshError::StreamEnded),
-            Poll::Ready(Ok(())) => {
-                let round_trip = (self.round_trip)();
-                let mut state = self.shared.lock();
-                state.handshake.on_received();
-                state.client.set_round_trip(round_trip);
-                let outcome = state.client.handle_input(now(), buffer.filled());
-                while let Some(event) = state.client.poll_event() {
-                    state.handle_event(event);
-                }
-                outcome?;
-                Ok(true)
-            }
-        }
-    }
-
-    /// Writes all there is; pending when the stream takes no more for now.
-    fn poll_outgoing(&mut self, context: &mut Context<'_>) -> Result<Poll<()>, SshError> {
-        loop {
-            if self.outgoing.is_empty() {
-                let mut state = self.shared.lock();
-                state.driver.register(context);
-                let more = state.client.poll_transmit(now(), &mut self.outgoing, WRITE_BYTES)?;
-                while let Some(event) = state.client.poll_event() {
-                    state.handle_event(event);
-                }
-                if !more {
-                    return Ok(Poll::Ready(()));
-                }
-            }
-            match Pin::new(&mut self.stream).poll_write(context, &self.outgoing) {
-                Poll::Pending => return Ok(Poll::Pending),
-                Poll::Ready(Ok(0) | Err(_)) => return Err(SshError::StreamEnded),
-                Poll::Ready(Ok(written)) => self.outgoing.advance(written),
-            }
-        }
-    }
-
-    fn handle_timer(&mut self, context: &mut Context<'_>) -> Result<(), SshError> {
-        loop {
-            let due = {
-                let mut state = self.shared.lock();
-                match state.client.poll_timeout() {
-                    None => return Ok(()),
-                    Some(due) if due <= now() => {
-                        if Pin::new(&mut self.stream).poll_flush(context).is_pending() {
-                            // The session is being resumed: for how long is for the lane to say.
-                            state.client.excuse_silence(now());
-                        }
-                        state.client.handle_timeout(now())?;
-                        // What that made us say goes out in the next round.
-                        context.waker().wake_by_ref();
-                        match state.client.poll_timeout() {
-                            Some(next) if next > now() => next,
-                            _ => return Ok(()),
-                        }
-                    }
-                    Some(due) => due,
-                }
-            };
-            if self.timer.deadline().into_std() != due {
-                self.timer.as_mut().reset(due.into());
-            }
-            if self.timer.as_mut().poll(context).is_pending() {
-                return Ok(());
-            }
-        }
-    }
-}
-
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
-
-/// Taken from the stream at once; a few messages of the data channel.
-const READ_BYTES: usize = 32 * 1024;
-
-/// Asked of the state machine at once.
-const WRITE_BYTES: usize = 32 * 1024;
-
-/// Turns of the loop before other tasks get theirs.
-const ROUNDS: usize = 16;
 
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,10 @@ use std::{
 use bytes::Bytes;
 use ssh_client::{ChannelId, OpenFailure};
 
-use super::{Life, Phase, Ssh, SshError};
+use super::{
+    Ssh, SshError,
+    state::{Life, Phase},
+};
 
 /// A byte stream to the target. Dropping it closes it in both directions and drops what is still queued.
 ///

@@ -1,11 +1,16 @@
 use std::{
     io,
+    pin::Pin,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
+    task::Context,
     time::Duration,
 };
 
 use russh::keys::{PrivateKey, ssh_key::private::Ed25519Keypair};
-use tokio::time::{Instant, timeout};
+use tokio::{
+    io::ReadBuf,
+    time::{Instant, timeout},
+};
 use tokio_util::task::TaskTracker;
 
 use super::*;
