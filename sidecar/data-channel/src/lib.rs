@@ -73,7 +73,10 @@
 //! is stored, and never dropped after; nothing but acknowledgements and the handshake response is sent
 //! before the agent has completed the handshake, since it throws such input away.
 
-#![cfg_attr(any(test, fuzzing), expect(clippy::disallowed_methods, reason = "tests begin at some time"))]
+#![cfg_attr(
+    any(test, fuzzing),
+    expect(clippy::disallowed_methods, reason = "tests begin at some time")
+)]
 
 mod channel;
 mod config;

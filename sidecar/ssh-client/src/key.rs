@@ -3,6 +3,8 @@
 //! The decoder's errors do not tell an encrypted key from a damaged one, and it wants its text just
 //! so. Hence the text is brought into shape first, and what it holds is told by its own headers.
 
+mod cost;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use russh::keys::ssh_encoding::Mpint;
@@ -35,6 +37,9 @@ pub enum KeyError {
 /// What pasting does to a key is undone: a byte order mark, CRLF, indentation, trailing blanks,
 /// `\n` as two characters, everything on one line. The passphrase is ignored if the key is not
 /// encrypted, and an empty one counts as none.
+///
+/// Blocks: an encrypted key is slow to open by design, up to some seconds; one that its author made much slower
+/// is refused unopened.
 ///
 /// # Errors
 ///
@@ -100,6 +105,7 @@ fn putty(text: &str) -> Result<Sorted, KeyError> {
     }
     match header("Encryption:") {
         Some(cipher) => {
+            cost::check_putty(text)?;
             Ok(Sorted { text: Zeroizing::new(text.to_owned()), encrypted: cipher != "none" })
         }
         None => Err(unreadable("it is a PuTTY key that is not whole; export it as OpenSSH key")),
@@ -180,8 +186,8 @@ fn openssh(content: &[u8]) -> Result<bool, KeyError> {
     let rest = content.strip_prefix(b"openssh-key-v1\0").ok_or_else(damaged)?;
     let mut reader = Reader::new(rest, "key");
     let cipher = reader.string().map_err(|_| damaged())?;
-    reader.string().map_err(|_| damaged())?;
-    reader.string().map_err(|_| damaged())?;
+    let _kdf = reader.string().map_err(|_| damaged())?;
+    let options = reader.string().map_err(|_| damaged())?;
     reader.u32().map_err(|_| damaged())?;
     let public = reader.string().map_err(|_| damaged())?;
     match Reader::new(public, "key").string().map_err(|_| damaged())? {
@@ -194,7 +200,7 @@ fn openssh(content: &[u8]) -> Result<bool, KeyError> {
     match cipher {
         b"none" => Ok(false),
         b"3des-cbc" => Err(unreadable(ENCRYPTION)),
-        _ => Ok(true),
+        _ => cost::check_bcrypt(options).map(|()| true),
     }
 }
 
@@ -204,7 +210,7 @@ fn pkcs8(content: &[u8]) -> Result<bool, KeyError> {
     let head = content.get(..256).unwrap_or(content);
     let has = |oid: &[u8]| head.windows(oid.len()).any(|window| window == oid);
     if has(PBES2) && (has(AES_128_CBC) || has(AES_256_CBC)) {
-        Ok(true)
+        cost::check_pkcs8(content).map(|()| true)
     } else {
         Err(unreadable(ENCRYPTION))
     }

@@ -7,6 +7,7 @@ mod common;
 use std::path::Path;
 use std::process::Command;
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use common::{Session, Sshd, keygen};
 use ssh_client::{Event, KeyError, load_private_key};
 
@@ -63,6 +64,58 @@ fn every_type_in_every_format_logs_in() {
             }
         }
     }
+}
+
+#[test]
+fn key_whose_passphrase_takes_hours_to_try_is_refused_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |text: &str| {
+        let Err(KeyError::Unreadable { why }) = load_private_key(text, Some(PASSPHRASE)) else {
+            panic!("it was tried");
+        };
+        assert!(why.contains("too long"), "{why}");
+    };
+
+    // OpenSSH's own: the last four bytes of the options are the rounds, 24 by default.
+    let path = dir.path().join("openssh");
+    keygen(&["-q", "-t", "ed25519", "-a", "24", "-N", PASSPHRASE, "-f"], &path);
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(load_private_key(&text, Some(PASSPHRASE)).is_ok());
+    let [begin, body @ .., end] = &text.lines().collect::<Vec<_>>()[..] else { unreachable!() };
+    let mut content = STANDARD.decode(body.concat()).unwrap();
+    let rounds = content.windows(8).position(|w| w == [0, 0, 0, 24, 0, 0, 0, 1]).unwrap();
+    content[rounds..][..4].copy_from_slice(&0x7fff_ffff_u32.to_be_bytes());
+    refused(&format!("{begin}\n{}\n{end}\n", STANDARD.encode(&content)));
+
+    // PKCS#8 by openssl, which is as slow to make as to open: the number is raised here.
+    let path = dir.path().join("pkcs8");
+    openssl(&path, "genpkey -algorithm ED25519 -aes-256-cbc -pass pass:correct");
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(load_private_key(&text, Some("correct")).is_ok());
+    let [begin, body @ .., end] = &text.lines().collect::<Vec<_>>()[..] else { unreachable!() };
+    let mut content = STANDARD.decode(body.concat()).unwrap();
+    let iterations = content.windows(4).position(|w| w == [2, 2, 8, 0]).unwrap();
+    content[iterations + 2] = 0x7f;
+    assert!(
+        matches!(
+            load_private_key(
+                &format!("{begin}\n{}\n{end}\n", STANDARD.encode(&content)),
+                Some("correct")
+            ),
+            Err(KeyError::PassphraseWrong)
+        ),
+        "32,512 are few enough to be tried"
+    );
+    let longer =
+        [&content[..iterations], &[2, 4, 0x7f, 0, 0, 0], &content[iterations + 4..]].concat();
+    refused(&format!("{begin}\n{}\n{end}\n", STANDARD.encode(&longer)));
+
+    // Memory, in PuTTY's.
+    let putty = "PuTTY-User-Key-File-3: ssh-ed25519\nEncryption: aes256-cbc\nComment: x\n\
+                 Public-Lines: 1\nAAAA\nKey-Derivation: Argon2id\nArgon2-Memory: 4194304\n\
+                 Argon2-Passes: 1\nArgon2-Parallelism: 1\nArgon2-Salt: 00\nPrivate-Lines: 1\nAAAA\n\
+                 Private-MAC: 00\n";
+    refused(putty);
 }
 
 #[test]
