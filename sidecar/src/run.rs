@@ -262,9 +262,9 @@ fn say(line: &Line) {
     }
 }
 
-/// Completes with the name of the first signal that asks to stop. A closed terminal and Ctrl-\ ask as well:
-/// by default they would end the process and leave its sessions.
-pub(crate) async fn stopping_signal() -> &'static str {
+/// Handles the signals that ask to stop from now on, and completes with the name of the first. A closed terminal
+/// and Ctrl-\ ask as well: by default they would end the process and leave its sessions.
+pub(crate) fn stopping_signal() -> impl Future<Output = &'static str> {
     let signals = [
         ("SIGTERM", SignalKind::terminate()),
         ("SIGINT", SignalKind::interrupt()),
@@ -283,9 +283,11 @@ pub(crate) async fn stopping_signal() -> &'static str {
             Err(error) => warn!(name, %error, "the signal cannot be handled"),
         }
     }
-    match asked.next().await {
-        Some(name) => name,
-        None => pending().await,
+    async move {
+        match asked.next().await {
+            Some(name) => name,
+            None => pending().await,
+        }
     }
 }
 
