@@ -140,13 +140,20 @@ pub async fn closed() {
     let watched = io::stdout()
         .as_fd()
         .try_clone_to_owned()
-        .and_then(|copy| watch(copy, Interest::ERROR).map_err(|refused| refused.into_parts().1));
-    match watched {
-        Ok(watched) => {
-            if watched.ready(Interest::ERROR).await.is_err() {
-                std::future::pending::<()>().await;
+        .and_then(|copy| watch(copy, INTEREST).map_err(|refused| refused.into_parts().1));
+    if let Ok(watched) = watched {
+        while let Ok(mut guard) = watched.ready(INTEREST).await {
+            let ready = guard.ready();
+            if ready.is_error() || ready.is_write_closed() {
+                return;
             }
+            // There is room, which is no news until there was none.
+            guard.clear_ready();
         }
-        Err(_) => std::future::pending().await,
     }
+    std::future::pending().await
 }
+
+/// A pipe without a reader is an error, a socket without one only closed: some runners, such as Node's, make
+/// sockets of a child's streams.
+const INTEREST: Interest = Interest::WRITABLE.add(Interest::ERROR);
