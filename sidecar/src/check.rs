@@ -101,14 +101,16 @@ async fn supervise(
     let mut asked = None;
     let stop = async {
         let signal = signals.as_mut().await;
-        asked = Some(Instant::now());
+        asked = Some((Instant::now(), signal));
         Stop::Signal(signal.into())
     };
     let attended = monitor.attend(&mut service, stop, |_| ()).await;
-    let deadline = asked.unwrap_or_else(Instant::now) + monitor::GRACE;
+    let (since, signal) = asked.unzip();
+    let deadline = since.unwrap_or_else(Instant::now) + monitor::GRACE;
     monitor.finish(Some(service), deadline).await;
     match attended {
         Ok(Ended::Check(status, failure)) => Ok((status, failure)),
+        Ok(Ended::Tunnel(None)) if let Some(signal) = signal => Ok((stopped_by(signal), None)),
         // What it could not even begin with.
         Ok(Ended::Tunnel(failure)) => {
             Ok(not_begun(failure.unwrap_or_else(|| defect("no check was made")), format))

@@ -12,7 +12,7 @@ use std::{
 
 use futures_util::FutureExt as _;
 use runner_protocol::{Failure, Line, PhaseTimes, Request, Summary};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{info, warn};
 
 use crate::{
@@ -77,6 +77,8 @@ pub async fn run(
     lost_lines: LostLines,
     stop: impl Future<Output = Stop>,
 ) -> Result<(), Failure> {
+    // The document is there. That its key may be slow to open counts, not that the runner was slow to write.
+    let begun = Instant::now();
     let told = Arc::clone(&output);
     let progress = Progress::new(orders.started, move |phase| told.phase(phase));
     let failed = |error: Error| error.into_failure(progress.phase());
@@ -96,7 +98,7 @@ pub async fn run(
     };
     let outcome = tokio::select! {
         // Not unwound through here: the sessions are still to be ended.
-        served = AssertUnwindSafe(job.serve(listener)).catch_unwind() => served.map_or(Ok(Stop::Panic), Err),
+        served = AssertUnwindSafe(job.serve(listener, begun)).catch_unwind() => served.map_or(Ok(Stop::Panic), Err),
         stop = stop => Ok(stop),
     };
     // What was open in `serve` is dropped by now; what must be seen through runs on.
@@ -152,16 +154,16 @@ impl Job {
     }
 
     /// Opens the tunnel and serves it; returns only when that fails.
-    async fn serve(&self, listener: Listener) -> Error {
-        match self.start(listener.port()).await {
+    async fn serve(&self, listener: Listener, begun: Instant) -> Error {
+        match self.start(listener.port(), begun).await {
             Ok((lanes, proof)) => self.forward(listener, lanes, proof).await,
             Err(error) => error,
         }
     }
 
-    async fn start(&self, port: u16) -> Result<(Arc<Lanes>, Proof), Error> {
+    async fn start(&self, port: u16, begun: Instant) -> Result<(Arc<Lanes>, Proof), Error> {
         let limit = self.config.timeouts.ready;
-        let opened = timeout(limit, self.open()).await;
+        let opened = timeout_at(begun + limit, self.open()).await;
         let (lanes, proof) = opened.map_err(|_| Error::NotReady { seconds: limit.as_secs() })??;
         self.progress.begin(Phase::Tunnel);
         info!(port, "ready");
@@ -238,7 +240,7 @@ impl Job {
         self.shutdown.stop();
         let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(lanes) = lanes
-            && tokio::time::timeout_at(deadline, lanes.terminate(FLAG_BOUND)).await.is_err()
+            && timeout_at(deadline, lanes.terminate(FLAG_BOUND)).await.is_err()
         {
             warn!("sessions did not end in time");
         }

@@ -181,7 +181,8 @@ impl Monitor {
     }
 
     /// Does what the worker asks for until it ends, and passes on what it says to `say`; once `stop`
-    /// completes, the worker is to end within [`GRACE`].
+    /// completes, the worker is to end within [`GRACE`]. One that is busy with its document then, which may take
+    /// seconds, is not waited for.
     ///
     /// # Errors
     ///
@@ -241,6 +242,11 @@ impl Monitor {
                     asked = Some(Instant::now());
                 }
                 () = sleep_until(take_over), if asked.is_some() && !helped => {
+                    if *phase == Phase::Config && service.has_begun_nothing() {
+                        debug!("the worker still decodes its key, which nobody needs any more");
+                        drop(process.start_kill());
+                        return Ok(Ended::Tunnel(None));
+                    }
                     // It may be stuck: what it was to end is ended from here, and its own try does no harm.
                     helped = true;
                     endings.extend(service.endings());
@@ -327,6 +333,12 @@ impl Service {
     /// The way to AWS, for keys that are renewed.
     pub fn plane(&self) -> Arc<ControlPlane> {
         Arc::clone(self.clerk.plane())
+    }
+
+    /// Whether no session is there to be ended, and none on its way.
+    fn has_begun_nothing(&self) -> bool {
+        let wards = self.clerk.wards();
+        !wards.is_starting() && wards.open().is_empty()
     }
 
     /// Takes a message; returns how the worker ended, if it has.

@@ -1,13 +1,18 @@
 //! Whoever asks the sidecar to stop, and whenever: it ends within five seconds with status 0, says
 //! nothing of a failure, and leaves no session behind.
 
-use std::{os::fd::OwnedFd, process::Stdio, time::Duration};
+use std::{
+    io::{BufRead as _, BufReader},
+    os::fd::OwnedFd,
+    process::Stdio,
+    time::Duration,
+};
 
-use nix::sys::signal::Signal;
+use nix::{sys::signal::Signal, unistd::Pid};
 use serde_json::json;
 use tests::{
     emulator::{Action, AgentSettings, ApiFault, Failure as Failing, Plan},
-    fixtures::{Document, Exit, FullQueue, Sidecar, TcpServer, eventually},
+    fixtures::{Document, Exit, FullQueue, KeyPair, KeyType, Sidecar, TcpServer, eventually},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -56,6 +61,36 @@ async fn end_of_input_before_the_document_is_complete_is_a_broken_document() {
     let failure =
         Failure { code: "config.invalid", status: 65, phase: "config", blame: "customer" };
     failure.assert(&exit, &Document::new("half"));
+}
+
+#[tokio::test]
+async fn while_a_key_that_takes_long_to_open_is_opened() {
+    // About six seconds, more than a stop may take.
+    let key = KeyPair::generate(KeyType::Ed25519).unwrap();
+    let slow = tokio::task::spawn_blocking(move || key.encrypt_slowly("correct horse", 1000));
+    let slow = slow.await.unwrap().unwrap();
+    let key =
+        json!({ "ssh_private_key": slow.text, "ssh_private_key_passphrase": slow.passphrase });
+    for way in [Way::EndOfInput, Way::Signal(Signal::SIGTERM)] {
+        let world = World::start().await;
+        let document = world.document(5432).with(&json!({ "bastion": key }));
+        let sidecar = Sidecar::spawn(&document).await.unwrap();
+        let is_busy =
+            eventually(LIMIT, || async { sidecar.worker().is_ok_and(|w| cpu_ticks(w) > 20) });
+        assert!(is_busy.await, "the key is not opened");
+        let exit = stop(sidecar, way).await;
+        assert_ended_well(&exit, &format!("{way:?} while the key is opened"));
+        assert!(world.emulator.journal().sessions().is_empty());
+        world.finish().await;
+    }
+}
+
+/// Hundredths of a second of processor time.
+fn cpu_ticks(process: Pid) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    // Its name, in parentheses, is the second field; user time is the fourteenth.
+    let (_, behind) = stat.rsplit_once(") ").unwrap();
+    behind.split(' ').nth(11).unwrap().parse().unwrap()
 }
 
 #[tokio::test]
@@ -241,6 +276,25 @@ async fn stdout_that_nobody_reads_any_more_ends_the_lease() {
     let mut tunnel = world.tunnel(server.port()).await;
     tunnel.sidecar.close_stdout();
     let exit = tunnel.sidecar.exit(STOP).await.unwrap();
+    assert_eq!(exit.status.code(), Some(0), "{}", exit.text());
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn stdout_that_is_a_socket_nobody_reads_any_more_ends_the_lease() {
+    let server = TcpServer::echo().await.unwrap();
+    let world = World::start().await;
+    // As Node's `child_process` makes it.
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let document = world.document(server.port());
+    let sidecar = Sidecar::spawn_with(&document, |command| {
+        command.stdout(OwnedFd::from(theirs));
+    });
+    let sidecar = sidecar.await.unwrap();
+    // All of `ready`: what is left unread would be an error, as of a pipe.
+    let read = move || BufReader::new(ours).read_line(&mut String::new());
+    tokio::task::spawn_blocking(read).await.unwrap().unwrap();
+    let exit = sidecar.exit(STOP).await.unwrap();
     assert_eq!(exit.status.code(), Some(0), "{}", exit.text());
     world.finish().await;
 }
