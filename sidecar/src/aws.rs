@@ -7,6 +7,7 @@
 
 mod credentials;
 mod errors;
+mod partition;
 mod place;
 mod refusal;
 mod signing;
@@ -37,6 +38,7 @@ use crate::{
 
 pub use credentials::{AssumeRole, Identity, session_name};
 pub use errors::{ApiError, ApiErrorKind};
+pub use partition::{Partition, partition};
 
 use credentials::CredentialSource;
 use place::{Call, Place};

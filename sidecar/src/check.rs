@@ -295,7 +295,7 @@ async fn who(api: &dyn SessionApi, scope: &Mutex<Scope>, report: &Report) -> Res
     match api.caller().await {
         Ok(arn) => {
             let mut scope = scope.lock().unwrap_or_else(PoisonError::into_inner);
-            *scope = scope.clone().in_account_of(&arn);
+            *scope = scope.clone().for_caller(&arn);
             report.found(arn);
             Ok(())
         }

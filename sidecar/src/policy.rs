@@ -1,7 +1,9 @@
 //! `policy`: the least that AWS must allow for a document, with the real ARNs.
 
-use runner_protocol::Request;
+use runner_protocol::{Request, request};
 use serde_json::{Value, json};
+
+use crate::aws::{self, partition};
 
 /// What is to be allowed to whom.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -11,26 +13,73 @@ pub struct Scope {
     /// Of the customer; `*` where it is not known.
     account: String,
     role_arn: Option<String>,
+    starter: Starter,
+}
+
+/// Who starts the sessions, as far as it is known: the ids of sessions begin with it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+enum Starter {
+    /// The policy's own variable names them.
+    User,
+    /// A role's session of this name, for which there is no variable.
+    RoleSession(String),
+    /// A role's session of a name that nobody has told.
+    Unknown,
 }
 
 impl Scope {
     /// Reads it off a document.
     pub fn of(request: &Request) -> Self {
-        let role_arn = request.aws.assume_role.as_ref().map(|role| role.role_arn.clone());
-        Self::new(&request.bastion.instance_id, &request.aws.region, role_arn)
+        let (instance_id, region) = (&request.bastion.instance_id, &request.aws.region);
+        match (&request.aws.assume_role, &request.aws.identity) {
+            (Some(role), _) => {
+                let session = role.session_name.clone();
+                let session = session.unwrap_or_else(|| aws::session_name(&request.name));
+                Self::of_role(instance_id, region, &role.role_arn, session)
+            }
+            (None, request::Identity::Static(keys)) if keys.session_token.is_none() => {
+                Self::of_user(instance_id, region)
+            }
+            // Temporary keys are a role's, as a rule, and so is what the environment of a pod has.
+            (None, _) => Self { starter: Starter::Unknown, ..Self::of_user(instance_id, region) },
+        }
     }
 
-    /// `role_arn`: the role that is assumed, if one is; its account is the instance's.
-    pub fn new(instance_id: &str, region: &str, role_arn: Option<String>) -> Self {
-        let account = role_arn.as_deref().and_then(account_of).unwrap_or("*").to_owned();
-        Self { instance_id: instance_id.to_owned(), region: region.to_owned(), account, role_arn }
+    /// For the keys of a user; of whose account is not known.
+    pub fn of_user(instance_id: &str, region: &str) -> Self {
+        Self {
+            instance_id: instance_id.to_owned(),
+            region: region.to_owned(),
+            account: "*".to_owned(),
+            role_arn: None,
+            starter: Starter::User,
+        }
     }
 
-    /// The same with the account of `arn`, which AWS itself has told.
+    /// For a role that is assumed under the name `session`; its account is the instance's.
+    pub fn of_role(instance_id: &str, region: &str, role_arn: &str, session: String) -> Self {
+        Self {
+            account: account_of(role_arn).unwrap_or("*").to_owned(),
+            role_arn: Some(role_arn.to_owned()),
+            starter: Starter::RoleSession(session),
+            ..Self::of_user(instance_id, region)
+        }
+    }
+
+    /// The same for `arn`, who calls by what AWS itself has told.
     #[must_use]
-    pub fn in_account_of(mut self, arn: &str) -> Self {
+    pub fn for_caller(mut self, arn: &str) -> Self {
         if let Some(account) = account_of(arn) {
             account.clone_into(&mut self.account);
+        }
+        let resource = arn.splitn(6, ':').nth(5).unwrap_or_default();
+        match resource.split_once('/') {
+            Some(("assumed-role", role)) => {
+                let (_, session) = role.rsplit_once('/').unwrap_or_default();
+                self.starter = Starter::RoleSession(session.to_owned());
+            }
+            Some(("user", _)) => self.starter = Starter::User,
+            _ => (),
         }
         self
     }
@@ -63,13 +112,24 @@ impl Scope {
     /// One statement with those of `actions` on one's own sessions.
     pub fn own_sessions(&self, actions: &[&str]) -> Value {
         let Self { region, account, .. } = self;
-        let partition = partition(region);
-        json!({
-            "Sid": "OwnSessions",
-            "Effect": "Allow",
-            "Action": actions,
-            "Resource": format!("arn:{partition}:ssm:{region}:{account}:session/${{aws:userid}}-*"),
-        })
+        let partition = partition(region).id;
+        let named = |name: &str| format!("arn:{partition}:ssm:{region}:{account}:session/{name}");
+        let mut statement = json!({ "Sid": "OwnSessions", "Effect": "Allow", "Action": actions });
+        // Ids begin with a user's name or with that of a role's session. AWS's newest samples have `aws:userid`,
+        // which is neither; both do no harm.
+        statement["Resource"] = match &self.starter {
+            Starter::User => json!([named("${aws:username}-*"), named("${aws:userid}-*")]),
+            Starter::RoleSession(name) => {
+                json!([named(&format!("{name}-*")), named("${aws:userid}-*")])
+            }
+            Starter::Unknown => json!(named("*")),
+        };
+        if self.starter == Starter::Unknown {
+            // The tag that Session Manager gives each session, AWS's own sample for assumed roles.
+            let own = json!({ "ssm:resourceTag/aws:ssmmessages:session-id": "${aws:userid}" });
+            statement["Condition"] = json!({ "StringLike": own });
+        }
+        statement
     }
 
     fn start_instance(&self) -> Value {
@@ -96,7 +156,7 @@ impl Scope {
 
     fn instance_arn(&self) -> String {
         let Self { instance_id, region, account, .. } = self;
-        let partition = partition(region);
+        let partition = partition(region).id;
         if instance_id.starts_with("mi-") {
             format!("arn:{partition}:ssm:{region}:{account}:managed-instance/{instance_id}")
         } else {
@@ -106,18 +166,7 @@ impl Scope {
 
     fn document_arn(&self) -> String {
         let region = &self.region;
-        format!("arn:{}:ssm:{region}::document/AWS-StartSSHSession", partition(region))
-    }
-}
-
-/// The partition that ARNs of `region` begin with.
-pub fn partition(region: &str) -> &'static str {
-    if region.starts_with("cn-") {
-        "aws-cn"
-    } else if region.starts_with("us-gov-") {
-        "aws-us-gov"
-    } else {
-        "aws"
+        format!("arn:{}:ssm:{region}::document/AWS-StartSSHSession", partition(region).id)
     }
 }
 
@@ -168,7 +217,10 @@ mod tests {
             ),
         ];
         for (instance, region, role, prefix) in cases {
-            let scope = Scope::new(instance, region, role.map(str::to_owned));
+            let scope = match role {
+                Some(role) => Scope::of_role(instance, region, role, "transfer".to_owned()),
+                None => Scope::of_user(instance, region),
+            };
             let policy = scope.session_policy();
             assert_eq!(policy["Statement"][0]["Resource"], format!("{prefix}{instance}"));
             let document = policy["Statement"][1]["Resource"].as_str().unwrap();
@@ -181,8 +233,8 @@ mod tests {
 
     #[test]
     fn statement_of_one_action_names_no_other() {
-        let scope = Scope::new("i-01234567", "eu-west-1", None)
-            .in_account_of("arn:aws:iam::123456789012:user/transfer");
+        let scope = Scope::of_user("i-01234567", "eu-west-1")
+            .for_caller("arn:aws:iam::123456789012:user/transfer");
         for action in OWN_SESSIONS {
             assert_eq!(scope.statement_for(action).unwrap()["Action"], json!([action]));
         }
@@ -190,5 +242,23 @@ mod tests {
         assert_eq!(start["Resource"][0], "arn:aws:ec2:eu-west-1:123456789012:instance/i-01234567");
         assert_eq!(scope.statement_for("sts:AssumeRole"), None);
         assert_eq!(scope.statement_for("iam:CreateUser"), None);
+    }
+
+    #[test]
+    fn own_sessions_are_named_by_whoever_starts_them() {
+        let user = Scope::of_user("i-01234567", "eu-west-1");
+        let role = "arn:aws:iam::123456789012:role/a";
+        let role = Scope::of_role("i-01234567", "eu-west-1", role, "orders".to_owned());
+        let told =
+            user.clone().for_caller("arn:aws:sts::123456789012:assumed-role/a/someone@example");
+        let first = |scope: &Scope| scope.own_sessions(OWN_SESSIONS)["Resource"][0].clone();
+        assert_eq!(first(&user), "arn:aws:ssm:eu-west-1:*:session/${aws:username}-*");
+        assert_eq!(first(&role), "arn:aws:ssm:eu-west-1:123456789012:session/orders-*");
+        assert_eq!(first(&told), "arn:aws:ssm:eu-west-1:123456789012:session/someone@example-*");
+        let unknown = Scope { starter: Starter::Unknown, ..user };
+        let statement = unknown.own_sessions(OWN_SESSIONS);
+        assert_eq!(statement["Resource"], "arn:aws:ssm:eu-west-1:*:session/*");
+        let tag = "ssm:resourceTag/aws:ssmmessages:session-id";
+        assert_eq!(statement["Condition"]["StringLike"][tag], "${aws:userid}");
     }
 }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use tests::{
-    emulator::{Builder, Emulator, Policy},
+    emulator::{Builder, Emulator, OWN_SESSIONS, Policy},
     fixtures::{Document, Exit, KeyFile, MariaDb, Postgres, Sidecar, Sshd, eventually},
 };
 use tokio::sync::OnceCell;
@@ -189,8 +189,7 @@ pub(crate) fn assert_no_secret(text: &str, document: &Document) {
 
 /// The least-privilege policy, and leave to terminate what one has started.
 pub(crate) fn may_terminate() -> Policy {
-    let own = "arn:aws:ssm:*:*:session/${aws:userid}-*";
-    Policy::least_privilege(INSTANCE).allowing("ssm:TerminateSession", own)
+    Policy::least_privilege(INSTANCE).allowing("ssm:TerminateSession", OWN_SESSIONS)
 }
 
 /// PostgreSQL, shared by all tests.

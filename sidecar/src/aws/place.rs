@@ -2,7 +2,7 @@
 
 use http::Uri;
 
-use super::is_loopback;
+use super::{is_loopback, partition};
 use crate::http_proxy::Proxy;
 
 /// Where calls go and whom they concern.
@@ -35,7 +35,7 @@ impl Place {
             Some(endpoint) => {
                 endpoint.authority().map_or("", |authority| authority.as_str()).to_owned()
             }
-            None => format!("ssm.{region}.{}", suffix(region)),
+            None => format!("ssm.{region}.{}", partition(region).suffix),
         };
         Self {
             through_proxy: proxy.towards(&host).is_some(),
@@ -55,17 +55,9 @@ impl Place {
             .filter(|endpoint| endpoint.parse().is_ok_and(|endpoint: Uri| is_loopback(&endpoint)));
         let host = match endpoint {
             Some(_) => self.host.clone(),
-            None => format!("sts.{}.{}", self.region, suffix(&self.region)),
+            None => format!("sts.{}.{}", self.region, partition(&self.region).suffix),
         };
         Self { endpoint_url: endpoint, host, subject, ..self.clone() }
-    }
-
-    pub(super) fn partition(&self) -> &'static str {
-        match self.region.split('-').next() {
-            Some("cn") => "aws-cn",
-            Some("us") if self.region.starts_with("us-gov-") => "aws-us-gov",
-            _ => "aws",
-        }
     }
 
     pub(super) fn way_out(&self) -> String {
@@ -87,9 +79,4 @@ pub(super) struct Call<'a> {
     pub(super) name: &'static str,
     pub(super) action: &'static str,
     pub(super) place: &'a Place,
-}
-
-/// The domain of the region's public endpoints.
-pub(super) fn suffix(region: &str) -> &'static str {
-    if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" }
 }

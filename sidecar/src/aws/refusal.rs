@@ -13,7 +13,8 @@ use aws_sdk_ssm::{
 
 use super::{
     errors::{ApiError, ApiErrorKind, cut, is_plain},
-    place::{Call, Place, Subject, suffix},
+    partition,
+    place::{Call, Place, Subject},
 };
 
 /// An error that the service has sent.
@@ -139,7 +140,7 @@ fn not_connected(place: &Place) -> ApiError {
     };
     let message =
         format!("instance `{instance}` is not connected to Systems Manager in `{region}`");
-    let suffix = suffix(region);
+    let suffix = partition(region).suffix;
     let hint = format!(
         "check five things: (1) `bastion.instance_id`, `aws.region` and the account of the keys; (2) that the \
          instance runs; (3) that its SSM agent runs; (4) that its instance profile has \
@@ -180,7 +181,7 @@ fn denied(call: &Call<'_>, text: &str) -> ApiError {
     let message = format!("`{action}` is not allowed{on}");
     let who = denial.principal.map(|who| format!(" for `{who}`")).unwrap_or_default();
     let verb = if text.contains("explicit deny") { "remove the explicit deny of" } else { "allow" };
-    let (region, partition) = (&place.region, place.partition());
+    let (region, partition) = (&place.region, partition(&place.region).id);
     let further = match (&place.subject, call.name) {
         (Subject::Role(_), _) => {
             "; the role's trust policy must name it too, with the external id if there is one"
@@ -190,7 +191,7 @@ fn denied(call: &Call<'_>, text: &str) -> ApiError {
             "; it is needed on the instance `{id}` and on \
              `arn:{partition}:ssm:{region}::document/AWS-StartSSHSession`"
         ),
-        _ => format!("; it is needed on `arn:{partition}:ssm:*:*:session/${{aws:userid}}-*`"),
+        _ => "; `ssm-sidecar policy` prints the statement".to_owned(),
     };
     let hint = format!("{verb} `{action}`{on}{who}{further}");
     ApiError::new(ApiErrorKind::AccessDenied, message, hint)

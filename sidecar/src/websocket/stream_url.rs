@@ -6,7 +6,10 @@
 use http::{Uri, uri::PathAndQuery};
 
 use super::Settings;
-use crate::http_proxy::is_loopback;
+use crate::{
+    aws::{Partition, partition},
+    http_proxy::is_loopback,
+};
 
 /// Why a `StreamUrl` is not used.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -65,17 +68,12 @@ pub(crate) fn resolve(stream_url: &str, settings: &Settings) -> Result<Uri, Inva
 /// Where the next `StreamUrl` most likely leads, without its path; `None` where only the service can tell.
 pub(crate) fn expected(settings: &Settings) -> Option<Uri> {
     let region = &settings.region;
-    let own = if settings.stream_endpoint_url.is_none() && settings.allow_loopback {
+    if settings.stream_endpoint_url.is_none() && settings.allow_loopback {
         // An emulated service, which names a port of its own.
         return None;
-    } else if region.starts_with("cn-") {
-        "amazonaws.com.cn"
-    } else if region.starts_with("eusc-") {
-        "amazonaws.eu"
-    } else {
-        "amazonaws.com"
-    };
-    resolve(&format!("wss://ssmmessages.{region}.{own}/"), settings).ok()
+    }
+    let suffix = partition(region).suffix;
+    resolve(&format!("wss://ssmmessages.{region}.{suffix}/"), settings).ok()
 }
 
 fn replace_host(service: &Uri, endpoint: &Uri) -> Result<Uri, InvalidStreamUrl> {
@@ -97,8 +95,9 @@ fn replace_host(service: &Uri, endpoint: &Uri) -> Result<Uri, InvalidStreamUrl> 
 /// The labels are taken one by one: customers can name load balancers and buckets below AWS's domains.
 fn is_stream_host(host: &str, region: &str) -> bool {
     let host = host.to_ascii_lowercase();
-    let below = |suffix: &&str| host.strip_suffix(*suffix).and_then(|rest| rest.strip_suffix('.'));
-    let Some(labels) = SUFFIXES.iter().find_map(below) else { return false };
+    let below = |suffix: &str| host.strip_suffix(suffix).and_then(|rest| rest.strip_suffix('.'));
+    let Partition { suffix, dual_stack_suffix, .. } = partition(region);
+    let Some(labels) = below(suffix).or_else(|| below(dual_stack_suffix)) else { return false };
     let labels: Vec<_> = labels.split('.').collect();
     let (service, place) = match *labels.as_slice() {
         [service, place] => (service, place),
@@ -112,16 +111,6 @@ fn is_stream_host(host: &str, region: &str) -> bool {
 fn shown(host: &str) -> String {
     host.chars().take(MAX_SHOWN).collect()
 }
-
-/// Domains of AWS's partitions, with their dual-stack forms (partition data of the AWS SDKs).
-const SUFFIXES: [&str; 6] = [
-    "amazonaws.com",
-    "api.aws",
-    "amazonaws.com.cn",
-    "api.amazonwebservices.com.cn",
-    "amazonaws.eu",
-    "api.amazonwebservices.eu",
-];
 
 /// Longest host name there is (RFC 1035), in characters.
 const MAX_SHOWN: usize = 253;

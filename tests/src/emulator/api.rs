@@ -346,8 +346,7 @@ fn session_id(
     let id = id.inspect_err(|error| {
         service.journal.violation(None, format!("{action}: {}", error.message));
     })?;
-    let resources = service.session_resources(caller, &id);
-    let allowed = service.authorize(caller, action, &resources);
+    let allowed = service.authorize_on_session(caller, action, &id);
     allowed.map_err(|text| ApiError::new(400, "AccessDeniedException", text))?;
     Ok(id)
 }

@@ -202,8 +202,8 @@ fn check_signature(head: &Head, service: &Service, session: &Session) -> Result<
     if mode == OpeningMode::PermissionNotAsked {
         return Ok(());
     }
-    let resources = service.session_resources(&principal, &session.id);
-    service.authorize(&principal, "ssmmessages:OpenDataChannel", &resources).or_else(refuse)
+    let action = "ssmmessages:OpenDataChannel";
+    service.authorize_on_session(&principal, action, &session.id).or_else(refuse)
 }
 
 fn refusal_of(failure: &Failure) -> Refusal {

@@ -56,7 +56,7 @@ impl Policy {
             actions: ["ssm:ResumeSession", "ssm:TerminateSession", "ssmmessages:OpenDataChannel"]
                 .map(str::to_owned)
                 .into(),
-            resources: vec!["arn:aws:ssm:*:*:session/${aws:userid}-*".to_owned()],
+            resources: vec![OWN_SESSIONS.to_owned()],
             conditions: Vec::new(),
         };
         Self { statements: vec![start(instance), own] }
@@ -206,13 +206,14 @@ impl Condition {
                 matches!(self.operator, Operator::StringNotEquals | Operator::StringNotLike);
             return self.if_exists || negative;
         };
-        let mut values = self.values.iter();
+        let given = |value: &String| substitute(value, context).ok().flatten();
+        let mut values = self.values.iter().filter_map(given);
         match self.operator {
             Operator::Bool => values.any(|value| value.eq_ignore_ascii_case(actual)),
-            Operator::StringEquals => values.any(|value| value == actual),
-            Operator::StringNotEquals => values.all(|value| value != actual),
-            Operator::StringLike => values.any(|value| glob(value, actual)),
-            Operator::StringNotLike => values.all(|value| !glob(value, actual)),
+            Operator::StringEquals => values.any(|value| value == *actual),
+            Operator::StringNotEquals => values.all(|value| value != *actual),
+            Operator::StringLike => values.any(|value| glob(&value, actual)),
+            Operator::StringNotLike => values.all(|value| !glob(&value, actual)),
         }
     }
 }
@@ -258,6 +259,9 @@ fn conditions_of(operators: &Map<String, Value>) -> Result<Vec<Condition>, Polic
         let keys = object(keys, name)?;
         for key in keys.keys() {
             let values = texts(keys, key)?;
+            for value in &values {
+                substitute(value, &BTreeMap::new())?;
+            }
             conditions.push(Condition { operator, if_exists, key: key.clone(), values });
         }
     }
@@ -365,6 +369,9 @@ impl Policy {
     }
 }
 
+/// The sessions of whoever asks, by the start of their ids; for users, since roles have no `aws:username`.
+pub const OWN_SESSIONS: &str = "arn:aws:ssm:*:*:session/${aws:username}-*";
+
 /// Policy variables that have a value for some callers.
 const VARIABLES: [&str; 3] = ["aws:userid", "aws:username", "aws:PrincipalAccount"];
 
@@ -376,8 +383,8 @@ mod tests {
     const OTHER: &str = "arn:aws:ec2:eu-west-1:123456789012:instance/i-0aaaaaaaaaaaaaaaa";
     const DOCUMENT: &str = "arn:aws:ssm:eu-west-1::document/AWS-StartSSHSession";
     const SHELL: &str = "arn:aws:ssm:eu-west-1:123456789012:document/SSM-SessionManagerRunShell";
-    const MINE: &str = "arn:aws:ssm:eu-west-1:123456789012:session/AIDAEXAMPLE-0abc";
-    const THEIRS: &str = "arn:aws:ssm:eu-west-1:123456789012:session/AIDAOTHER-0abc";
+    const MINE: &str = "arn:aws:ssm:eu-west-1:123456789012:session/transfer-0abc";
+    const THEIRS: &str = "arn:aws:ssm:eu-west-1:123456789012:session/other-0abc";
 
     fn decide(policy: &Policy, action: &str, resource: &str) -> Decision {
         let mut context = BTreeMap::new();

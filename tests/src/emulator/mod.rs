@@ -41,7 +41,7 @@ pub use control::Control;
 pub use credentials::Role;
 pub(crate) use faults::Rng;
 pub use faults::{Action, ApiFault, Break, Cut, Failure, Link, Plan};
-pub use iam::{Policy, PolicyError};
+pub use iam::{OWN_SESSIONS, Policy, PolicyError};
 pub use journal::{Ending, Entry, Journal, Missed, Record, SessionStats};
 
 use std::{fmt, sync::Arc};

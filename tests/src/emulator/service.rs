@@ -136,6 +136,26 @@ impl Service {
         lock(&self.sessions).values().map(Arc::clone).collect()
     }
 
+    /// Whether a caller may do this to this session; else the message of the refusal.
+    pub(crate) fn authorize_on_session(
+        &self,
+        principal: &Principal,
+        action: &str,
+        id: &str,
+    ) -> Result<(), String> {
+        let Settings { region, account, .. } = &self.settings;
+        let arn = format!("arn:aws:ssm:{region}:{account}:session/{id}");
+        // A session's id begins with the name of whoever started it, its tag is their `aws:userid`.
+        let is_own = id.strip_prefix(&principal.name).is_some_and(|rest| rest.starts_with('-'));
+        let owner = if is_own { &principal.user_id } else { "AIDASOMEBODYELSE" };
+        self.decide(
+            principal,
+            action,
+            &[arn],
+            Some(("ssm:resourceTag/aws:ssmmessages:session-id", owner)),
+        )
+    }
+
     /// Whether a caller may do this; else the message of the refusal.
     pub(crate) fn authorize(
         &self,
@@ -143,11 +163,22 @@ impl Service {
         action: &str,
         resources: &[String],
     ) -> Result<(), String> {
+        self.decide(principal, action, resources, None)
+    }
+
+    fn decide(
+        &self,
+        principal: &Principal,
+        action: &str,
+        resources: &[String],
+        tag: Option<(&'static str, &str)>,
+    ) -> Result<(), String> {
         let mut context = BTreeMap::from([
             ("aws:userid", principal.user_id.clone()),
             ("aws:PrincipalAccount", self.settings.account.clone()),
             ("ssm:SessionDocumentAccessCheck", "true".to_owned()),
         ]);
+        context.extend(tag.map(|(key, value)| (key, value.to_owned())));
         if principal.is_user {
             context.insert("aws:username", principal.name.clone());
         }
@@ -169,19 +200,6 @@ impl Service {
         Err(format!(
             "User: {caller} is not authorized to perform: {action} on resource: {resource} {because}"
         ))
-    }
-
-    /// The names by which policies may mean a session of this caller: AWS documents both
-    /// `${aws:username}-*` and `${aws:userid}-*` for ids that begin with the name.
-    pub(crate) fn session_resources(&self, principal: &Principal, id: &str) -> Vec<String> {
-        let arn = |id: &str| {
-            format!("arn:aws:ssm:{}:{}:session/{id}", self.settings.region, self.settings.account)
-        };
-        let mut names = vec![arn(id)];
-        if let Some(number) = id.strip_prefix(&principal.name) {
-            names.push(arn(&format!("{}{number}", principal.user_id)));
-        }
-        names
     }
 
     /// The failure that is due for this call, if any; it counts as happened.

@@ -12,7 +12,7 @@ use super::{
     report::Findings,
 };
 use crate::{
-    emulator::{Control, Emulator, Policy},
+    emulator::{Control, Emulator, OWN_SESSIONS, Policy},
     fixtures::{Document, MariaDb, Postgres, Sidecar, Sshd, eventually},
 };
 
@@ -48,11 +48,10 @@ impl Customer {
             Engine::MariaDb => Database::MariaDb(MariaDb::start().await?),
         };
         let sshd = Sshd::start().await?;
-        let own = "arn:aws:ssm:*:*:session/${aws:userid}-*";
         let policy = if resumable {
             Policy::full(INSTANCE)
         } else {
-            Policy::least_privilege(INSTANCE).allowing("ssm:TerminateSession", own)
+            Policy::least_privilege(INSTANCE).allowing("ssm:TerminateSession", OWN_SESSIONS)
         };
         let emulator = Emulator::builder()
             .instance(INSTANCE)
