@@ -4,6 +4,7 @@
 mod host_key;
 mod lane;
 mod resume;
+mod session_channel;
 mod supervise;
 
 use std::{

@@ -3,23 +3,22 @@
 use std::{
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
-use data_channel::DataChannel;
 use tokio::{
-    sync::{Mutex, Notify, oneshot},
-    time::{Instant, sleep, timeout},
+    sync::Notify,
+    time::{Instant, timeout},
 };
-use tracing::{Instrument as _, debug, info, info_span, warn};
+use tracing::{Instrument as _, debug, info, info_span};
 
-use super::{host_key, resume::Resume};
+use super::{host_key, session_channel::SessionChannel};
 use crate::{
-    driver::{self, Broken, Driver, Ended, SessionStream},
+    driver::{Broken, Driver, Ended, SessionStream},
     progress::Phase,
-    session::{self, ApiError, ApiErrorKind, Session, SessionApi},
+    session::{ApiError, ApiErrorKind, SessionApi},
     shutdown::Shutdown,
     ssh::{self, Connected, Ssh, SshError},
     websocket::{self, OpenError, OpeningSignature},
@@ -88,7 +87,7 @@ pub enum Finding {
 }
 
 impl Needs {
-    fn found(&self, finding: impl FnOnce() -> Finding) {
+    pub(super) fn found(&self, finding: impl FnOnce() -> Finding) {
         if let Some(observer) = &self.observer {
             observer.on_found(finding());
         }
@@ -121,7 +120,7 @@ pub struct Lane {
     pub agent_version: String,
     /// It takes no new connection while another lane can.
     leaving: AtomicBool,
-    carrier: Carrier,
+    channel: SessionChannel,
 }
 
 /// Why a lane could not be opened, or is over.
@@ -226,37 +225,37 @@ impl Lane {
         begin: impl Fn(Phase) + Send + Clone + 'static,
     ) -> Result<Self, LaneError> {
         let span = info_span!("lane", number);
-        let (carrier, stream) =
-            Carrier::start(needs, begin.clone()).instrument(span.clone()).await?;
-        let agent_version = carrier.agent_version.clone();
+        let (channel, stream) =
+            SessionChannel::start(needs, begin.clone()).instrument(span.clone()).await?;
+        let agent_version = channel.agent_version.clone();
         begin(Phase::Ssh);
-        let outcome = Self::authenticate(needs, config, &carrier, stream).instrument(span).await;
+        let outcome = Self::authenticate(needs, config, &channel, stream).instrument(span).await;
         let (ssh, connected) = match outcome {
             Ok(found) => found,
             Err(error) => {
                 // The caller reports at once; the process waits for the end of the session.
-                drop(carrier);
+                drop(channel);
                 return Err(error);
             }
         };
         let leaving = AtomicBool::new(false);
-        Ok(Self { number, ssh, connected, agent_version, leaving, carrier })
+        Ok(Self { number, ssh, connected, agent_version, leaving, channel })
     }
 
     async fn authenticate(
         needs: &Needs,
         config: &ssh_client::Config,
-        carrier: &Carrier,
+        channel: &SessionChannel,
         stream: SessionStream,
     ) -> Result<(Ssh, Connected), LaneError> {
         let port = needs.ssh_port;
-        let driver = carrier.driver.clone();
+        let driver = channel.driver.clone();
         let round_trip = move || driver.round_trip_bound();
         let ssh = ssh::start(stream, config.clone(), round_trip, needs.shutdown.tasks());
         match timeout(BANNER_WAIT, ssh.identified()).await {
             Ok(Ok(server)) => debug!(server, "sshd identified itself"),
             Ok(Err(error)) => {
-                return Err(match carrier.explain(error).await {
+                return Err(match channel.explain(error).await {
                     // How the agent ends when nothing listens at the port; other ends have other words.
                     LaneError::Channel(Ended::Closed(reason))
                         if reason.is_empty() || reason.contains("document process failed") =>
@@ -273,11 +272,11 @@ impl Lane {
             Ok(Connected { server, fingerprint, pinned }) => {
                 needs.found(|| Finding::Server { server, fingerprint, pinned });
             }
-            Err(error) => return Err(carrier.explain(error).await),
+            Err(error) => return Err(channel.explain(error).await),
         }
         match ssh.authenticated().await {
             Ok(connected) => Ok((ssh, connected)),
-            Err(error) => Err(carrier.explain(error).await),
+            Err(error) => Err(channel.explain(error).await),
         }
     }
 
@@ -285,30 +284,30 @@ impl Lane {
     pub async fn ended(&self) -> LaneError {
         tokio::select! {
             biased;
-            ended = self.carrier.driver.ended() => ended.into(),
-            error = self.ssh.ended() => self.carrier.explain(error).await,
+            ended = self.channel.driver.ended() => ended.into(),
+            error = self.ssh.ended() => self.channel.explain(error).await,
         }
     }
 
     /// When its data channel was opened, from which the service counts.
     pub fn opened(&self) -> Instant {
-        Instant::from_std(self.carrier.driver.began())
+        Instant::from_std(self.channel.driver.began())
     }
 
     /// Whether its path carries bytes at this moment, rather than being mended.
     pub fn is_up(&self) -> bool {
-        self.carrier.driver.is_up()
+        self.channel.driver.is_up()
     }
 
     /// Since when and why it does not, while its session is being resumed and after that was given up.
     pub fn broken(&self) -> Option<Broken> {
-        self.carrier.driver.broken()
+        self.channel.driver.broken()
     }
 
     /// Completes when its path has carried bytes for `time` without a break; never once it is over.
     /// Cancel-safe.
     pub async fn up_for(&self, time: Duration) {
-        self.carrier.driver.up_for(time).await;
+        self.channel.driver.up_for(time).await;
     }
 
     /// Keeps new connections away, as far as other lanes can take them, or lets them come again.
@@ -323,208 +322,25 @@ impl Lane {
 
     /// What the service calls its session.
     pub fn session_id(&self) -> &str {
-        &self.carrier.session_id
+        &self.channel.session_id
     }
 
     /// Ends the session by flag and by API, within `bound` each.
     pub async fn terminate(&self, bound: Duration) {
-        self.carrier.end(bound).await;
+        self.channel.end(bound).await;
     }
 
     /// Times the session was resumed.
     pub fn resumes(&self) -> u64 {
-        self.carrier.resumes.load(Relaxed)
+        self.channel.resumes.load(Relaxed)
     }
 
     /// The data channel.
     pub fn driver(&self) -> &Driver {
-        &self.carrier.driver
+        &self.channel.driver
     }
-}
-
-/// A session with its open data channel; ended on every way out.
-#[derive(Debug)]
-struct Carrier {
-    driver: Driver,
-    session_id: String,
-    agent_version: String,
-    resumes: Arc<AtomicU64>,
-    /// Taken by whoever ends it.
-    session: Arc<Mutex<Option<Session>>>,
-    shutdown: Shutdown,
-}
-
-impl Carrier {
-    /// Starts a session and opens its channel up to the end of the handshake.
-    ///
-    /// Runs as a task that is seen through even when nobody waits any more: a StartSession that was sent
-    /// must be answered before its session can be ended, and where only `ssm:StartSession` is allowed
-    /// the session can be ended by no other way than through its channel.
-    async fn start(
-        needs: &Arc<Needs>,
-        begin: impl Fn(Phase) + Send + 'static,
-    ) -> Result<(Self, SessionStream), LaneError> {
-        let (sender, receiver) = oneshot::channel();
-        let needs = Arc::clone(needs);
-        let tasks = needs.shutdown.tasks().clone();
-        let task = async move {
-            let outcome = Self::start_unattended(&needs, begin).await;
-            // Nobody waits: the drop ends the session.
-            if let Err(Ok((carrier, _))) = sender.send(outcome) {
-                carrier.end(END_BOUND).await;
-            }
-        };
-        tasks.spawn(task.in_current_span());
-        receiver.await.unwrap_or(Err(LaneError::Stopping))
-    }
-
-    async fn start_unattended(
-        needs: &Needs,
-        begin: impl Fn(Phase),
-    ) -> Result<(Self, SessionStream), LaneError> {
-        begin(Phase::StartSession);
-        let shutdown = &needs.shutdown;
-        let mut ahead = websocket::Ahead::new(&needs.stream);
-        let starting = session::start(Arc::clone(&needs.api), shutdown, needs.start);
-        let mut session = ahead.during(starting).await?;
-        info!(session = session.id(), "session started");
-        needs.found(|| Finding::Session(session.id().to_owned()));
-        begin(Phase::Session);
-        let resumes = Arc::new(AtomicU64::new(0));
-        let opening = Self::open_channel(needs, &mut session, ahead, &resumes);
-        let late = async {
-            shutdown.stopping().await;
-            sleep(OPEN_AFTER_STOP).await;
-        };
-        let opened = tokio::select! {
-            opened = opening => opened,
-            () = late => Err(LaneError::Stopping),
-        };
-        match opened {
-            Ok((driver, agent_version, stream)) => {
-                let session_id = session.id().to_owned();
-                let session = Arc::new(Mutex::new(Some(session)));
-                let shutdown = shutdown.clone();
-                let carrier =
-                    Self { driver, session_id, agent_version, resumes, session, shutdown };
-                Ok((carrier, stream))
-            }
-            Err(error) => {
-                if matches!(error, LaneError::Channel(Ended::Closed(_))) {
-                    session.mark_ended();
-                }
-                drop(session);
-                Err(error)
-            }
-        }
-    }
-
-    async fn open_channel(
-        needs: &Needs,
-        session: &mut Session,
-        ahead: websocket::Ahead<'_>,
-        resumes: &Arc<AtomicU64>,
-    ) -> Result<(Driver, String, SessionStream), LaneError> {
-        let settings = data_channel::Config {
-            message_bytes: needs.message_bytes,
-            ..data_channel::Config::default()
-        };
-        let seed = uuid::Uuid::new_v4().as_u128();
-        let mut channel = DataChannel::new(settings, now(), unix_ms(), seed);
-        let url = session.stream_url().to_owned();
-        let opening = channel.opening(session.token());
-        let socket = websocket::open(&needs.stream, &*needs.api, &url, opening, ahead).await?;
-        if socket.signature() == OpeningSignature::UnsignedAfterRefusal {
-            warn!(
-                "the signed opening of the data channel was refused, the unsigned one was not: allow \
-                 `ssmmessages:OpenDataChannel` on `arn:aws:ssm:*:*:session/${{aws:userid}}-*`"
-            );
-        }
-        let signature = socket.signature();
-        let resume = Resume::new(needs, session.id().to_owned(), url, Arc::clone(resumes));
-        let (driver, stream) = driver::spawn(
-            channel,
-            socket,
-            resume,
-            Arc::clone(&needs.path_changed),
-            needs.shutdown.tasks(),
-        );
-        let agent_version = driver.opened().await?;
-        needs.found(|| Finding::Channel { agent_version: agent_version.clone(), signature });
-        Ok((driver, agent_version, stream))
-    }
-
-    /// The end of the session explains the end of the stream in it.
-    async fn explain(&self, error: SshError) -> LaneError {
-        if !matches!(error, SshError::StreamEnded) {
-            return error.into();
-        }
-        match timeout(EXPLAIN_WAIT, self.driver.ended()).await {
-            Ok(ended) => ended.into(),
-            Err(_) => error.into(),
-        }
-    }
-
-    /// Ends the session by flag and, where allowed, by API; does nothing the second time.
-    async fn end(&self, bound: Duration) {
-        let Some(mut session) = self.session.lock().await.take() else { return };
-        let flagged = self.driver.terminate(bound).await;
-        debug!(flagged, "terminate flag");
-        if let Some(Ended::Closed(_)) = self.driver.try_ended() {
-            session.mark_ended();
-        }
-        self.driver.abandon();
-        end_by_api(session, flagged).await;
-    }
-}
-
-impl Drop for Carrier {
-    fn drop(&mut self) {
-        let Ok(mut slot) = self.session.try_lock() else { return };
-        let Some(session) = slot.take() else { return };
-        drop(slot);
-        let ending = Self {
-            driver: self.driver.clone(),
-            session_id: self.session_id.clone(),
-            agent_version: String::new(),
-            resumes: Arc::clone(&self.resumes),
-            session: Arc::new(Mutex::new(Some(session))),
-            shutdown: self.shutdown.clone(),
-        };
-        self.shutdown
-            .spawn_to_its_end(async move { ending.end(END_BOUND).await }.in_current_span());
-    }
-}
-
-/// `flagged`: the agent was told already, and heard it.
-async fn end_by_api(session: Session, flagged: bool) {
-    let id = session.id().to_owned();
-    match session.terminate().await {
-        Ok(()) => (),
-        // Refused where only `ssm:StartSession` is allowed; the flag has done it then.
-        Err(error) if flagged => debug!(%error, "TerminateSession was not done"),
-        Err(error) => warn!(session = id, %error, "session left to its idle time-out"),
-    }
-}
-
-fn now() -> std::time::Instant {
-    Instant::now().into_std()
-}
-
-fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// sshd's identification comes 1 to 15 ms after the handshake (seen with the real agent); a port that
 /// nobody listens on shows only as silence for a minute.
 const BANNER_WAIT: Duration = Duration::from_secs(8);
-
-/// The channel's own reason may follow the end of the stream by a moment.
-const EXPLAIN_WAIT: Duration = Duration::from_millis(500);
-
-/// How long an opening may go on after the stop, so that its session can be ended through its channel.
-const OPEN_AFTER_STOP: Duration = Duration::from_millis(1500);
-
-/// For the agent to acknowledge the flag and to close.
-pub(super) const END_BOUND: Duration = Duration::from_secs(2);

@@ -23,7 +23,7 @@ use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::Fu
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
-use super::{Change, Lane, LaneError, Lanes, lane::END_BOUND, staying};
+use super::{Change, Lane, LaneError, Lanes, session_channel::END_BOUND, staying};
 use crate::session::ApiErrorKind;
 
 /// The loop that keeps lanes open; it alone opens further ones.
