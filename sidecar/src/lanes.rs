@@ -1,8 +1,10 @@
 //! One to N lanes, each an SSM session with the SSH connection in it: which lane takes a connection, and
 //! what all of them add up to. When lanes are opened and replaced is decided in `supervise`.
 
+mod error;
 mod host_key;
 mod lane;
+mod needs;
 mod resume;
 mod session_channel;
 mod supervise;
@@ -25,8 +27,10 @@ use tokio::{
 use self::supervise::Supervisor;
 use crate::ssh::{Channel, OpenError, SshError};
 
+pub use error::LaneError;
 pub use host_key::Type as HostKeyType;
-pub use lane::{Finding, Lane, LaneError, Needs, Observer, Target};
+pub use lane::Lane;
+pub use needs::{Finding, Needs, Observer, Target};
 
 /// All lanes of this process.
 #[derive(Debug)]

@@ -2,110 +2,26 @@
 
 use std::{
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
 };
 
-use tokio::{
-    sync::Notify,
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 use tracing::{Instrument as _, debug, info, info_span};
 
-use super::{host_key, session_channel::SessionChannel};
+use super::{
+    error::LaneError,
+    host_key,
+    needs::{Finding, Needs},
+    session_channel::SessionChannel,
+};
 use crate::{
     driver::{Broken, Driver, Ended, SessionStream},
     progress::Phase,
-    session::{ApiError, ApiErrorKind, SessionApi},
-    shutdown::Shutdown,
-    ssh::{self, Connected, Ssh, SshError},
-    websocket::{self, OpenError, OpeningSignature},
+    ssh::{self, Connected, Ssh},
 };
-
-/// What every lane of this process is made from.
-#[derive(Debug)]
-pub struct Needs {
-    /// The control plane.
-    pub api: Arc<dyn SessionApi>,
-    /// How to reach the service's stream host.
-    pub stream: websocket::Settings,
-    /// Payload of each message towards the agent, in bytes.
-    pub message_bytes: usize,
-    /// The bastion's sshd, user, key and pins.
-    pub ssh: ssh_client::Config,
-    /// The type of host key to ask for, once a fingerprint was found to be of it.
-    pub host_key_type: OnceLock<host_key::Type>,
-    /// For hints: where the bastion's sshd should listen.
-    pub ssh_port: u16,
-    /// The database.
-    pub target: Target,
-    /// How many lanes may be open at once.
-    pub sessions: usize,
-    /// How long a broken path may take to come back.
-    pub reconnect: Duration,
-    /// How long the service leaves a data channel open.
-    pub channel_life: Duration,
-    /// How long a start may go on trying what may pass.
-    pub start: Duration,
-    /// Notified when a lane's WebSocket breaks and when its session is resumed.
-    pub path_changed: Arc<Notify>,
-    /// Hears what a start finds out on its way, for whoever wants to know more than the outcome.
-    pub observer: Option<Arc<dyn Observer>>,
-    /// The tasks and the stop signal of the process.
-    pub shutdown: Shutdown,
-}
-
-/// Hears what the start of a lane finds out.
-pub trait Observer: Send + Sync + std::fmt::Debug {
-    /// Called from the lane's task; must not block.
-    fn on_found(&self, finding: Finding);
-}
-
-/// What the start of a lane has found out.
-#[derive(Clone, Debug)]
-pub enum Finding {
-    /// The id of the session that was started.
-    Session(String),
-    /// The data channel is open.
-    Channel {
-        /// As it said.
-        agent_version: String,
-        /// How the opening was signed.
-        signature: OpeningSignature,
-    },
-    /// The key exchange is done; authentication is next.
-    Server {
-        /// Its identification.
-        server: String,
-        /// `SHA256:…`.
-        fingerprint: String,
-        /// Whether the document pins it.
-        pinned: bool,
-    },
-}
-
-impl Needs {
-    pub(super) fn found(&self, finding: impl FnOnce() -> Finding) {
-        if let Some(observer) = &self.observer {
-            observer.on_found(finding());
-        }
-    }
-
-    fn pins_fingerprints(&self) -> bool {
-        self.ssh.pins.iter().any(|pin| matches!(pin, ssh_client::HostKeyPin::Fingerprint(_)))
-    }
-}
-
-/// Where connections lead.
-#[derive(Clone, Debug)]
-pub struct Target {
-    /// As the bastion resolves it.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
-}
 
 /// An open lane.
 #[derive(Debug)]
@@ -121,63 +37,6 @@ pub struct Lane {
     /// It takes no new connection while another lane can.
     leaving: AtomicBool,
     channel: SessionChannel,
-}
-
-/// Why a lane could not be opened, or is over.
-#[derive(Debug, thiserror::Error)]
-pub enum LaneError {
-    /// The SSM API refused or could not be reached.
-    #[error(transparent)]
-    Api(#[from] ApiError),
-    /// The data channel's WebSocket could not be opened.
-    #[error(transparent)]
-    Stream(#[from] OpenError),
-    /// The data channel ended.
-    #[error(transparent)]
-    Channel(#[from] Ended),
-    /// The SSH connection ended.
-    #[error(transparent)]
-    Ssh(#[from] SshError),
-    /// The session stands, but sshd is silent.
-    #[error("sshd does not answer on port {port} of the bastion")]
-    NoSshd {
-        /// `bastion.ssh_port`.
-        port: u16,
-        /// What the agent said about it, if anything.
-        reason: String,
-    },
-    /// Somebody answers at sshd's port, but does not speak SSH.
-    #[error("what answers on port {port} of the bastion does not identify itself as an SSH server")]
-    NotSsh {
-        /// `bastion.ssh_port`.
-        port: u16,
-    },
-    /// The time for a new lane is used up.
-    #[error("the path was lost and did not come back in time")]
-    NotReplaced(#[source] Box<Self>),
-    /// The process is stopping.
-    #[error("stopping")]
-    Stopping,
-}
-
-impl LaneError {
-    /// Whether trying again within seconds makes sense, where a lane has been open before.
-    pub fn may_pass(&self) -> bool {
-        match self {
-            // Renewed ones may be on their way over stdin.
-            Self::Api(error) if error.kind() == ApiErrorKind::CredentialsExpired => true,
-            Self::Api(error) => error.may_pass(),
-            // To whom it was open before, an answer but "not allowed" is the service's own trouble.
-            Self::Stream(OpenError::Refused { status, .. }) => !matches!(status, 401 | 403),
-            Self::Stream(error) => error.may_pass(),
-            Self::Channel(_) | Self::NoSshd { .. } | Self::Ssh(SshError::StreamEnded) => true,
-            Self::Ssh(SshError::Protocol(error)) => !matches!(
-                **error,
-                ssh_client::Error::HostKeyMismatch { .. } | ssh_client::Error::AuthRejected { .. }
-            ),
-            Self::NotSsh { .. } | Self::NotReplaced(_) | Self::Stopping => false,
-        }
-    }
 }
 
 impl Lane {

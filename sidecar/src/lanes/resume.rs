@@ -14,7 +14,7 @@ use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
 
-use super::lane::Needs;
+use super::needs::Needs;
 use crate::{
     driver::{Ended, Reconnect, Trouble},
     session::{ApiErrorKind, SessionApi},

@@ -13,7 +13,8 @@ use tokio::{
 use tracing::{Instrument as _, debug, info, warn};
 
 use super::{
-    lane::{Finding, LaneError, Needs},
+    error::LaneError,
+    needs::{Finding, Needs},
     resume::Resume,
 };
 use crate::{
