@@ -185,7 +185,7 @@ impl Job {
                 "host key accepted unseen: pin it in `bastion.ssh_host_key`"
             );
         }
-        info!(agent = lane.agent_version, sshd = found.server, "lane open");
+        info!(agent = lane.agent_version(), sshd = found.server, "lane open");
         let lanes = Arc::new(Lanes::new(Arc::clone(&self.needs), lane));
         *self.lanes.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&lanes));
         self.progress.begin(Phase::Target);

@@ -32,8 +32,6 @@ pub struct Lane {
     pub ssh: Ssh,
     /// What the SSH handshake found.
     pub connected: Connected,
-    /// The agent's version, as it said.
-    pub agent_version: String,
     /// It takes no new connection while another lane can.
     leaving: AtomicBool,
     channel: SessionChannel,
@@ -86,7 +84,6 @@ impl Lane {
         let span = info_span!("lane", number);
         let (channel, stream) =
             SessionChannel::start(needs, begin.clone()).instrument(span.clone()).await?;
-        let agent_version = channel.agent_version.clone();
         begin(Phase::Ssh);
         let outcome = Self::authenticate(needs, config, &channel, stream).instrument(span).await;
         let (ssh, connected) = match outcome {
@@ -98,7 +95,7 @@ impl Lane {
             }
         };
         let leaving = AtomicBool::new(false);
-        Ok(Self { number, ssh, connected, agent_version, leaving, channel })
+        Ok(Self { number, ssh, connected, leaving, channel })
     }
 
     async fn authenticate(
@@ -184,7 +181,15 @@ impl Lane {
         &self.channel.session_id
     }
 
-    /// Ends the session by flag and by API, within `bound` each.
+    /// The agent's version, as it said.
+    pub fn agent_version(&self) -> &str {
+        &self.channel.agent_version
+    }
+
+    /// Ends the session by flag within `bound` and, where allowed, by API; does nothing the second time.
+    ///
+    /// Cancel-safe: when dropped before its end, the session is ended by API in the background. The flag may
+    /// not have been sent by then.
     pub async fn terminate(&self, bound: Duration) {
         self.channel.end(bound).await;
     }

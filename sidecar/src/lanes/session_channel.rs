@@ -1,13 +1,13 @@
 //! A session with its data channel, below the SSH connection.
 
 use std::{
-    sync::{Arc, atomic::AtomicU64},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
     time::{Duration, SystemTime},
 };
 
 use data_channel::DataChannel;
 use tokio::{
-    sync::{Mutex, oneshot},
+    sync::oneshot,
     time::{Instant, sleep, timeout},
 };
 use tracing::{Instrument as _, debug, info, warn};
@@ -31,10 +31,12 @@ use crate::{
 pub(super) struct SessionChannel {
     pub(super) driver: Driver,
     pub(super) session_id: String,
+    /// As the agent said.
     pub(super) agent_version: String,
+    /// Times the session was resumed.
     pub(super) resumes: Arc<AtomicU64>,
     /// Taken by whoever ends it.
-    session: Arc<Mutex<Option<Session>>>,
+    session: Mutex<Option<Session>>,
     shutdown: Shutdown,
 }
 
@@ -53,7 +55,7 @@ impl SessionChannel {
         let tasks = needs.shutdown.tasks().clone();
         let task = async move {
             let outcome = Self::start_unattended(&needs, begin).await;
-            // Nobody waits: the drop ends the session.
+            // Nobody waits any more.
             if let Err(Ok((channel, _))) = sender.send(outcome) {
                 channel.end(END_BOUND).await;
             }
@@ -87,7 +89,7 @@ impl SessionChannel {
         match opened {
             Ok((driver, agent_version, stream)) => {
                 let session_id = session.id().to_owned();
-                let session = Arc::new(Mutex::new(Some(session)));
+                let session = Mutex::new(Some(session));
                 let shutdown = shutdown.clone();
                 let channel =
                     Self { driver, session_id, agent_version, resumes, session, shutdown };
@@ -150,33 +152,48 @@ impl SessionChannel {
     }
 
     /// Ends the session by flag and, where allowed, by API; does nothing the second time.
+    ///
+    /// Cancel-safe as [`Ending::carry_out`] is.
     pub(super) async fn end(&self, bound: Duration) {
-        let Some(mut session) = self.session.lock().await.take() else { return };
-        let flagged = self.driver.terminate(bound).await;
-        debug!(flagged, "terminate flag");
-        if let Some(Ended::Closed(_)) = self.driver.try_ended() {
-            session.mark_ended();
+        if let Some(ending) = self.take_ending() {
+            ending.carry_out(bound).await;
         }
-        self.driver.abandon();
-        end_by_api(session, flagged).await;
+    }
+
+    fn take_ending(&self) -> Option<Ending> {
+        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        Some(Ending { driver: self.driver.clone(), session })
     }
 }
 
 impl Drop for SessionChannel {
     fn drop(&mut self) {
-        let Ok(mut slot) = self.session.try_lock() else { return };
-        let Some(session) = slot.take() else { return };
-        drop(slot);
-        let ending = Self {
-            driver: self.driver.clone(),
-            session_id: self.session_id.clone(),
-            agent_version: String::new(),
-            resumes: Arc::clone(&self.resumes),
-            session: Arc::new(Mutex::new(Some(session))),
-            shutdown: self.shutdown.clone(),
-        };
-        self.shutdown
-            .spawn_to_its_end(async move { ending.end(END_BOUND).await }.in_current_span());
+        if let Some(ending) = self.take_ending() {
+            let ending = async move { ending.carry_out(END_BOUND).await };
+            self.shutdown.spawn_to_its_end(ending.in_current_span());
+        }
+    }
+}
+
+/// What is left to do with a session: to end it, once.
+struct Ending {
+    driver: Driver,
+    session: Session,
+}
+
+impl Ending {
+    /// Ends the session by flag within `bound`, and where allowed by API.
+    ///
+    /// Cancel-safe: when dropped before its end, the session is ended by API in the background; the flag may
+    /// have been sent by then.
+    async fn carry_out(mut self, bound: Duration) {
+        let flagged = self.driver.terminate(bound).await;
+        debug!(flagged, "terminate flag");
+        if let Some(Ended::Closed(_)) = self.driver.try_ended() {
+            self.session.mark_ended();
+        }
+        self.driver.abandon();
+        end_by_api(self.session, flagged).await;
     }
 }
 
