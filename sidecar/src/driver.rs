@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use crate::{
+    clock::now,
     wakers::{Waiter, Waiters},
     websocket::WebSocket,
 };
@@ -402,10 +403,6 @@ impl Task {
         })
         .await;
     }
-}
-
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }
 
 /// A socket that lasts so long was worth opening, even if nothing was to be said on it.

@@ -63,5 +63,7 @@ pub mod listen;
 
 pub mod error;
 
+mod clock;
+
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;

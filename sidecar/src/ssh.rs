@@ -10,18 +10,15 @@ mod connection;
 mod state;
 
 use std::{
-    convert::Infallible,
-    future::poll_fn,
-    net::SocketAddr,
-    sync::Arc,
-    task::Poll,
-    time::{Duration, Instant},
+    convert::Infallible, future::poll_fn, net::SocketAddr, sync::Arc, task::Poll, time::Duration,
 };
 
 use ssh_client::{Client, Config, Error};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, info_span};
+
+use crate::clock::now;
 
 use connection::Connection;
 use state::{ChannelState, Handshake, Life, Shared, State};
@@ -229,10 +226,6 @@ impl Drop for Alive {
     fn drop(&mut self) {
         self.shared.lock().leave();
     }
-}
-
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }
 
 #[cfg(test)]

@@ -14,9 +14,11 @@ use tokio::time::{Sleep, sleep_until};
 use super::{
     Ended, Shared,
     liveness::{Liveness, Verdict},
-    now,
 };
-use crate::websocket::{Frame, WebSocket};
+use crate::{
+    clock::now,
+    websocket::{Frame, WebSocket},
+};
 
 /// The life of one socket.
 pub(super) struct Exchange<'a> {

@@ -8,7 +8,7 @@ use std::{
 use data_channel::DataChannel;
 use tokio::{
     sync::oneshot,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 use tracing::{Instrument as _, debug, info, warn};
 
@@ -18,6 +18,7 @@ use super::{
     resume::Resume,
 };
 use crate::{
+    clock::now,
     driver::{self, Driver, Ended, SessionStream},
     progress::Phase,
     session::{self, Session},
@@ -206,10 +207,6 @@ async fn end_by_api(session: Session, flagged: bool) {
         Err(error) if flagged => debug!(%error, "TerminateSession was not done"),
         Err(error) => warn!(session = id, %error, "session left to its idle time-out"),
     }
-}
-
-fn now() -> std::time::Instant {
-    Instant::now().into_std()
 }
 
 fn unix_ms() -> u64 {

@@ -16,9 +16,10 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
-    SshError, now,
+    SshError,
     state::{Life, Shared},
 };
+use crate::clock::now;
 
 /// The loop: what arrived, what is to be sent, and the clock, until nothing moves.
 pub(super) struct Connection<S, R> {
