@@ -64,6 +64,7 @@ pub mod listen;
 pub mod error;
 
 mod clock;
+mod pauses;
 
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;

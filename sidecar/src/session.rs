@@ -14,7 +14,6 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use backon::{BackoffBuilder as _, ExponentialBuilder};
 use futures_util::future::BoxFuture;
 use http::{HeaderName, HeaderValue, Uri};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -26,7 +25,7 @@ use tokio::{
 use tracing::{Instrument as _, debug, info, warn};
 use zeroize::Zeroizing;
 
-use crate::shutdown::Shutdown;
+use crate::{pauses::Pauses, shutdown::Shutdown};
 
 pub use crate::aws::{ApiError, ApiErrorKind};
 
@@ -184,7 +183,7 @@ async fn start_with_retries(
     caller: &mut oneshot::Sender<Result<Session, ApiError>>,
 ) -> Result<Session, ApiError> {
     let began = Instant::now();
-    let mut pauses = pauses();
+    let mut pauses = Pauses::new(FIRST_PAUSE);
     let mut unknown = 0;
     loop {
         let error = match api.start().await {
@@ -197,7 +196,7 @@ async fn start_with_retries(
             _ if error.may_pass() => retries.budget,
             _ => return Err(error),
         };
-        let pause = pauses.next().unwrap_or(MAX_PAUSE);
+        let pause = pauses.next_pause();
         if began.elapsed() + pause >= budget || unknown > MAX_UNKNOWN {
             return Err(error);
         }
@@ -293,7 +292,7 @@ pub(crate) async fn terminate_with_retries(
 ) -> Result<(), ApiError> {
     let mut last = None;
     let attempts = async {
-        let mut pauses = pauses();
+        let mut pauses = Pauses::new(FIRST_PAUSE);
         loop {
             match api.terminate(id).await {
                 Ok(()) => return Ok(()),
@@ -304,7 +303,7 @@ pub(crate) async fn terminate_with_retries(
                     last = Some(error);
                 }
             }
-            sleep(pauses.next().unwrap_or(MAX_PAUSE)).await;
+            sleep(pauses.next_pause()).await;
         }
     };
     let patience = async {
@@ -321,20 +320,8 @@ pub(crate) async fn terminate_with_retries(
     Err(last.unwrap_or_else(|| ApiError::timed_out("TerminateSession")))
 }
 
-fn pauses() -> backon::ExponentialBackoff {
-    ExponentialBuilder::default()
-        .with_min_delay(MIN_PAUSE)
-        .with_max_delay(MAX_PAUSE)
-        .without_max_times()
-        .with_jitter()
-        .build()
-}
-
-/// Pause before the second attempt, without the jitter that is added to it.
-const MIN_PAUSE: Duration = Duration::from_millis(200);
-
-/// Longest pause between attempts, without the jitter.
-const MAX_PAUSE: Duration = Duration::from_secs(5);
+/// Before the second attempt.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
 /// Attempts of unknown outcome after which one more may be made.
 const MAX_UNKNOWN: u32 = 1;

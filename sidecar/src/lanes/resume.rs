@@ -10,13 +10,13 @@ use std::{
     time::Duration,
 };
 
-use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
 
 use super::needs::Needs;
 use crate::{
     driver::{Ended, Reconnect, Trouble},
+    pauses::Pauses,
     session::{ApiErrorKind, SessionApi},
     websocket::{self, Ahead, OpenError, WebSocket},
 };
@@ -138,20 +138,15 @@ impl Reconnect for Resume {
 #[derive(Debug)]
 struct Patience {
     deadline: Instant,
-    pauses: ExponentialBackoff,
+    pauses: Pauses,
     /// Openings in a row that the service has refused though it had just named the way.
     refusals: u32,
 }
 
 impl Patience {
     fn new(budget: Duration) -> Self {
-        let pauses = ExponentialBuilder::default()
-            .with_min_delay(FIRST_PAUSE)
-            .with_max_delay(LONGEST_PAUSE)
-            .without_max_times()
-            .with_jitter()
-            .build();
-        Self { deadline: Instant::now() + budget, pauses, refusals: 0 }
+        let deadline = Instant::now() + budget;
+        Self { deadline, pauses: Pauses::new(FIRST_PAUSE), refusals: 0 }
     }
 
     /// Waits before the next attempt.
@@ -160,7 +155,7 @@ impl Patience {
     ///
     /// [`Ended::Lost`] for `reason` when there is no time left for one.
     async fn pause(&mut self, reason: &str) -> Result<(), Ended> {
-        let pause = self.pauses.next().unwrap_or(LONGEST_PAUSE);
+        let pause = self.pauses.next_pause();
         if Instant::now() + pause >= self.deadline {
             return Err(Ended::Lost(reason.to_owned()));
         }
@@ -171,9 +166,6 @@ impl Patience {
 
 /// Before the second attempt; the plugin's own figure.
 const FIRST_PAUSE: Duration = Duration::from_millis(150);
-
-/// Between later attempts.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// A new session is worth more than a further attempt once the service has refused so many openings in a row.
 const MAXIMUM_REFUSALS: u32 = 5;

@@ -18,13 +18,12 @@
 
 use std::{future::pending, sync::Arc, time::Duration};
 
-use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
 use super::{Change, Lane, LaneError, Lanes, session_channel::END_BOUND, staying};
-use crate::session::ApiErrorKind;
+use crate::{pauses::Pauses, session::ApiErrorKind};
 
 /// The loop that keeps lanes open; it alone opens further ones.
 pub(super) struct Supervisor<'a, F> {
@@ -58,7 +57,7 @@ struct Outage {
     /// When a lane was open again: soon lost too, it has mended nothing.
     mended: Option<Instant>,
     last: LaneError,
-    pauses: ExponentialBackoff,
+    pauses: Pauses,
 }
 
 impl<'a, F: Fn(Change)> Supervisor<'a, F> {
@@ -199,7 +198,7 @@ impl<'a, F: Fn(Change)> Supervisor<'a, F> {
         }
         warn!(%error, "no new session yet");
         outage.last = error;
-        self.not_before = Instant::now() + outage.pauses.next().unwrap_or(LONGEST_PAUSE);
+        self.not_before = Instant::now() + outage.pauses.next_pause();
         if self.not_before >= outage.deadline {
             return Err(outage.give_up());
         }
@@ -247,7 +246,7 @@ impl<'a, F: Fn(Change)> Supervisor<'a, F> {
         let unmended =
             |outage: &Outage| outage.mended.is_none_or(|mended| mended.elapsed() < STEADY);
         let outage = if let Some(mut outage) = self.outage.take().filter(unmended) {
-            self.not_before = now + outage.pauses.next().unwrap_or(LONGEST_PAUSE);
+            self.not_before = now + outage.pauses.next_pause();
             // Only time without a path is used up, however often it breaks.
             let carried = outage.mended.take().map_or(Duration::ZERO, |mended| mended.elapsed());
             outage.deadline += carried;
@@ -261,7 +260,7 @@ impl<'a, F: Fn(Change)> Supervisor<'a, F> {
             }
             let since = lane.broken().map_or(now, |broken| Instant::from_std(broken.since));
             let deadline = (since + reconnect).max(now + reconnect / 6);
-            Outage { deadline, mended: None, last: reason, pauses: pauses() }
+            Outage { deadline, mended: None, last: reason, pauses: Pauses::new(FIRST_PAUSE) }
         };
         self.outage = Some(outage);
     }
@@ -372,20 +371,8 @@ async fn completed<T>(slot: &mut Option<BoxFuture<'_, T>>) -> T {
     output
 }
 
-fn pauses() -> ExponentialBackoff {
-    ExponentialBuilder::default()
-        .with_min_delay(FIRST_PAUSE)
-        .with_max_delay(LONGEST_PAUSE)
-        .without_max_times()
-        .with_jitter()
-        .build()
-}
-
 /// Before the second attempt to end an outage.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
-
-/// Between later attempts.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Pause after a lane that nobody waits for could not be opened.
 const ADD_PAUSE: Duration = Duration::from_secs(5);
