@@ -1,5 +1,5 @@
 //! One to N lanes, each an SSM session with the SSH connection in it: which lane takes a connection, and
-//! what all of them add up to. When lanes are opened and replaced is decided in `supervise`.
+//! what all of them add up to. When lanes are opened and replaced is decided in `upkeep`, and done in `supervise`.
 
 mod error;
 mod host_key;
@@ -8,6 +8,7 @@ mod needs;
 mod resume;
 mod session_channel;
 mod supervise;
+mod upkeep;
 
 use std::{
     net::SocketAddr,

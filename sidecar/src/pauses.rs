@@ -14,14 +14,24 @@ pub(crate) struct Pauses(ExponentialBackoff);
 impl Pauses {
     /// Begins with `first`, before what is added by chance.
     pub(crate) fn new(first: Duration) -> Self {
+        Self::seeded(first, seed())
+    }
+
+    /// As [`new`](Self::new), for state machines that know no chance of their own: the same for each `seed`.
+    pub(crate) fn seeded(first: Duration, seed: u64) -> Self {
         let builder = ExponentialBuilder::default().with_min_delay(first).with_max_delay(LONGEST);
-        Self(builder.without_max_times().with_jitter().build())
+        Self(builder.without_max_times().with_jitter().with_jitter_seed(seed).build())
     }
 
     /// The pause before the next attempt.
     pub(crate) fn next_pause(&mut self) -> Duration {
         self.0.next().unwrap_or(LONGEST)
     }
+}
+
+/// A seed by chance.
+pub(crate) fn seed() -> u64 {
+    uuid::Uuid::new_v4().as_u64_pair().0
 }
 
 /// Before what is added by chance.

@@ -5,10 +5,10 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tracing::{Instrument as _, debug, info, info_span};
 
 use super::{
@@ -147,7 +147,7 @@ impl Lane {
 
     /// When its data channel was opened, from which the service counts.
     pub fn opened(&self) -> Instant {
-        Instant::from_std(self.channel.driver.began())
+        self.channel.driver.began()
     }
 
     /// Whether its path carries bytes at this moment, rather than being mended.
