@@ -170,12 +170,18 @@ impl Lanes {
     /// Keeps lanes open, and makes them before they break, until one is wanted, lost and cannot be
     /// replaced: then returns why.
     ///
-    /// `on_change` hears when the last lane is lost and when there is one again.
+    /// `on_change` hears when the last lane is lost and when there is one again. Called once, for as long as
+    /// the job lasts.
+    ///
+    /// Cancel-safe: a lane that is being opened is given up, and what was started of it is ended; those that
+    /// are open stay.
     pub async fn supervise(&self, on_change: impl Fn(Change)) -> LaneError {
         Supervisor::new(self, on_change).run().await
     }
 
-    /// Ends every session; each within `bound`.
+    /// Ends every session, all at once: by flag, each within `bound`, then by API where that is allowed.
+    ///
+    /// Cancel-safe: when dropped before its end, the sessions are ended by API in the background.
     pub async fn terminate(&self, bound: Duration) {
         drop(self.proof.lock().unwrap_or_else(PoisonError::into_inner).take());
         let lanes = self.open.send_replace(Vec::new());
