@@ -5,6 +5,7 @@ mod error;
 mod host_key;
 mod lane;
 mod needs;
+mod patience;
 mod resume;
 mod session_channel;
 mod supervise;
