@@ -322,6 +322,8 @@ fn openings_are_tried_again_with_growing_pauses_for_as_long_as_there_is_time() {
             let pause = desk.now - failed;
             assert!((least..=2 * least + SECOND / 100).contains(&pause), "{pause:?} for {least:?}");
             least = (2 * least).min(LONGEST_PAUSE / 2);
+        } else {
+            assert_eq!(desk.now, failed, "nobody waits for a time in which nothing is tried");
         }
     }
     let took = desk.now - began;
@@ -466,6 +468,37 @@ fn further_lanes_are_opened_when_wanted_one_after_another_up_to_the_number_allow
     desk.wanted();
     desk.pass(LIFE);
     assert!(desk.noted().is_empty());
+}
+
+#[test]
+fn lane_that_could_not_be_added_is_not_tried_again_before_somebody_wants_it() {
+    let mut desk = Desk::answered(2, Answer::Allowed);
+    desk.wanted();
+    desk.open_failed(lasting());
+    desk.pass(LIFE);
+    assert_eq!(desk.noted(), ["open"]);
+    desk.wanted();
+    desk.open_failed(passing());
+    desk.wanted();
+    desk.pass(just_before(ADD_PAUSE));
+    assert_eq!(desk.noted(), ["open"]);
+    desk.pass(MOMENT);
+    assert_eq!(desk.noted(), ["open"]);
+}
+
+#[test]
+fn oldest_lane_is_succeeded_first() {
+    let mut desk = Desk::answered(2, Answer::Refused);
+    desk.pass(LIFE / 2);
+    desk.wanted();
+    desk.opened();
+    desk.pass(LIFE / 2);
+    assert_eq!(desk.noted(), ["open", "ask 1"]);
+    desk.answer(Answer::Refused);
+    desk.opened();
+    assert_eq!(desk.noted(), ["open", "leave 1", "retire 1"]);
+    desk.pass(LIFE / 2);
+    assert_eq!(desk.noted(), ["ask 2"]);
 }
 
 #[test]
