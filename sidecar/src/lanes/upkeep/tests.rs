@@ -141,7 +141,9 @@ impl Desk {
             self.work();
         }
         self.now = until;
+        let before = self.noted.len();
         self.work();
+        assert_eq!(self.noted.len(), before, "no turn was asked for: {:?}", self.noted);
     }
 
     /// The lane that was asked for is open.
@@ -368,6 +370,19 @@ fn lane_that_is_soon_lost_again_has_mended_nothing_but_its_time_is_not_charged()
 }
 
 #[test]
+fn last_loss_is_named_when_the_tunnel_is_given_up() {
+    let mut desk = Desk::answered(1, Answer::Allowed);
+    desk.ended(1);
+    desk.open_failed(expired());
+    desk.pass(SECOND);
+    let lane = desk.opened();
+    desk.ended(lane);
+    desk.pass(RECONNECT);
+    let Some(LaneError::NotReplaced(cause)) = &desk.gave_up else { panic!("{desk:?}") };
+    assert_eq!(cause.to_string(), LOST);
+}
+
+#[test]
 fn lane_that_lasts_a_while_has_ended_the_outage() {
     let mut desk = Desk::answered(1, Answer::Allowed);
     desk.ended(1);
@@ -437,6 +452,8 @@ fn lane_whose_successor_is_lost_takes_connections_again_until_it_is_succeeded_ag
     assert_eq!(desk.noted(), ["open"], "no lane is to stay");
     desk.emptied(1, 0);
     assert_eq!(desk.noted(), ["return 1"]);
+    desk.emptied(1, 0);
+    assert!(desk.noted().is_empty(), "it is to stay, used or not");
     desk.opened();
     assert_eq!(desk.noted(), ["leave 1"]);
 }
