@@ -1,6 +1,6 @@
 //! Carries out what [`Upkeep`] decides about the lanes, and tells it what becomes of them.
 
-use std::{collections::BTreeMap, future::pending, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::pending, ops::ControlFlow, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::{sleep, sleep_until};
@@ -59,19 +59,18 @@ impl<'a, F: Fn(Change)> Supervisor<'a, F> {
     /// Runs until the last lane is lost and cannot be replaced; returns why. Cancel-safe.
     pub(super) async fn run(mut self) -> LaneError {
         loop {
-            let path = self.path();
-            while let Some(action) = self.upkeep.poll_action(now(), &path) {
-                if let Action::GiveUp(error) = action {
+            let (now, path) = (now(), self.path());
+            while let Some(action) = self.upkeep.poll_action(now, &path) {
+                if let ControlFlow::Break(error) = self.carry_out(action) {
                     return error;
                 }
-                self.carry_out(action);
             }
-            self.step().await;
+            let timeout = self.upkeep.poll_timeout(now);
+            self.step(timeout).await;
         }
     }
 
-    async fn step(&mut self) {
-        let timeout = self.upkeep.poll_timeout(now());
+    async fn step(&mut self, timeout: Option<Instant>) {
         let timeout = async {
             match timeout {
                 Some(timeout) => sleep_until(timeout.into()).await,
@@ -102,7 +101,7 @@ impl<'a, F: Fn(Change)> Supervisor<'a, F> {
         Path::Broken(self.lanes.open.borrow().iter().find_map(why))
     }
 
-    fn carry_out(&mut self, action: Action) {
+    fn carry_out(&mut self, action: Action) -> ControlFlow<LaneError> {
         match action {
             Action::Open => {
                 let number = self.lanes.number();
@@ -136,8 +135,9 @@ impl<'a, F: Fn(Change)> Supervisor<'a, F> {
                 }
             }
             Action::Retire(number) => self.retire(number),
-            Action::GiveUp(_) => (),
+            Action::GiveUp(error) => return ControlFlow::Break(error),
         }
+        ControlFlow::Continue(())
     }
 
     fn retire(&mut self, number: u64) {

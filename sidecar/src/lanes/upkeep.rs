@@ -289,7 +289,8 @@ impl Upkeep {
         self.actions.pop_front()
     }
 
-    /// Returns when the clock alone may make a difference.
+    /// Returns when the clock alone may make a difference; `now` as it was when there was nothing more to do,
+    /// so that no turn comes in between.
     #[must_use]
     pub(super) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
         let outage = match &self.standing {
