@@ -125,9 +125,17 @@ fn quote(name: &str) -> String {
 const fn name(payload_type: PayloadType) -> &'static str {
     match payload_type {
         PayloadType::Output => "stream bytes",
+        PayloadType::Error => "error text",
+        PayloadType::Size => "terminal size",
+        PayloadType::Parameter => "parameters",
         PayloadType::HandshakeRequest => "handshake request",
+        PayloadType::HandshakeResponse => "handshake response",
         PayloadType::HandshakeComplete => "handshake completion",
-        _ => "payload type",
+        PayloadType::EncryptionChallengeRequest => "encryption challenge",
+        PayloadType::EncryptionChallengeResponse => "encryption challenge response",
+        PayloadType::Flag => "flag",
+        PayloadType::StdErr => "standard error",
+        PayloadType::ExitCode => "exit code",
     }
 }
 
