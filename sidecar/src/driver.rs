@@ -56,7 +56,7 @@ pub enum Trouble {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Ended {
     /// The service closed it and said so; the text is its reason, often empty.
-    #[error("the service ended the session: {0:?}")]
+    #[error("the service ended the session{}", Said(.0))]
     Closed(String),
     /// The path broke, and the session could not be resumed.
     #[error("the data channel was lost: {0}")]
@@ -67,6 +67,15 @@ pub enum Ended {
     /// We terminated it.
     #[error("the session was terminated")]
     Terminated,
+}
+
+/// A peer's words behind ours, on one line; nothing where it has none.
+struct Said<'a>(&'a str);
+
+impl fmt::Display for Said<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() { Ok(()) } else { write!(formatter, ": `{}`", self.0.escape_debug()) }
+    }
 }
 
 /// A handle on the loop; clones share it.

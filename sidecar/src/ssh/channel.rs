@@ -1,6 +1,7 @@
 //! One channel of the connection: a byte stream to the target, with credit given back on consumption.
 
 use std::{
+    borrow::Cow,
     fmt,
     task::{Context, Poll},
 };
@@ -25,7 +26,7 @@ pub struct Channel {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum OpenError {
     /// The server, or the target behind it, refused.
-    #[error("the bastion refused the connection: {reason:?}: {description}")]
+    #[error("the bastion refused the connection: {}: {description}", words(*.reason))]
     Refused {
         /// RFC 4254 §5.1.
         reason: OpenFailure,
@@ -46,6 +47,17 @@ pub enum ChannelError {
     /// The connection to the bastion is over.
     #[error("the connection to the bastion is over")]
     Lost(#[from] SshError),
+}
+
+/// The reason in the words of RFC 4254, section 5.1.
+fn words(reason: OpenFailure) -> Cow<'static, str> {
+    match reason {
+        OpenFailure::AdministrativelyProhibited => "administratively prohibited".into(),
+        OpenFailure::ConnectFailed => "connect failed".into(),
+        OpenFailure::UnknownChannelType => "unknown channel type".into(),
+        OpenFailure::ResourceShortage => "resource shortage".into(),
+        OpenFailure::Other(number) => format!("reason {number}").into(),
+    }
 }
 
 impl Channel {
