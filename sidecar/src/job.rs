@@ -196,13 +196,11 @@ impl Job {
     async fn reach_target(&self, lanes: &Lanes) -> Result<Proof, Error> {
         let limit = self.config.timeouts.connect;
         let own = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-        let cause = tokio::select! {
-            opened = timeout(limit, lanes.try_open(own)) => match opened {
-                Ok(Ok(channel)) => return Ok((channel, Instant::now())),
-                Ok(Err(OpenError::Lost(error))) => return Err(lanes.explain(error).await.into()),
-                Ok(Err(error)) => TargetCause::Open(error),
-                Err(_) => TargetCause::TimedOut { seconds: limit.as_secs() },
-            },
+        let cause = match timeout(limit, lanes.try_open(own)).await {
+            Ok(Ok(channel)) => return Ok((channel, Instant::now())),
+            Ok(Err(OpenError::Lost(error))) => return Err(lanes.explain(error).await.into()),
+            Ok(Err(error)) => TargetCause::Open(error),
+            Err(_) => TargetCause::TimedOut { seconds: limit.as_secs() },
         };
         let Target { host, port } = self.needs.target.clone();
         Err(TargetError { host, port, cause }.into())
