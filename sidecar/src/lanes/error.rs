@@ -27,8 +27,6 @@ pub enum LaneError {
     NoSshd {
         /// `bastion.ssh_port`.
         port: u16,
-        /// What the agent said about it, if anything.
-        reason: String,
     },
     /// Somebody answers at sshd's port, but does not speak SSH.
     #[error("what answers on port {port} of the bastion does not identify itself as an SSH server")]

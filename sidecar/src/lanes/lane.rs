@@ -116,13 +116,14 @@ impl Lane {
                     LaneError::Channel(Ended::Closed(reason))
                         if reason.is_empty() || reason.contains("document process failed") =>
                     {
-                        LaneError::NoSshd { port, reason }
+                        debug!(reason, "the agent found nobody at sshd's port");
+                        LaneError::NoSshd { port }
                     }
                     error => error,
                 });
             }
             Err(_) if ssh.has_received() => return Err(LaneError::NotSsh { port }),
-            Err(_) => return Err(LaneError::NoSshd { port, reason: String::new() }),
+            Err(_) => return Err(LaneError::NoSshd { port }),
         }
         match ssh.key_exchanged().await {
             Ok(Connected { server, fingerprint, pinned }) => {
