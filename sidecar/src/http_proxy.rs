@@ -4,7 +4,7 @@
 //! for the hosts of `NO_PROXY` and for loopback. Plain `http` never takes a proxy: it is loopback here,
 //! or a credential service of the host.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use aws_smithy_http_client::proxy::ProxyConfig;
 use http::{HeaderValue, Uri};
@@ -22,7 +22,7 @@ pub struct Proxy {
 struct Setting {
     url: String,
     exceptions: String,
-    matcher: std::sync::Arc<Matcher>,
+    matcher: Arc<Matcher>,
 }
 
 /// A setting of `HTTPS_PROXY` that cannot be used.
@@ -121,8 +121,8 @@ pub(crate) struct Via {
 }
 
 /// Why the proxy did not open the tunnel.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum TunnelError {
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum TunnelError {
     /// It answered something other than 2xx.
     #[error("the proxy answered {0}")]
     Refused(u16),
@@ -131,7 +131,13 @@ pub(crate) enum TunnelError {
     NotHttp,
     /// The connection to it broke.
     #[error("the connection to the proxy broke")]
-    Io(#[from] io::Error),
+    Io(#[source] Arc<io::Error>),
+}
+
+impl From<io::Error> for TunnelError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(Arc::new(error))
+    }
 }
 
 impl Via {

@@ -35,7 +35,7 @@ use tracing::{debug, warn};
 
 use crate::{
     config::Aws,
-    http_proxy::Proxy,
+    http_proxy::{Proxy, TunnelError},
     session::{SessionApi, SignedHeaders},
     tls::{DISTRUST_HINT, Trust},
 };
@@ -121,8 +121,9 @@ pub enum OpenError {
     Proxy {
         /// The proxy.
         host: String,
-        /// Its answer.
-        cause: String,
+        /// What it did instead.
+        #[source]
+        cause: TunnelError,
     },
     /// The certificate is not accepted.
     #[error("the certificate of `{host}` is not accepted: {reason}")]
@@ -186,7 +187,7 @@ impl OpenError {
                 "allow outgoing HTTPS to `{host}`, or name a proxy in `HTTPS_PROXY`; for a private endpoint \
                  set `aws.stream_endpoint_url`"
             ),
-            Self::Proxy { cause, .. } if cause.contains("407") => {
+            Self::Proxy { cause: TunnelError::Refused(407), .. } => {
                 "put the proxy's user and password into `HTTPS_PROXY`".to_owned()
             }
             Self::Proxy { .. } => "let the proxy of `HTTPS_PROXY` pass CONNECT to the `ssmmessages` host, or \

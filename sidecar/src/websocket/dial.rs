@@ -96,7 +96,7 @@ async fn through<S: Transport + 'static>(
 ) -> Result<Box<dyn Transport>, OpenError> {
     via.open_tunnel(&mut stream, host, port)
         .await
-        .map_err(|error| OpenError::Proxy { host: via.host.clone(), cause: error.to_string() })?;
+        .map_err(|cause| OpenError::Proxy { host: via.host.clone(), cause })?;
     with_tls(stream, host, settings).await
 }
 
