@@ -149,15 +149,19 @@ impl ControlPlane {
     async fn terminate_session(&self, session_id: &str) -> Result<(), ApiError> {
         let call =
             Call { name: "TerminateSession", action: "ssm:TerminateSession", place: &self.place };
-        self.ssm
+        let outcome = self
+            .ssm
             .terminate_session()
             .session_id(session_id)
             .customize()
             .config_override(self.identity().await?)
             .send()
-            .await
-            .map_err(|error| self.refused(&call, &error))?;
-        Ok(())
+            .await;
+        match outcome.map_err(|error| self.refused(&call, &error)) {
+            Err(error) if error.kind() != ApiErrorKind::SessionGone => Err(error),
+            // Over already counts as ended.
+            _ => Ok(()),
+        }
     }
 
     /// The credentials of this very call.

@@ -296,7 +296,6 @@ pub(crate) async fn terminate_with_retries(
         loop {
             match api.terminate(id).await {
                 Ok(()) => return Ok(()),
-                Err(error) if error.kind() == ApiErrorKind::SessionGone => return Ok(()),
                 Err(error) if !error.may_pass() => return Err(error),
                 Err(error) => {
                     debug!(%error, "TerminateSession is tried again");

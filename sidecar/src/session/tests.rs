@@ -159,13 +159,6 @@ async fn refused_termination_is_told_and_not_repeated() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn session_that_is_gone_counts_as_terminated() {
-    let script = Script::terminations([error(ApiErrorKind::SessionGone)]);
-    let shutdown = Shutdown::default();
-    session(&script, &shutdown).await.terminate().await.unwrap();
-}
-
-#[tokio::test(start_paused = true)]
 async fn cancelled_termination_is_made_up_for() {
     let script = Script::starts([]);
     let shutdown = Shutdown::default();

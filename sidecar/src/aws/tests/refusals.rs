@@ -167,6 +167,14 @@ async fn every_refusal_has_its_code_and_says_what_to_change() {
 }
 
 #[tokio::test]
+async fn session_that_is_over_already_counts_as_terminated() {
+    let body = refusal("DoesNotExistException", "");
+    let service = StubService::start(move |_| Answer(400, body.clone())).await;
+    control_plane(settings(service.url())).terminate("s-1").await.unwrap();
+    assert_eq!(service.operations(), ["TerminateSession"]);
+}
+
+#[tokio::test]
 async fn answer_that_is_not_from_aws_is_told_as_that() {
     for status in [200, 403, 407, 502] {
         let page = "<html><body>Please log in</body></html>".to_owned();
