@@ -245,7 +245,8 @@ impl ErrorCode {
         matches!(self.exit_status(), ExitStatus::Passing)
     }
 
-    /// Who can cure it, as long as nothing more is known.
+    /// Who can cure it most often. A line may name another: a host's wrong clock is the operator's to set, though
+    /// [`AwsCredentials`](Self::AwsCredentials) is most often the customer's.
     pub const fn blame(self) -> Blame {
         match self {
             Self::ConfigInvalid

@@ -3,7 +3,7 @@
 use std::error::Error as StdError;
 
 use data_channel::ProtocolError;
-use runner_protocol::{ErrorCode, Failure};
+use runner_protocol::{Blame, ErrorCode, Failure};
 use ssh_client::OpenFailure;
 
 use crate::{
@@ -34,6 +34,9 @@ pub enum Error {
         #[source]
         cause: std::io::Error,
     },
+    /// Stdin cannot be read.
+    #[error("cannot read the document from stdin")]
+    Stdin(#[source] std::io::Error),
     /// A protection that the document requires is missing.
     #[error(transparent)]
     Hardening(#[from] Unprotected),
@@ -99,12 +102,14 @@ pub enum TargetCause {
 struct Advice {
     code: ErrorCode,
     hint: String,
+    /// Where it is not the code's.
+    blame: Option<Blame>,
     aws_request_id: Option<String>,
 }
 
 impl Advice {
     fn new(code: ErrorCode, hint: impl Into<String>) -> Self {
-        Self { code, hint: hint.into(), aws_request_id: None }
+        Self { code, hint: hint.into(), blame: None, aws_request_id: None }
     }
 }
 
@@ -112,12 +117,16 @@ impl Error {
     /// The `failed` line's content; `phase` is the one that ran.
     pub fn into_failure(self, phase: Phase) -> Failure {
         let phase = match &self {
-            Self::Config(_) | Self::File { .. } => Phase::Config,
+            Self::Config(_) | Self::File { .. } | Self::Stdin(_) => Phase::Config,
             _ => phase,
         };
-        let message = chain(&self);
+        let message = match &self {
+            Self::NotReady { .. } => format!("{self}: {}", awaited(phase)),
+            _ => chain(&self),
+        };
         let advice = self.advice(phase);
         let mut failure = Failure::new(advice.code, message, advice.hint, phase.name());
+        failure.blame = advice.blame.unwrap_or(failure.blame);
         failure.aws_request_id = advice.aws_request_id;
         failure
     }
@@ -128,6 +137,10 @@ impl Error {
             Self::File { .. } => Advice::new(
                 ErrorCode::ConfigInvalid,
                 "give `--config` the path of a readable file with one JSON document",
+            ),
+            Self::Stdin(_) => Advice::new(
+                ErrorCode::ConfigInvalid,
+                "let stdin be a pipe with one JSON document, or name a file with `--config`",
             ),
             Self::Hardening(_) => Advice::new(
                 ErrorCode::LocalHardening,
@@ -149,18 +162,25 @@ impl Error {
             ),
             Self::Proxy(error) => Advice::new(ErrorCode::AwsUnreachable, error.hint()),
             Self::Lane(error) => lane(error, phase),
-            Self::Target(error) => target(error, phase),
+            Self::Target(error) => target(error),
             Self::NotReady { .. } => not_ready(phase),
             Self::NoWorker(_) => Advice::new(
                 ErrorCode::LocalHardening,
                 "let the sidecar start a second process of itself: mount /proc, and leave room for one process",
             ),
             Self::Worker(lost) => Advice::new(ErrorCode::Internal, lost.hint()),
-            Self::Internal(_) => Advice::new(
-                ErrorCode::Internal,
-                "report this with the log lines before it; trying again does no harm",
-            ),
+            Self::Internal(_) => Advice::new(ErrorCode::Internal, REPORT),
         }
+    }
+}
+
+/// What had not come when the time was up.
+const fn awaited(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Config | Phase::StartSession => "StartSession was not answered",
+        Phase::Session => "the data channel was not open",
+        Phase::Ssh => "the bastion's sshd had not let us in",
+        Phase::Target | Phase::Tunnel => "the target had not answered the bastion",
     }
 }
 
@@ -192,20 +212,17 @@ fn lane(error: &LaneError, phase: Phase) -> Advice {
         LaneError::Api(error) => Advice {
             code: error.code(),
             hint: error.hint().to_owned(),
+            blame: error.blame(),
             aws_request_id: error.aws_request_id().map(str::to_owned),
         },
         LaneError::Stream(error) => Advice::new(error.code(), error.hint()),
         LaneError::Channel(ended) => channel(ended),
-        LaneError::Ssh(SshError::StreamEnded) => Advice::new(
-            ErrorCode::SessionLost,
-            "try again; if it happens again, look at sshd's log on the bastion",
-        ),
-        LaneError::Ssh(SshError::Protocol(error)) => ssh(error),
-        LaneError::NoSshd { port, .. } => Advice::new(
+        LaneError::Ssh(error) => ssh(error),
+        LaneError::NoSshd { port } => Advice::new(
             ErrorCode::SshUnreachable,
             format!(
                 "start sshd on the bastion and let it listen on port {port} at localhost, or set \
-                 `bastion.ssh_port`"
+                 `bastion.ssh_port` to the port that it listens on"
             ),
         ),
         LaneError::NotSsh { port } => Advice::new(
@@ -214,8 +231,8 @@ fn lane(error: &LaneError, phase: Phase) -> Advice {
         ),
         LaneError::NotReplaced(_) => Advice::new(
             ErrorCode::SessionLost,
-            "start the job again; a path that often breaks wants `ssm:ResumeSession` allowed and a \
-             longer `timeouts.reconnect_s`",
+            "start the job again; if the path breaks often, allow `ssm:ResumeSession` and raise \
+             `timeouts.reconnect_s`",
         ),
         LaneError::Stopping => not_ready(phase),
     }
@@ -223,14 +240,15 @@ fn lane(error: &LaneError, phase: Phase) -> Advice {
 
 fn channel(ended: &Ended) -> Advice {
     match ended {
-        Ended::Closed(reason) if reason.contains("not supported") => Advice::new(
+        Ended::Closed(reason) if is_too_old(reason) => Advice::new(
             ErrorCode::SessionUnsupported,
             "update the SSM agent on the bastion to 3.1 or later",
         ),
         Ended::Closed(_) => Advice::new(
             ErrorCode::SessionEnded,
-            "check the instance and its SSM agent: it needs an instance profile with \
-             `AmazonSSMManagedInstanceCore` and a way to the `ssmmessages` endpoint",
+            "look in CloudTrail for who called TerminateSession, raise the idle time-out and the maximum duration of \
+             the Session Manager preferences, and check that the instance runs and that its SSM agent reaches the \
+             `ssmmessages` endpoint",
         ),
         Ended::Lost(_) => Advice::new(
             ErrorCode::SessionLost,
@@ -239,10 +257,12 @@ fn channel(ended: &Ended) -> Advice {
         Ended::Protocol(error) => match **error {
             ProtocolError::Unsupported { .. } => Advice::new(
                 ErrorCode::SessionUnsupported,
-                "use the document AWS-StartSSHSession without KMS encryption of port sessions, and \
-                 update the SSM agent on the bastion",
+                "switch KMS encryption off in the Session Manager preferences; if it is off, update the SSM agent on \
+                 the bastion",
             ),
-            _ => Advice::new(
+            ProtocolError::Damaged { .. }
+            | ProtocolError::Handshake(_)
+            | ProtocolError::Unexpected { .. } => Advice::new(
                 ErrorCode::SessionProtocol,
                 "update the SSM agent on the bastion; report this if it is up to date",
             ),
@@ -251,8 +271,24 @@ fn channel(ended: &Ended) -> Advice {
     }
 }
 
-fn ssh(error: &ssh_client::Error) -> Advice {
+/// Whether the agent is older than port sessions: amazon-ssm-agent (seen with 2.3; `getStepExecutionOperation` in
+/// `agent/framework/runpluginutil/run.go`) then says "Plugin with name Port is not supported by this version of ssm
+/// agent, please update to latest version".
+fn is_too_old(reason: &str) -> bool {
+    reason.contains("is not supported by this version of ssm agent")
+}
+
+fn ssh(error: &SshError) -> Advice {
     use ssh_client::Error as Ssh;
+    let error = match error {
+        SshError::Protocol(error) => &**error,
+        SshError::StreamEnded => {
+            return Advice::new(
+                ErrorCode::SessionLost,
+                "try again; if it happens again, look at sshd's log on the bastion",
+            );
+        }
+    };
     match error {
         Ssh::AuthRejected { user, .. } => Advice::new(
             ErrorCode::SshAuthRejected,
@@ -283,21 +319,22 @@ fn ssh(error: &ssh_client::Error) -> Advice {
         Ssh::KeepaliveTimeout { .. } => {
             Advice::new(ErrorCode::SessionLost, "check that the bastion is alive, then try again")
         }
-        Ssh::Crypto { .. } => {
-            Advice::new(ErrorCode::Internal, "report this with the log lines before it")
+        // What we ask of the state machine and of the library below it.
+        Ssh::Crypto { .. } | Ssh::ChannelsExhausted { .. } | Ssh::Ended => {
+            Advice::new(ErrorCode::Internal, REPORT)
         }
         Ssh::Disconnected { .. } => Advice::new(
             ErrorCode::SshProtocol,
             "read sshd's log on the bastion: it ended the connection for the reason given",
         ),
-        _ => Advice::new(
+        Ssh::Integrity | Ssh::NotSsh { .. } | Ssh::Protocol { .. } => Advice::new(
             ErrorCode::SshProtocol,
             "check that `bastion.ssh_port` is sshd's; update OpenSSH on the bastion if it is",
         ),
     }
 }
 
-fn target(error: &TargetError, phase: Phase) -> Advice {
+fn target(error: &TargetError) -> Advice {
     let TargetError { host, port, cause } = error;
     match cause {
         TargetCause::Open(OpenError::Refused {
@@ -313,12 +350,13 @@ fn target(error: &TargetError, phase: Phase) -> Advice {
         TargetCause::Open(OpenError::Refused { description, .. }) if is_unresolved(description) => {
             Advice::new(
                 ErrorCode::TargetUnresolved,
-                format!("check `target.host`: the bastion cannot resolve `{host}`"),
+                format!(
+                    "correct `target.host`, or the DNS settings of the bastion's VPC: the bastion cannot resolve \
+                     `{host}`"
+                ),
             )
         }
-        TargetCause::Open(OpenError::Refused { description, .. })
-            if description.to_lowercase().contains("connection refused") =>
-        {
+        TargetCause::Open(OpenError::Refused { description, .. }) if is_refused(description) => {
             Advice::new(
                 ErrorCode::TargetUnreachable,
                 format!(
@@ -334,35 +372,38 @@ fn target(error: &TargetError, phase: Phase) -> Advice {
                  bastion in"
             ),
         ),
-        TargetCause::Open(OpenError::Lost(error)) => ssh_lost(error, phase),
+        TargetCause::Open(OpenError::Lost(error)) => ssh(error),
         TargetCause::TimedOut { .. } => Advice::new(
             ErrorCode::TimeoutTarget,
             format!(
-                "let the security group of {host}:{port} in from the bastion: it drops what it does not \
-                 allow; or raise `timeouts.connect_s`"
+                "let the bastion in by the security group of {host}:{port}, which drops what it does not allow; or \
+                 raise `timeouts.connect_s`"
             ),
         ),
     }
 }
 
-fn ssh_lost(error: &SshError, _: Phase) -> Advice {
-    match error {
-        SshError::Protocol(error) => ssh(error),
-        SshError::StreamEnded => Advice::new(ErrorCode::SessionLost, "try again"),
-    }
+/// Whether the target's host answered that nobody listens: OpenSSH (seen with 9.2; `channel_post_connecting`
+/// in `channels.c`) sends the text of `strerror(ECONNREFUSED)`, the same in glibc, musl and the BSDs.
+fn is_refused(description: &str) -> bool {
+    description.to_lowercase().contains("connection refused")
 }
 
-/// OpenSSH answers a name that does not resolve with `CONNECT_FAILED` and the resolver's words, or with
-/// "unknown host"; the words are glibc's and musl's.
+/// Whether the bastion cannot resolve the target's name: OpenSSH (seen with 9.2; `connect_to_helper` in
+/// `channels.c`) sends `CONNECT_FAILED` with the text of `gai_strerror`.
 fn is_unresolved(description: &str) -> bool {
     let description = description.to_lowercase();
     [
-        "name or service not known",
-        "name resolution",
+        // glibc's EAI_NONAME ("Name or service not known"), the BSDs' ("… nor servname provided, or not known").
         "not known",
-        "unknown host",
+        // glibc's EAI_AGAIN ("Temporary failure in name resolution") and EAI_FAIL ("Non-recoverable failure in …").
+        "name resolution",
+        // glibc's EAI_NODATA ("No address associated with hostname").
         "no address",
+        // musl's EAI_NONAME ("Name does not resolve").
         "does not resolve",
+        // Servers other than OpenSSH, such as Java's.
+        "unknown host",
     ]
     .iter()
     .any(|words| description.contains(words))
@@ -382,3 +423,10 @@ fn chain(error: &dyn StdError) -> String {
     }
     text
 }
+
+/// What to do about a defect of ours.
+pub(crate) const REPORT: &str =
+    "report this with the log lines before it; trying again does no harm";
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@ use tracing::{debug, warn};
 
 /// A protection that this host refused.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, thiserror::Error)]
-#[error("{protection} is not to be had: {cause}")]
+#[error("this host does not give the protection `{protection}`: {cause}")]
 pub struct Unprotected {
     protection: Cow<'static, str>,
     cause: String,
@@ -113,6 +113,9 @@ mod tests {
         let refused = || vec![Unprotected::new("not dumpable", "EPERM")];
         assert!(enforce(Hardening::BestEffort, refused()).is_ok());
         let error = enforce(Hardening::Required, refused()).unwrap_err();
-        assert_eq!(error.to_string(), "not dumpable is not to be had: EPERM");
+        assert_eq!(
+            error.to_string(),
+            "this host does not give the protection `not dumpable`: EPERM"
+        );
     }
 }

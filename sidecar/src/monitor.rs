@@ -38,7 +38,7 @@ use self::{calls::Clerk, wards::Wards};
 use crate::{
     aws::ControlPlane,
     config::Aws,
-    error::Error,
+    error::{Error, REPORT},
     footprint,
     hardening::Unprotected,
     http_proxy::Proxy,
@@ -106,9 +106,10 @@ impl Lost {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Gone(Manner(Some(status))) if status.signal() == Some(KILLED) => {
-                "if the kernel killed it for want of memory, give the sidecar more; if not, find out who did"
+                "give the sidecar more memory, if the kernel's log says that it ran out; if not, find out who kills \
+                 processes on this host"
             }
-            _ => "report this with the log lines before it; trying again does no harm",
+            Self::Gone(_) | Self::Protocol(_) | Self::Stuck => REPORT,
         }
     }
 }

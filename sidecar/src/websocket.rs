@@ -199,6 +199,12 @@ impl OpenError {
                  check that credentials and clock are right"
                     .to_owned()
             }
+            Self::Refused { status: 429, .. } => {
+                "start fewer sessions at once in this account, and try again later".to_owned()
+            }
+            Self::Refused { status: 500.., .. } => {
+                "try again; see the AWS Health Dashboard".to_owned()
+            }
             Self::Refused { .. } | Self::Broken { .. } => {
                 "try again; look for a proxy on the way that does not let WebSockets pass".to_owned()
             }

@@ -9,7 +9,7 @@ use crate::message::DecodeError;
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum ProtocolError {
     /// So many frames in a row could not be used that the other end speaks another language.
-    #[error("{frames} damaged frames in a row, the last one: {last}")]
+    #[error("the service sent {frames} damaged frames in a row, the last one: {last}")]
     Damaged {
         /// How many came without a good one between them.
         frames: u32,
@@ -23,10 +23,10 @@ pub enum ProtocolError {
         what: String,
     },
     /// A handshake message that is intact but makes no sense.
-    #[error("malformed handshake: {0}")]
+    #[error("the agent sent a malformed handshake: {0}")]
     Handshake(DecodeError),
     /// A message that has no meaning at this point of the handshake.
-    #[error("unexpected {message} while {state}")]
+    #[error("the agent sent an unexpected {message} while {state}")]
     Unexpected {
         /// Name of the payload type.
         message: &'static str,

@@ -6,14 +6,17 @@ use aws_sdk_ssm::{
     error::{ProvideErrorMetadata, SdkError},
     operation::RequestId as _,
 };
-use runner_protocol::ErrorCode;
+use runner_protocol::{Blame, ErrorCode};
 use serde::{Deserialize, Serialize};
 
 use super::{
     place::Call,
     refusal::{Answer, unintelligible},
 };
-use crate::tls::{DISTRUST_HINT, distrust};
+use crate::{
+    error::REPORT,
+    tls::{DISTRUST_HINT, distrust},
+};
 
 /// Why a call of the control plane failed; free of secrets.
 #[derive(Clone, Debug, Deserialize, Serialize, thiserror::Error)]
@@ -27,6 +30,8 @@ pub struct ApiError {
     may_pass: bool,
     /// Whether the call may have been carried out.
     outcome_unknown: bool,
+    /// Where it is not who it most often is.
+    blame: Option<Blame>,
 }
 
 /// What a failed call means to whoever made it.
@@ -79,9 +84,14 @@ impl ApiError {
         }
     }
 
-    /// What to do about it, in the imperative; may be empty.
+    /// What to do about it, in the imperative.
     pub fn hint(&self) -> &str {
         &self.hint
+    }
+
+    /// Who can cure it, where it is known not to be who it most often is.
+    pub const fn blame(&self) -> Option<Blame> {
+        self.blame
     }
 
     /// The service's name for the call, for a question to AWS.
@@ -116,11 +126,17 @@ impl ApiError {
             request_id: None,
             may_pass,
             outcome_unknown: kind == ApiErrorKind::TimedOut,
+            blame: None,
         }
     }
 
+    /// The same, for `blame` to cure.
+    pub(super) fn to_blame(self, blame: Blame) -> Self {
+        Self { blame: Some(blame), ..self }
+    }
+
     pub(crate) fn aborted() -> Self {
-        Self::new(ApiErrorKind::Aborted, "the call was given up", "")
+        Self::new(ApiErrorKind::Aborted, "the call was given up", REPORT)
     }
 
     pub(crate) fn timed_out(call: &str) -> Self {
@@ -128,7 +144,7 @@ impl ApiError {
         Self::new(ApiErrorKind::TimedOut, message, "try again; see the AWS Health Dashboard")
     }
 
-    pub(super) fn unsigned(cause: &str) -> Self {
+    pub(crate) fn unsigned(cause: &str) -> Self {
         let message = format!("the opening of the data channel cannot be signed: {}", cut(cause));
         Self::new(ApiErrorKind::Credentials, message, "check the keys of the document")
     }
@@ -139,12 +155,13 @@ impl ApiError {
         Self::new(ApiErrorKind::Internal, message, hint)
     }
 
-    pub(super) fn no_credentials(cause: &str, may_pass: bool) -> Self {
+    pub(crate) fn no_credentials(cause: &str, may_pass: bool) -> Self {
         let message = format!("no credentials in the environment: {}", cut(cause));
         let hint = "give the environment credentials (variables, profile, web identity or instance \
                     role), or replace `aws.credentials` by `aws.access_key_id` and \
                     `aws.secret_access_key`";
-        Self { may_pass, ..Self::new(ApiErrorKind::Credentials, message, hint) }
+        let error = Self { may_pass, ..Self::new(ApiErrorKind::Credentials, message, hint) };
+        error.to_blame(Blame::Operator)
     }
 
     pub(super) fn from_sdk<E>(call: &Call<'_>, error: &SdkError<E>) -> Self

@@ -67,10 +67,13 @@ impl Place {
             "or name a proxy in `HTTPS_PROXY`"
         };
         let host = &self.host;
-        format!(
-            "check `aws.region`, allow outgoing HTTPS to `{host}`, {proxy}; for a private endpoint set \
-             `aws.endpoint_url`"
-        )
+        let allow = format!("allow outgoing HTTPS to `{host}`, {proxy}");
+        match self.endpoint_url {
+            Some(_) => format!("check `aws.endpoint_url`, {allow}"),
+            None => format!(
+                "check `aws.region`, {allow}; for a private endpoint set `aws.endpoint_url`"
+            ),
+        }
     }
 }
 

@@ -11,6 +11,8 @@ use aws_sdk_ssm::{
     primitives::{DateTime, DateTimeFormat},
 };
 
+use runner_protocol::Blame;
+
 use super::{
     errors::{ApiError, ApiErrorKind, cut, is_plain},
     partition,
@@ -41,7 +43,7 @@ impl<'a> Answer<'a> {
         let quoted = || match (self.code, cut(self.message)) {
             ("", _) => format!("HTTP {}", self.status),
             (code, text) if text.is_empty() => cut(code),
-            (code, text) => format!("{}: {text}", cut(code)),
+            (code, text) => format!("{}: {}", cut(code), text.trim_end_matches('.')),
         };
         match self.code {
             "TargetNotConnected" => not_connected(call.place),
@@ -78,7 +80,8 @@ impl<'a> Answer<'a> {
             | "RequestLimitExceeded"
             | "SlowDown" => throttled(name),
             "DoesNotExistException" => {
-                ApiError::new(ApiErrorKind::SessionGone, "the session does not exist any more", "")
+                let message = "the session does not exist any more";
+                ApiError::new(ApiErrorKind::SessionGone, message, "start the job again")
             }
             _ if self.status == 429 => throttled(name),
             "InternalServerError"
@@ -115,7 +118,8 @@ impl<'a> Answer<'a> {
             let minutes = skew.as_secs() / 60;
             let message =
                 format!("AWS refuses the signature: this host's clock is {minutes} min off");
-            return ApiError::new(ApiErrorKind::Credentials, message, "set the host's clock (NTP)");
+            return ApiError::new(ApiErrorKind::Credentials, message, "set the host's clock (NTP)")
+                .to_blame(Blame::Operator);
         }
         let code = cut(self.code);
         let (message, hint) = match self.code {
@@ -152,7 +156,8 @@ fn not_connected(place: &Place) -> ApiError {
 
 fn throttled(name: &str) -> ApiError {
     let message = format!("AWS throttles {name}");
-    ApiError::new(ApiErrorKind::Throttled, message, "start fewer sessions at once in this account")
+    let hint = "start fewer sessions at once in this account, and try again later";
+    ApiError::new(ApiErrorKind::Throttled, message, hint)
 }
 
 fn failed(name: &str, quoted: &str) -> ApiError {
@@ -184,7 +189,7 @@ fn denied(call: &Call<'_>, text: &str) -> ApiError {
     let (region, partition) = (&place.region, partition(&place.region).id);
     let further = match (&place.subject, call.name) {
         (Subject::Role(_), _) => {
-            "; the role's trust policy must name it too, with the external id if there is one"
+            "; the role's trust policy must allow the same caller, with the external id if there is one"
                 .to_owned()
         }
         (Subject::Instance(id), "StartSession") => format!(

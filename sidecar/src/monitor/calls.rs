@@ -9,6 +9,7 @@ use tracing::{debug, warn};
 use super::wards::Wards;
 use crate::{
     aws::ControlPlane,
+    error::REPORT,
     link::{
         Frame,
         wire::{Answer, Call, ToWorker, encode},
@@ -119,7 +120,7 @@ impl Clerk {
             return Ok(());
         }
         warn!("the worker asks for a session that it has not started");
-        Err(ApiError::new(ApiErrorKind::SessionGone, "no such session was started here", ""))
+        Err(ApiError::new(ApiErrorKind::SessionGone, "no such session was started here", REPORT))
     }
 
     fn channel(&self, uri: &str) -> Result<Uri, ApiError> {
@@ -158,5 +159,5 @@ impl Drop for Starting<'_> {
 }
 
 fn refusal(why: &str) -> ApiError {
-    ApiError::new(ApiErrorKind::Aborted, why, "report this; trying again does no harm")
+    ApiError::new(ApiErrorKind::Aborted, why, REPORT)
 }

@@ -117,7 +117,7 @@ const REFUSALS: [(u16, &str, &str, ErrorCode, bool, &str, &str); 16] = [
         ErrorCode::SessionEnded,
         false,
         "the session does not exist any more",
-        "",
+        "start the job again",
     ),
     (
         400,
