@@ -11,10 +11,9 @@ mod signals;
 use std::{
     env,
     ffi::{OsStr, OsString},
-    fs::File,
-    io::{self, Read as _},
+    io,
     os::unix::{ffi::OsStrExt as _, process::ExitStatusExt as _},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{ExitStatus as Ended, Stdio},
     time::Duration,
 };
@@ -23,16 +22,20 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use runner_protocol::{ErrorCode, Failure, Line, MAX_DOCUMENT_BYTES};
+use runner_protocol::{Failure, Line};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
     process::{Child, ChildStdin, ChildStdout, Command},
     runtime,
     time::timeout,
 };
-use zeroize::Zeroizing;
 
-use crate::{advice, run::write_termination_log};
+use crate::{
+    advice,
+    error::Error,
+    progress::Phase,
+    run::{read_document_bytes, write_termination_log},
+};
 
 use reaper::Reaper;
 use signals::Signals;
@@ -69,7 +72,8 @@ pub fn run(exec: &Exec) -> u8 {
 async fn supervise(exec: &Exec) -> Result<u8, Failure> {
     let mut signals = Signals::listen().map_err(|error| defect(&error.to_string()))?;
     let reaper = Reaper::start();
-    let document = read(&exec.config)?;
+    let document =
+        read_document_bytes(&exec.config).map_err(|error| error.into_failure(Phase::Config))?;
     let mut tunnel = Tunnel::start(&exec.options).map_err(|error| defect(&error.to_string()))?;
     reaper.leave(&tunnel.process);
     tokio::select! {
@@ -154,22 +158,8 @@ fn forward(command: &Child, signal: Signal) {
     let _gone = kill(Pid::from_raw(pid), signal);
 }
 
-fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    // Never grown, so that no copy is left behind.
-    let mut document = Zeroizing::new(Vec::with_capacity(MAX_DOCUMENT_BYTES + 1));
-    let limit = MAX_DOCUMENT_BYTES as u64 + 1;
-    let outcome = File::open(path).and_then(|file| file.take(limit).read_to_end(&mut document));
-    outcome.map_err(|cause| {
-        let message = format!("cannot read the document from `{}`: {cause}", path.display());
-        let hint = "give `--config` the path of a readable file with one JSON document";
-        Failure::new(ErrorCode::ConfigInvalid, message, hint, "config")
-    })?;
-    Ok(document)
-}
-
 fn defect(what: &str) -> Failure {
-    let hint = "report this; trying again does no harm";
-    Failure::new(ErrorCode::Internal, format!("internal error: {what}"), hint, "config")
+    Error::Internal(what.to_owned()).into_failure(Phase::Config)
 }
 
 /// The sidecar that holds the tunnel.

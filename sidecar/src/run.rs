@@ -27,6 +27,7 @@ use tokio::{
     time::Instant,
 };
 use tracing::{debug, error, info, warn};
+use zeroize::Zeroizing;
 
 use crate::{
     error::Error,
@@ -72,9 +73,18 @@ pub struct Options {
 ///
 /// # Errors
 ///
-/// [`Error::File`] and [`Error::Config`].
+/// [`Error::File`], [`Error::Stdin`] and [`Error::Config`].
 pub fn read_document(file: Option<&Path>) -> Result<Request, Error> {
     document::read_whole(file)
+}
+
+/// Reads what stands in the file of `--config`, unexamined, to be handed on. Blocks.
+///
+/// # Errors
+///
+/// [`Error::File`].
+pub fn read_document_bytes(file: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
+    document::read_bytes(file)
 }
 
 /// Does the job and says how it ended, on stdout and as exit status. Blocks.
@@ -155,8 +165,7 @@ async fn supervise(
         match &options.source {
             Source::File(path) => document::read_file(path),
             Source::Stdin => {
-                let mut stdin =
-                    Stdin::open().map_err(|error| Error::Internal(error.to_string()))?;
+                let mut stdin = Stdin::open().map_err(Error::Stdin)?;
                 let (request, rest) = document::read(&mut stdin).await?;
                 lease = Some((stdin, rest));
                 Ok(request)

@@ -11,55 +11,72 @@ use zeroize::Zeroizing;
 use super::identity;
 use crate::{aws::ControlPlane, config::ConfigError, error::Error, lease::Stdin};
 
-/// Reads the document of `--config`.
-pub(super) fn read_file(path: &Path) -> Result<Request, Error> {
-    let refused = |cause| Error::File { path: path.display().to_string(), cause };
-    let file = File::open(path).map_err(refused)?;
+/// Reads the bytes of `--config`'s file, as far as a document may be long and one further.
+pub(super) fn read_bytes(path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
+    // Never grown, so that no copy is left behind.
     let mut document = Zeroizing::new(Vec::with_capacity(MAX_DOCUMENT_BYTES + 1));
     let limit = MAX_DOCUMENT_BYTES as u64 + 1;
-    file.take(limit).read_to_end(&mut document).map_err(refused)?;
-    Ok(Request::from_slice(&document).map_err(ConfigError::from)?)
+    let read = File::open(path).and_then(|file| file.take(limit).read_to_end(&mut document));
+    read.map_err(|cause| Error::File { path: path.display().to_string(), cause })?;
+    Ok(document)
+}
+
+/// Reads the document of `--config`.
+pub(super) fn read_file(path: &Path) -> Result<Request, Error> {
+    Ok(Request::from_slice(&read_bytes(path)?).map_err(ConfigError::from)?)
 }
 
 /// Reads a document from a file, or from stdin up to its closing brace, for commands that have no lease. Blocks.
 pub(super) fn read_whole(file: Option<&Path>) -> Result<Request, Error> {
-    let Some(path) = file else {
-        let malformed = |error| Error::from(ConfigError::from(RequestError::from(error)));
-        let mut reader = DocumentReader::new();
-        let mut buffer = Zeroizing::new(vec![0; READ_BYTES]);
-        loop {
-            let read = std::io::stdin().read(&mut buffer);
-            let read = read.map_err(|cause| Error::File { path: "stdin".to_owned(), cause })?;
-            if read == 0 {
-                return Err(malformed(reader.end()));
-            }
-            let bytes = buffer.get(..read).unwrap_or_default();
-            if let Some(framed) = reader.push(bytes).map_err(malformed)? {
-                return Ok(Request::from_json(&framed.document).map_err(ConfigError::from)?);
-            }
+    if let Some(path) = file {
+        return read_file(path);
+    }
+    let mut pieces = Pieces::new();
+    loop {
+        let read = std::io::stdin().read(&mut pieces.buffer).map_err(Error::Stdin)?;
+        if let Some((request, _)) = pieces.take(read)? {
+            return Ok(request);
         }
-    };
-    read_file(path)
+    }
 }
 
 /// Reads up to the closing brace; what came behind it is returned for the lease.
-pub(super) async fn read(stdin: &mut Stdin) -> Result<(Request, Zeroizing<Vec<u8>>), Error> {
-    let mut reader = DocumentReader::new();
-    let mut buffer = Zeroizing::new(vec![0; READ_BYTES]);
-    let malformed = |error| Error::from(ConfigError::from(RequestError::from(error)));
+pub(super) async fn read(stdin: &mut Stdin) -> Result<Whole, Error> {
+    let mut pieces = Pieces::new();
     loop {
-        let read = match stdin.read(&mut buffer).await {
-            Ok(read) => read,
-            Err(error) => return Err(Error::Internal(format!("stdin: {error}"))),
-        };
+        let read = stdin.read(&mut pieces.buffer).await.map_err(Error::Stdin)?;
+        if let Some(whole) = pieces.take(read)? {
+            return Ok(whole);
+        }
+    }
+}
+
+/// A document, and what came behind it.
+type Whole = (Request, Zeroizing<Vec<u8>>);
+
+/// A document that arrives piece by piece.
+struct Pieces {
+    reader: DocumentReader,
+    /// For the next piece.
+    buffer: Zeroizing<Vec<u8>>,
+}
+
+impl Pieces {
+    fn new() -> Self {
+        Self { reader: DocumentReader::new(), buffer: Zeroizing::new(vec![0; READ_BYTES]) }
+    }
+
+    /// Takes the first `read` bytes of the buffer, none at the end of input; returns the document once it is whole,
+    /// and what came behind it.
+    fn take(&mut self, read: usize) -> Result<Option<Whole>, Error> {
+        let malformed = |error| ConfigError::from(RequestError::from(error));
         if read == 0 {
-            return Err(malformed(reader.end()));
+            return Err(malformed(self.reader.end()).into());
         }
-        let bytes = buffer.get(..read).unwrap_or_default();
-        if let Some(framed) = reader.push(bytes).map_err(malformed)? {
-            let request = Request::from_json(&framed.document).map_err(ConfigError::from)?;
-            return Ok((request, Zeroizing::new(framed.rest.to_vec())));
-        }
+        let piece = self.buffer.get(..read).unwrap_or_default();
+        let Some(framed) = self.reader.push(piece).map_err(malformed)? else { return Ok(None) };
+        let request = Request::from_json(&framed.document).map_err(ConfigError::from)?;
+        Ok(Some((request, Zeroizing::new(framed.rest.to_vec()))))
     }
 }
 
