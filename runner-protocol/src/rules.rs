@@ -135,7 +135,12 @@ pub(crate) fn word<T: Copy>(words: &[(&str, T)]) -> impl Fn(Value<'_>) -> Result
     move |value| {
         let names: Vec<_> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
         let problem = || {
-            let names = names.join(" or ");
+            let names = match names.as_slice() {
+                [before @ .., last] if !before.is_empty() => {
+                    format!("{} or {last}", before.join(", "))
+                }
+                names => names.concat(),
+            };
             Problem::new(format!("not {names}"), names)
         };
         let text = value.text().ok_or_else(problem)?;
