@@ -132,7 +132,7 @@ impl Malformed {
             Self::Syntax { .. } => "write the document with a JSON library, or check it with one",
             Self::NotUtf8 => "encode the document as UTF-8",
             Self::TooLong => "shorten the document; `memo` is the only field that may be long",
-            Self::TooDeep => "leave out what the document's description does not name",
+            Self::TooDeep => "leave out every field that `ssm-sidecar schema` does not name",
             Self::Trailing => "leave nothing but one JSON object in the file",
         }
     }

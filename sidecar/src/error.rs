@@ -246,9 +246,9 @@ fn channel(ended: &Ended) -> Advice {
         ),
         Ended::Closed(_) => Advice::new(
             ErrorCode::SessionEnded,
-            "look in CloudTrail for who called TerminateSession, raise the idle time-out and the maximum duration of \
-             the Session Manager preferences, and check that the instance runs and that its SSM agent reaches the \
-             `ssmmessages` endpoint",
+            "look in CloudTrail for who called TerminateSession, at the idle time-out and the maximum duration in the \
+             Session Manager preferences, and whether the instance runs and its SSM agent reaches the `ssmmessages` \
+             endpoint",
         ),
         Ended::Lost(_) => Advice::new(
             ErrorCode::SessionLost,

@@ -202,7 +202,9 @@ impl CredentialSource {
         let outcome = chain.await.provide_credentials().await;
         outcome.map_err(|error| {
             let passing = matches!(error, CredentialsError::ProviderTimedOut(_));
-            ApiError::no_credentials(&root_cause(&error), passing)
+            let nothing_found = matches!(error, CredentialsError::CredentialsNotLoaded(_));
+            let cause = (!nothing_found).then(|| root_cause(&error));
+            ApiError::no_credentials(cause.as_deref(), passing)
         })
     }
 }

@@ -131,7 +131,7 @@ impl ApiError {
     }
 
     /// The same, for `blame` to cure.
-    pub(super) fn to_blame(self, blame: Blame) -> Self {
+    pub(super) fn blaming(self, blame: Blame) -> Self {
         Self { blame: Some(blame), ..self }
     }
 
@@ -155,13 +155,15 @@ impl ApiError {
         Self::new(ApiErrorKind::Internal, message, hint)
     }
 
-    pub(crate) fn no_credentials(cause: &str, may_pass: bool) -> Self {
-        let message = format!("no credentials in the environment: {}", cut(cause));
+    /// `cause`: what went wrong where credentials were looked for; none where there was nothing to look at.
+    pub(crate) fn no_credentials(cause: Option<&str>, may_pass: bool) -> Self {
+        let cause = cause.map(|cause| format!(": {}", cut(cause))).unwrap_or_default();
+        let message = format!("no credentials in the environment{cause}");
         let hint = "give the environment credentials (variables, profile, web identity or instance \
                     role), or replace `aws.credentials` by `aws.access_key_id` and \
                     `aws.secret_access_key`";
         let error = Self { may_pass, ..Self::new(ApiErrorKind::Credentials, message, hint) };
-        error.to_blame(Blame::Operator)
+        error.blaming(Blame::Operator)
     }
 
     pub(super) fn from_sdk<E>(call: &Call<'_>, error: &SdkError<E>) -> Self

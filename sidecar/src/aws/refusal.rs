@@ -119,7 +119,7 @@ impl<'a> Answer<'a> {
             let message =
                 format!("AWS refuses the signature: this host's clock is {minutes} min off");
             return ApiError::new(ApiErrorKind::Credentials, message, "set the host's clock (NTP)")
-                .to_blame(Blame::Operator);
+                .blaming(Blame::Operator);
         }
         let code = cut(self.code);
         let (message, hint) = match self.code {
@@ -171,7 +171,7 @@ pub(super) fn unintelligible(call: &Call<'_>, status: u16) -> ApiError {
     let message =
         format!("what `{}` answers to {name} is not from AWS (HTTP {status})", place.host);
     let hint = "look for a proxy or a captive portal on the way, and check `aws.endpoint_url`";
-    ApiError::new(ApiErrorKind::Internal, message, hint)
+    ApiError::new(ApiErrorKind::Internal, message, hint).blaming(Blame::Operator)
 }
 
 fn denied(call: &Call<'_>, text: &str) -> ApiError {

@@ -167,9 +167,9 @@ fn way_to_the_stream_host() {
 #[test]
 fn end_of_the_data_channel() {
     let ended = |ended: Ended| LaneError::from(ended).into();
-    let preferences = "look in CloudTrail for who called TerminateSession, raise the idle time-out and the maximum \
-                       duration of the Session Manager preferences, and check that the instance runs and that its \
-                       SSM agent reaches the `ssmmessages` endpoint";
+    let preferences = "look in CloudTrail for who called TerminateSession, at the idle time-out and the maximum duration in the \
+             Session Manager preferences, and whether the instance runs and its SSM agent reaches the `ssmmessages` \
+             endpoint";
     assert_lines([
         (
             ended(Ended::Closed(String::new())),
@@ -307,6 +307,6 @@ fn blame_is_the_operators_where_the_document_is_not_what_is_wrong() {
     let blame = |error: ApiError| {
         Error::from(LaneError::from(error)).into_failure(Phase::StartSession).blame
     };
-    assert_eq!(blame(ApiError::no_credentials("nothing found", false)), Blame::Operator);
+    assert_eq!(blame(ApiError::no_credentials(None, false)), Blame::Operator);
     assert_eq!(blame(ApiError::unsigned("no key")), Blame::Customer);
 }

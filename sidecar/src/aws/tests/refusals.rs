@@ -1,6 +1,6 @@
 //! What the service refuses, through the real client: code, message and hint.
 
-use runner_protocol::ErrorCode;
+use runner_protocol::{Blame, ErrorCode};
 
 use super::{
     control_plane, settings,
@@ -181,6 +181,7 @@ async fn answer_that_is_not_from_aws_is_told_as_that() {
         let service = StubService::start(move |_| Answer(status, page.clone())).await;
         let error = control_plane(settings(service.url())).start().await.unwrap_err();
         assert_eq!(error.code(), ErrorCode::AwsInternal, "{status}: {error}");
+        assert_eq!(error.blame(), Some(Blame::Operator), "{status}");
         assert!(!error.to_string().contains("log in"), "{error}");
     }
 }
@@ -194,6 +195,7 @@ async fn wrong_clock_is_named() {
     assert_eq!(error.code(), ErrorCode::AwsCredentials);
     assert!(error.to_string().contains("this host's clock is"), "{error}");
     assert_eq!(error.hint(), "set the host's clock (NTP)");
+    assert_eq!(error.blame(), Some(Blame::Operator));
 }
 
 fn refusal(code: &str, message: &str) -> String {
