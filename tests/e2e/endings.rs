@@ -80,10 +80,8 @@ async fn panic_of_any_task_ends_the_sessions_and_is_internal() {
             drop(tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut rest).await);
         }
         let exit = sidecar.exit(LIMIT).await.unwrap();
-        let line = exit.failure().unwrap_or_else(|| panic!("{text}: {}", exit.text()));
-        assert_eq!(exit.status.code(), Some(70), "{text}: {}", exit.text());
-        assert_eq!(line["code"], "internal", "{text}: {line}");
-        assert_eq!(line["phase"], phase, "{text}: {line}");
+        let failure = Failure { code: "internal", status: 70, phase, blame: "bug" };
+        let line = failure.assert(&format!("panic_in_{phase}"), &exit, &document);
         assert!(!line.to_string().contains("planted"), "{text}: quotes the panic: {line}");
         world.finish().await;
     }
@@ -255,7 +253,7 @@ async fn failure_after_ready_is_told_within_five_seconds_of_its_cause() {
     assert!(began.elapsed() < STOP, "took {:?}", began.elapsed());
     let failure =
         Failure { code: "aws.access_denied", status: 77, phase: "tunnel", blame: "customer" };
-    failure.assert(&exit, &world.document(1));
+    failure.assert("start_session_again", &exit, &world.document(1));
 }
 
 /// A tunnel to an echo, which tells of its path.

@@ -38,6 +38,8 @@ mod footprint;
 #[cfg(test)]
 mod forwarding;
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
 mod health;
 #[cfg(test)]
 mod help;

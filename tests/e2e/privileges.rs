@@ -41,9 +41,7 @@ async fn killed_worker_is_told_as_such_and_its_session_is_ended_by_api() {
         kill(tunnel.sidecar.worker().unwrap(), signal).unwrap();
         let exit = tunnel.sidecar.exit(STOP).await.unwrap();
         assert!(began.elapsed() < STOP, "{signal}: took {:?}", began.elapsed());
-        let line = WORKER_LOST.assert(&exit, &document);
-        let said = line["message"].as_str().unwrap();
-        assert!(said.contains(&format!("signal: {}", signal as i32)), "{signal}: {line}");
+        WORKER_LOST.assert(&signal.as_str().to_lowercase(), &exit, &document);
         let session = world.emulator.journal().sessions().remove(0);
         assert_eq!(world.emulator.journal().ending(&session), Some(Ending::Api), "{signal}");
         assert!(TcpStream::connect(("127.0.0.1", tunnel.port)).await.is_err(), "somebody listens");
@@ -65,7 +63,8 @@ async fn worker_killed_while_start_session_is_under_way_leaves_no_session() {
     assert!(called, "StartSession did not reach the service");
     kill(sidecar.worker().unwrap(), Signal::SIGKILL).unwrap();
     let exit = sidecar.exit(STOP).await.unwrap();
-    Failure { phase: "start_session", ..WORKER_LOST }.assert(&exit, &document);
+    let failure = Failure { phase: "start_session", ..WORKER_LOST };
+    failure.assert("during_start_session", &exit, &document);
     // The call was seen through, and its session ended.
     let seen = eventually(STOP, || async { journal.sessions().len() == 1 }).await;
     assert!(seen, "StartSession was not seen through");
@@ -124,7 +123,7 @@ async fn stopped_worker_does_not_hold_up_the_end() {
     tunnel.sidecar.close_stdin();
     let exit = tunnel.sidecar.exit(STOP + Duration::from_secs(1)).await.unwrap();
     assert!(began.elapsed() < STOP, "took {:?}", began.elapsed());
-    WORKER_LOST.assert(&exit, &document);
+    WORKER_LOST.assert("worker_stuck", &exit, &document);
     world.finish().await;
 }
 
@@ -241,8 +240,7 @@ async fn host_without_landlock_and_seccomp_is_told_and_refused_where_they_are_re
     let failed = without_protections(required.clone()).await;
     let expected =
         Failure { code: "local.hardening", status: 71, phase: "config", blame: "operator" };
-    let line = expected.assert(&failed, &required);
-    assert!(line["message"].as_str().unwrap().contains("Landlock"), "{line}");
+    expected.assert("no_landlock", &failed, &required);
 
     let ended = without_protections(document).await;
     assert_eq!(ended.status.code(), Some(0), "{}", ended.text());

@@ -163,7 +163,7 @@ async fn attempts_to_resume_are_spaced_out_even_if_each_gets_a_socket() {
     stream.write_all(b"hello").await.unwrap();
     let exit = tunnel.sidecar.exit(LIMIT).await.unwrap();
     let failure = Failure { code: "session.lost", status: 75, phase: "tunnel", blame: "operator" };
-    failure.assert(&exit, &document);
+    failure.assert("sockets_come_to_nothing", &exit, &document);
     assert!(began.elapsed() > Duration::from_secs(4), "given up after {:?}", began.elapsed());
     let calls = world.emulator.journal().calls(RESUME).len();
     assert!((4..=16).contains(&calls), "{calls} attempts in 6 s");
@@ -224,7 +224,7 @@ async fn refusal_of_a_new_session_for_good_ends_the_job_with_its_own_code() {
     let exit = tunnel.sidecar.exit(LIMIT).await.unwrap();
     let failure =
         Failure { code: "aws.access_denied", status: 77, phase: "tunnel", blame: "customer" };
-    failure.assert(&exit, &document);
+    failure.assert("start_session_again", &exit, &document);
 }
 
 #[tokio::test]
@@ -298,7 +298,7 @@ async fn path_that_does_not_come_back_in_time_is_session_lost() {
     world.emulator.control().disconnect_all(Break::Reset).await;
     let exit = tunnel.sidecar.exit(LIMIT).await.unwrap();
     let failure = Failure { code: "session.lost", status: 75, phase: "tunnel", blame: "operator" };
-    failure.assert(&exit, &document);
+    failure.assert("service_failed", &exit, &document);
     world.finish().await;
 }
 

@@ -60,7 +60,7 @@ async fn end_of_input_before_the_document_is_complete_is_a_broken_document() {
     let exit = sidecar.exit(STOP).await.unwrap();
     let failure =
         Failure { code: "config.invalid", status: 65, phase: "config", blame: "customer" };
-    failure.assert(&exit, &Document::new("half"));
+    failure.assert("half_a_document", &exit, &Document::new("half"));
 }
 
 #[tokio::test]

@@ -51,7 +51,7 @@ async fn document_of_any_shape_is_refused_at_once() {
         let exit = sidecar.exit(STOP).await.unwrap();
         let failure =
             Failure { code: "config.invalid", status: 65, phase: "config", blame: "customer" };
-        let line = failure.assert(&exit, &Document::new("none"));
+        let line = failure.assert(name, &exit, &Document::new("none"));
         assert!(line.to_string().len() < 64 << 10, "{name}: a line of {}", line.to_string().len());
         assert!(!exit.text().contains(secret), "{name}: a value is repeated");
         watch.assert_within(name, &neighbour, Duration::from_secs(3));

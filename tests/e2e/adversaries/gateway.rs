@@ -19,13 +19,19 @@ use crate::world::{Failure, LIMIT, STOP, World, may_terminate};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn attack_on_the_upgrade_ends_in_one_line_and_a_session_that_is_over() {
     let neighbour = Neighbour::start().await;
-    let cases: [(&str, bool, &str, i32); 3] = [
+    let cases: [(&str, &str, bool, &str, i32); 3] = [
         // What is sent again and again, and whether it comes as fast as it can.
-        ("X-Endless: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n", true, "session.lost", 75),
-        ("a", true, "session.lost", 75),
-        ("X-Slow: a\r\n", false, "session.lost", 75),
+        (
+            "endless headers",
+            "X-Endless: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n",
+            true,
+            "session.lost",
+            75,
+        ),
+        ("endless header", "a", true, "session.lost", 75),
+        ("slow headers", "X-Slow: a\r\n", false, "session.lost", 75),
     ];
-    for (piece, fast, code, status) in cases {
+    for (name, piece, fast, code, status) in cases {
         let gateway = TcpServer::start(move |mut stream| async move {
             stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\n").await?;
             let block = piece.repeat(if fast { 1000 } else { 1 });
@@ -47,8 +53,9 @@ async fn attack_on_the_upgrade_ends_in_one_line_and_a_session_that_is_over() {
         let sidecar = Sidecar::spawn(&document).await.unwrap();
         let watch = Watch::on(&sidecar);
         let exit = sidecar.exit(LIMIT).await.unwrap();
-        Failure { code, status, phase: "session", blame: "operator" }.assert(&exit, &document);
-        watch.assert_within(piece.trim(), &neighbour, Duration::from_secs(5));
+        Failure { code, status, phase: "session", blame: "operator" }
+            .assert(name, &exit, &document);
+        watch.assert_within(name, &neighbour, Duration::from_secs(5));
         world.finish().await;
     }
     neighbour.finish().await;

@@ -35,7 +35,7 @@ async fn attack_on_the_login_ends_in_one_line_and_a_session_that_is_over() {
         let exit = sidecar.exit(LIMIT).await.unwrap();
         println!("{name}: {:?}", began.elapsed());
         match end {
-            End::Code(failure) => drop(failure.assert(&exit, &document)),
+            End::Code(failure) => drop(failure.assert(name, &exit, &document)),
             End::Late => {
                 let code = exit.failure().unwrap()["code"].to_string();
                 assert!(code.starts_with("\"timeout."), "{name}: {}", exit.text());
