@@ -12,7 +12,7 @@ use futures_util::{Sink, Stream};
 use tokio::time::{Sleep, sleep_until};
 
 use super::{
-    Ended, Shared,
+    Ended, Said, Shared,
     liveness::{Liveness, Verdict},
 };
 use crate::{
@@ -69,7 +69,10 @@ impl<'a> Exchange<'a> {
                 }
                 Poll::Ready(Some(Err(error))) => return Err(Done::Lost(error.to_string())),
                 Poll::Ready(Some(Ok(Frame::Close { code, reason }))) => {
-                    return Err(Done::Lost(format!("close {code} {reason:?}")));
+                    let said = Said(&reason);
+                    return Err(Done::Lost(format!(
+                        "the service closed the socket ({code}){said}"
+                    )));
                 }
                 Poll::Ready(Some(Ok(Frame::Message(message)))) => Some(message),
                 Poll::Ready(Some(Ok(_))) => None,
