@@ -12,7 +12,8 @@ use tests::{
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::world::{
-    ACCESS_KEY_ID, Failure, LIMIT, World, assert_fails, assert_fails_within, may_terminate,
+    ACCESS_KEY_ID, Failure, INSTANCE, LIMIT, World, assert_fails, assert_fails_within,
+    may_terminate,
 };
 
 #[tokio::test]
@@ -72,6 +73,14 @@ async fn aws_access_denied() {
     assert_fails(&world.document(5432), refused("aws.access_denied"), "start_session").await;
     let calls = world.emulator.journal().calls("StartSession");
     assert_eq!(calls.len(), 1, "never tried again");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn aws_access_denied_by_an_explicit_deny() {
+    let policy = Policy::least_privilege(INSTANCE).denying("ssm:StartSession", "*");
+    let world = World::with(|builder| builder.policy(policy)).await;
+    assert_fails(&world.document(5432), refused("aws.access_denied"), "explicit_deny").await;
     world.finish().await;
 }
 

@@ -185,6 +185,8 @@ fn denied(call: &Call<'_>, text: &str) -> ApiError {
     let on = resource.as_ref().map(|resource| format!(" on `{resource}`")).unwrap_or_default();
     let message = format!("`{action}` is not allowed{on}");
     let who = denial.principal.map(|who| format!(" for `{who}`")).unwrap_or_default();
+    // AWS ends its text with "because no identity-based policy allows the … action" or "with an explicit deny in …"
+    // (IAM user guide, "Troubleshoot access denied error messages").
     let verb = if text.contains("explicit deny") { "remove the explicit deny of" } else { "allow" };
     let (region, partition) = (&place.region, partition(&place.region).id);
     let further = match (&place.subject, call.name) {
