@@ -1,3 +1,7 @@
+//! What the connection promises, to a server in memory and on a clock that tests move.
+
+mod server;
+
 use std::{
     io,
     pin::Pin,
@@ -6,14 +10,18 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use russh::keys::{PrivateKey, ssh_key::private::Ed25519Keypair};
+use ssh_client::OpenFailure;
 use tokio::{
     io::ReadBuf,
+    join,
     time::{Instant, timeout},
 };
 use tokio_util::task::TaskTracker;
 
 use super::*;
+use server::{Pair, REFUSED_PORT, Seen};
 
 /// Takes everything and says nothing; whether it carries anything is told by its flush.
 #[derive(Clone, Default)]
@@ -67,3 +75,174 @@ async fn silence_is_not_held_against_a_server_while_the_path_is_down() {
     let expected = Duration::from_mins(1)..=Duration::from_secs(101);
     assert!(expected.contains(&took), "given up after {took:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn each_step_of_the_handshake_tells_what_it_has_found() {
+    let pair = Pair::start(|_| ());
+    assert!(!pair.ssh.has_received());
+    let server = pair.ssh.identified().await.unwrap();
+    assert!(server.starts_with("SSH-2.0-"), "{server}");
+    assert!(pair.ssh.has_received());
+    let found = pair.ssh.key_exchanged().await.unwrap();
+    let expected = Connected { fingerprint: pair.fingerprint.clone(), pinned: false, server };
+    assert_eq!(found, expected);
+    assert_eq!(pair.ssh.authenticated().await.unwrap(), expected);
+    // What is known by now is told to whoever asks late.
+    assert_eq!(pair.ssh.identified().await.unwrap(), expected.server);
+    assert_eq!(pair.ssh.key_exchanged().await.unwrap(), expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_key_that_is_not_the_pinned_one_ends_the_connection_before_the_login() {
+    let pin = "SHA256:c1iiOEnnHsd4OaSkkLd0x4/9ifxrgmVOuv3mFmxhrXE".parse().unwrap();
+    let pair = Pair::start(|config| config.pins = vec![pin]);
+    assert!(pair.ssh.identified().await.is_ok());
+    for error in [
+        pair.ssh.key_exchanged().await.unwrap_err(),
+        pair.ssh.authenticated().await.unwrap_err(),
+        pair.ssh.ended().await,
+    ] {
+        let SshError::Protocol(error) = error else { panic!("{error}") };
+        assert!(matches!(*error, Error::HostKeyMismatch { .. }), "{error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_come_back_through_a_channel() {
+    let mut pair = Pair::start(|_| ());
+    let channel = opened(&mut pair).await;
+    assert_eq!(write(&channel, b"select 1").await.unwrap(), 8);
+    let mut back = Vec::new();
+    while back.len() < 8 {
+        let bytes = read(&channel).await.unwrap().expect("more bytes");
+        channel.consumed(bytes.len());
+        back.extend_from_slice(&bytes);
+    }
+    assert_eq!(back, b"select 1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_channel_beyond_the_most_waits_until_another_one_is_closed() {
+    let mut pair = Pair::start(|config| config.max_channels = 1);
+    let first = opened(&mut pair).await;
+    let ssh = pair.ssh.clone();
+    let mut second = Box::pin(open(&ssh));
+    assert!(timeout(Duration::from_mins(1), &mut second).await.is_err(), "beyond the most");
+    let (second, ()) = join!(within_an_hour(second), async {
+        drop(first);
+        assert!(matches!(pair.seen().await, Seen::Closed(_)));
+        pair.accept().await;
+    });
+    assert!(second.unwrap().is_open());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_channel_carries_the_servers_reason_and_leaves_no_trace() {
+    let pair = Pair::start(|config| config.max_channels = 1);
+    for _ in 0..3 {
+        let error = pair.ssh.open("db", REFUSED_PORT, ORIGINATOR.into()).await.unwrap_err();
+        let OpenError::Refused { reason, .. } = error else { panic!("{error}") };
+        assert_eq!(reason, OpenFailure::ConnectFailed);
+        assert_eq!(pair.ssh.channels(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_channel_is_closed_at_the_server() {
+    let mut pair = Pair::start(|_| ());
+    let ssh = pair.ssh.clone();
+    let (channel, id) = join!(open(&ssh), pair.accept());
+    drop(channel.unwrap());
+    let Seen::Closed(closed) = pair.seen().await else { panic!("something else was seen") };
+    assert_eq!(closed, id);
+    within_an_hour(pair.ssh.emptied()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_opening_that_is_given_up_is_closed_once_the_server_confirms_it() {
+    let mut pair = Pair::start(|config| config.max_channels = 1);
+    let ssh = pair.ssh.clone();
+    assert!(timeout(Duration::from_secs(5), open(&ssh)).await.is_err(), "it is not answered");
+    assert_eq!(ssh.channels(), 0);
+    let id = pair.accept().await;
+    let Seen::Closed(closed) = pair.seen().await else { panic!("something else was seen") };
+    assert_eq!(closed, id);
+    assert!(opened(&mut pair).await.is_open(), "its room is free again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_path_ends_every_channel_with_the_reason() {
+    let mut pair = Pair::start(|_| ());
+    let channel = opened(&mut pair).await;
+    let ssh = pair.ssh.clone();
+    let (opening, reading, ()) = join!(open(&ssh), read(&channel), async {
+        let asked = pair.seen().await;
+        assert!(matches!(asked, Seen::Asked(..)));
+        pair.cut();
+        drop(asked);
+    });
+    assert!(matches!(opening, Err(OpenError::Lost(SshError::StreamEnded))));
+    assert!(matches!(reading, Err(ChannelError::Lost(SshError::StreamEnded))), "{reading:?}");
+    assert!(matches!(write(&channel, b"x").await, Err(ChannelError::Lost(_))));
+    assert!(matches!(ssh.ended().await, SshError::StreamEnded));
+    assert!(matches!(open(&ssh).await, Err(OpenError::Lost(SshError::StreamEnded))));
+    assert!(!channel.is_open());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_answers_no_keepalive_is_given_up_and_its_channels_with_it() {
+    let mut pair = Pair::start(|config| {
+        config.keepalive_interval = Some(Duration::from_secs(20));
+        config.keepalive_max = 3;
+    });
+    let channel = opened(&mut pair).await;
+    let quiet = timeout(Duration::from_hours(1), pair.ssh.ended()).await;
+    assert!(quiet.is_err(), "a server that answers is kept: {quiet:?}");
+    pair.silence();
+    let began = Instant::now();
+    let Err(ChannelError::Lost(error)) = read(&channel).await else { panic!("it goes on") };
+    let SshError::Protocol(error) = error else { panic!("{error}") };
+    assert!(matches!(*error, Error::KeepaliveTimeout { .. }), "{error}");
+    let took = began.elapsed();
+    let expected = Duration::from_mins(1)..=Duration::from_secs(81);
+    assert!(expected.contains(&took), "given up after {took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_handle_says_goodbye_and_a_channel_is_one() {
+    let mut pair = Pair::start(|_| ());
+    let channel = opened(&mut pair).await;
+    pair.ssh = Pair::start(|_| ()).ssh;
+    assert_eq!(write(&channel, b"x").await.unwrap(), 1);
+    assert!(read(&channel).await.unwrap().is_some(), "the channel holds the connection");
+    drop(channel);
+    while !matches!(pair.seen().await, Seen::Left) {}
+}
+
+async fn opened(pair: &mut Pair) -> Channel {
+    let ssh = pair.ssh.clone();
+    let (channel, _) = join!(within_an_hour(open(&ssh)), pair.accept());
+    channel.unwrap()
+}
+
+async fn open(ssh: &Ssh) -> Result<Channel, OpenError> {
+    ssh.open("db", 5432, ORIGINATOR.into()).await
+}
+
+async fn read(channel: &Channel) -> Result<Option<Bytes>, ChannelError> {
+    within_an_hour(poll_fn(|context| channel.poll_read(context))).await
+}
+
+async fn write(channel: &Channel, data: &[u8]) -> Result<usize, ChannelError> {
+    within_an_hour(poll_fn(|context| channel.poll_write(context, data))).await
+}
+
+/// Demands that it is woken by then, rather than polled when the time is up.
+async fn within_an_hour<T>(future: impl Future<Output = T>) -> T {
+    let (hour, began) = (Duration::from_hours(1), Instant::now());
+    let output = timeout(hour, future).await.expect("it takes more than an hour");
+    assert!(began.elapsed() < hour, "nothing has woken it");
+    output
+}
+
+const ORIGINATOR: ([u8; 4], u16) = ([127, 0, 0, 1], 1);
