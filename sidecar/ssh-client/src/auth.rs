@@ -1,15 +1,21 @@
 //! Login with a key (RFC 4252 sections 5 and 7, RFC 8332).
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use russh::keys::signature::Signer;
-use russh::keys::ssh_encoding::Encode;
-use russh::keys::ssh_key::{Signature, private::KeypairData};
-use russh::keys::{Algorithm, HashAlg, PrivateKey};
+use russh::keys::{
+    Algorithm, HashAlg, PrivateKey,
+    signature::Signer,
+    ssh_encoding::Encode,
+    ssh_key::{Signature, private::KeypairData},
+};
 
-use crate::error::Error;
-use crate::wire::{Put, Reader, message, presentable, quoted};
+use crate::{
+    error::Error,
+    wire::{Put, Reader, message, presentable, quoted},
+};
 
 /// The login.
 ///

@@ -1,13 +1,14 @@
 //! One channel (RFC 4254 section 5): its windows, its buffers, and how far it is opened and closed.
 
-use std::collections::VecDeque;
-use std::fmt;
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    fmt,
+    time::{Duration, Instant},
+};
 
 use bytes::{Bytes, BytesMut};
 
-use crate::error::Error;
-use crate::receive_window::ReceiveWindow;
+use crate::{error::Error, receive_window::ReceiveWindow};
 
 /// Names a channel; never given twice in the life of a [`Client`](crate::Client).
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]

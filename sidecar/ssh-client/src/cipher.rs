@@ -5,20 +5,19 @@
 
 use std::fmt;
 
-use aws_lc_rs::aead::chacha20_poly1305_openssh as chacha;
-use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
-use aws_lc_rs::cipher::{
-    self, DecryptionContext, EncryptionContext, StreamingDecryptingKey, StreamingEncryptingKey,
-    UnboundCipherKey,
+use aws_lc_rs::{
+    aead::{self, Aad, LessSafeKey, Nonce, UnboundKey, chacha20_poly1305_openssh as chacha},
+    cipher::{
+        self, DecryptionContext, EncryptionContext, StreamingDecryptingKey, StreamingEncryptingKey,
+        UnboundCipherKey,
+    },
+    error::Unspecified,
+    hmac,
+    iv::FixedLength,
 };
-use aws_lc_rs::error::Unspecified;
-use aws_lc_rs::hmac;
-use aws_lc_rs::iv::FixedLength;
 use bytes::BytesMut;
 
-use crate::error::Error;
-use crate::exchange::Secret;
-use crate::negotiation::Direction;
+use crate::{error::Error, exchange::Secret, negotiation::Direction};
 
 /// A cipher.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -1,20 +1,24 @@
 //! The state machine that joins the layers.
 
-use std::collections::VecDeque;
-use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use bytes::{Bytes, BytesMut};
 
-use crate::auth::{Auth, Progress};
-use crate::channel::{ChannelId, OpenFailure};
-use crate::config::Config;
-use crate::connection::Connection;
-use crate::error::{Error, reason};
-use crate::keepalive::Keepalive;
-use crate::negotiation::Negotiated;
-use crate::transport::{Incoming, Transport};
-use crate::wire::{Put, message};
+use crate::{
+    auth::{Auth, Progress},
+    channel::{ChannelId, OpenFailure},
+    config::Config,
+    connection::Connection,
+    error::{Error, reason},
+    keepalive::Keepalive,
+    negotiation::Negotiated,
+    transport::{Incoming, Transport},
+    wire::{Put, message},
+};
 
 /// An SSH client. See the [crate]'s documentation for the order of calls.
 #[derive(Debug)]

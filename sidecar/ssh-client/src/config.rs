@@ -1,7 +1,6 @@
 //! What the client is told.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use russh::keys::PrivateKey;
 

@@ -1,18 +1,22 @@
 //! The connection layer (RFC 4254): all channels, and whose turn it is to send.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::channel::{Channel, ChannelId, End, OpenFailure, Phase};
-use crate::client::Event;
-use crate::config::Config;
-use crate::error::Error;
-use crate::packet::PacketWriter;
-use crate::receive_window::ReceiveWindow;
-use crate::wire::{Put, Reader, message, quoted};
+use crate::{
+    channel::{Channel, ChannelId, End, OpenFailure, Phase},
+    client::Event,
+    config::Config,
+    error::Error,
+    packet::PacketWriter,
+    receive_window::ReceiveWindow,
+    wire::{Put, Reader, message, quoted},
+};
 
 /// The channels of one connection.
 #[derive(Debug)]

@@ -5,12 +5,16 @@
 
 use std::fmt;
 
-use aws_lc_rs::kem::{Ciphertext, DecapsulationKey, ML_KEM_768};
-use aws_lc_rs::{agreement, digest, error, kem};
+use aws_lc_rs::{
+    agreement, digest, error,
+    kem::{self, Ciphertext, DecapsulationKey, ML_KEM_768},
+};
 use zeroize::Zeroizing;
 
-use crate::error::Error;
-use crate::wire::{Put, message};
+use crate::{
+    error::Error,
+    wire::{Put, message},
+};
 
 /// A key exchange method.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -3,15 +3,15 @@
 //!
 //! Compiled for tests, which run the kept corpora, and for fuzzing, which searches.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::BytesMut;
-use russh::keys::PrivateKey;
-use russh::keys::ssh_key::private::Ed25519Keypair;
+use russh::keys::{PrivateKey, ssh_key::private::Ed25519Keypair};
 
-use crate::packet::PacketWriter;
-use crate::{ChannelId, Client, Compression, Config, load_private_key};
+use crate::{ChannelId, Client, Compression, Config, load_private_key, packet::PacketWriter};
 
 /// Feeds `data` to a fresh client, in pieces whose lengths its bytes give.
 pub fn input(data: &[u8]) {

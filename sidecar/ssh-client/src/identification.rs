@@ -2,8 +2,7 @@
 
 use bytes::{Buf, BytesMut};
 
-use crate::error::Error;
-use crate::wire::quoted;
+use crate::{error::Error, wire::quoted};
 
 /// Our identification, without the line end.
 pub(crate) const OURS: &str = concat!("SSH-2.0-ssm-sidecar_", env!("CARGO_PKG_VERSION"));

@@ -5,11 +5,10 @@
 
 mod cost;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use russh::keys::ssh_encoding::Mpint;
-use russh::keys::ssh_key::private::KeypairData;
-use russh::keys::{Algorithm, PrivateKey, decode_secret_key};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use russh::keys::{
+    Algorithm, PrivateKey, decode_secret_key, ssh_encoding::Mpint, ssh_key::private::KeypairData,
+};
 use zeroize::Zeroizing;
 
 use crate::wire::Reader;

@@ -3,12 +3,14 @@
 use bytes::BufMut;
 use russh::keys::Algorithm;
 
-use crate::cipher::{Cipher, Mac};
-use crate::config::{Compression, Config};
-use crate::error::Error;
-use crate::exchange::Method;
-use crate::pin::HostKeyPin;
-use crate::wire::{Put, Reader, message, quoted};
+use crate::{
+    cipher::{Cipher, Mac},
+    config::{Compression, Config},
+    error::Error,
+    exchange::Method,
+    pin::HostKeyPin,
+    wire::{Put, Reader, message, quoted},
+};
 
 /// Our side of a negotiation.
 #[derive(Clone, Debug)]

@@ -2,9 +2,11 @@
 
 use bytes::{Buf, BufMut, BytesMut};
 
-use crate::cipher::{LENGTH, Opener, Sealer};
-use crate::compression::{Deflater, Inflater};
-use crate::error::Error;
+use crate::{
+    cipher::{LENGTH, Opener, Sealer},
+    compression::{Deflater, Inflater},
+    error::Error,
+};
 
 /// Makes outgoing packets.
 #[derive(Debug)]

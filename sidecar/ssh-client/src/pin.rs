@@ -1,10 +1,8 @@
 //! Host keys that are known beforehand.
 
-use std::fmt;
-use std::str::FromStr;
+use std::{fmt, str::FromStr};
 
-use russh::keys::ssh_key::Fingerprint;
-use russh::keys::{Algorithm, HashAlg, PublicKey};
+use russh::keys::{Algorithm, HashAlg, PublicKey, ssh_key::Fingerprint};
 
 /// A host key that the server may present.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -1,26 +1,29 @@
 //! The transport layer (RFC 4253): identification, key exchange at the start and at any later time,
 //! the server's proof of identity, and who may say what meanwhile.
 
-use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use bytes::BytesMut;
-use russh::keys::signature::Verifier;
-use russh::keys::ssh_key::Signature;
-#[cfg(any(test, fuzzing))]
-use russh::keys::ssh_key::public::Ed25519PublicKey;
-use russh::keys::ssh_key::public::KeyData;
-use russh::keys::{HashAlg, PublicKey};
+use russh::keys::{
+    HashAlg, PublicKey,
+    signature::Verifier,
+    ssh_key::{Signature, public::KeyData},
+};
 
-use crate::cipher::{Letters, Opener, Sealer};
-use crate::config::Config;
-use crate::error::Error;
-use crate::exchange::{Ephemeral, Secret, Transcript};
-use crate::identification;
-use crate::negotiation::{Choice, Negotiated, Offer};
-use crate::packet::{PacketReader, PacketWriter};
-use crate::pin::HostKeyPin;
-use crate::wire::{Reader, message, quoted};
+use crate::{
+    cipher::{Letters, Opener, Sealer},
+    config::Config,
+    error::Error,
+    exchange::{Ephemeral, Secret, Transcript},
+    identification,
+    negotiation::{Choice, Negotiated, Offer},
+    packet::{PacketReader, PacketWriter},
+    pin::HostKeyPin,
+    wire::{Reader, message, quoted},
+};
 
 /// The transport layer of one connection.
 #[derive(Debug)]
@@ -263,6 +266,8 @@ impl Transport {
     /// Behaves as if keys were exchanged, without encryption.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn skip_exchange(&mut self, now: Instant) {
+        use russh::keys::ssh_key::public::Ed25519PublicKey;
+
         let session = Session {
             identification: "SSH-2.0-fuzz".to_owned(),
             id: vec![0; 32],

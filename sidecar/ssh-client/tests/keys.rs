@@ -4,8 +4,7 @@
 
 mod common;
 
-use std::path::Path;
-use std::process::Command;
+use std::{path::Path, process::Command};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use common::{Session, Sshd, keygen};

@@ -5,18 +5,21 @@
 
 mod common;
 
-use std::borrow::Cow;
-use std::future::Future;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::mpsc::channel;
-use std::thread;
-use std::time::Duration;
+use std::{
+    borrow::Cow,
+    future::Future,
+    net::SocketAddr,
+    sync::{Arc, mpsc::channel},
+    thread,
+    time::Duration,
+};
 
 use common::{Session, keygen, load, noise};
-use russh::keys::PrivateKey;
-use russh::server::{Auth, ChannelOpenHandle, Config, Handler, Msg, Session as ServerSession};
-use russh::{Channel, ChannelId, cipher, kex};
+use russh::{
+    Channel, ChannelId, cipher, kex,
+    keys::PrivateKey,
+    server::{Auth, ChannelOpenHandle, Config, Handler, Msg, Session as ServerSession},
+};
 use ssh_client::{Compression, Error, Event};
 
 /// Accepts every key and sends back what it gets on any channel.

@@ -4,11 +4,12 @@
 
 mod common;
 
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr};
-use std::sync::Arc;
-use std::sync::mpsc::channel;
-use std::time::{Duration, Instant};
+use std::{
+    io::{Read, Write},
+    net::{Ipv4Addr, Shutdown, SocketAddr},
+    sync::{Arc, mpsc::channel},
+    time::{Duration, Instant},
+};
 
 use common::{ORIGINATOR, Random, Session, Sshd, echo, free_port, keygen, load, noise, target};
 use ssh_client::{ChannelId, Client, Compression, Error, Event, HostKeyPin, OpenFailure};

@@ -5,8 +5,10 @@ use std::time::Duration;
 use bytes::{BufMut, BytesMut};
 
 use super::server::{Pair, Server, data, fresh_key, numbers};
-use crate::wire::{Put, Reader, message};
-use crate::{Compression, Error, Event};
+use crate::{
+    Compression, Error, Event,
+    wire::{Put, Reader, message},
+};
 
 #[test]
 fn input_may_come_byte_by_byte() {

@@ -7,8 +7,10 @@ use bytes::{BufMut, BytesMut};
 use flate2::{Compress, FlushCompress};
 
 use super::server::{Pair, Server, confirmation, data, fresh_key, numbers};
-use crate::wire::{Put, message};
-use crate::{Compression, Error, Event, HostKeyPin, OpenFailure};
+use crate::{
+    Compression, Error, Event, HostKeyPin, OpenFailure,
+    wire::{Put, message},
+};
 
 #[test]
 fn packets_of_unsound_length_are_refused_before_they_are_awaited() {

@@ -1,23 +1,26 @@
 //! A server that does as it is told, behind the same packet code as the client.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, LazyLock};
-use std::time::Instant;
+use std::{
+    collections::VecDeque,
+    sync::{Arc, LazyLock},
+    time::Instant,
+};
 
 use aws_lc_rs::{agreement, digest};
 use bytes::{BufMut, BytesMut};
-use russh::keys::signature::Signer;
-use russh::keys::ssh_encoding::Encode;
-use russh::keys::ssh_key::Signature;
-use russh::keys::{PrivateKey, decode_secret_key};
+use russh::keys::{
+    PrivateKey, decode_secret_key, signature::Signer, ssh_encoding::Encode, ssh_key::Signature,
+};
 
-use crate::cipher::{Cipher, Letters, Opener, Sealer};
-use crate::exchange::Secret;
-use crate::identification;
-use crate::negotiation::Direction;
-use crate::packet::{PacketReader, PacketWriter};
-use crate::wire::{Put, Reader, message};
-use crate::{ChannelId, Client, Compression, Config, Error, Event};
+use crate::{
+    ChannelId, Client, Compression, Config, Error, Event,
+    cipher::{Cipher, Letters, Opener, Sealer},
+    exchange::Secret,
+    identification,
+    negotiation::Direction,
+    packet::{PacketReader, PacketWriter},
+    wire::{Put, Reader, message},
+};
 
 /// Client and server, joined.
 pub(crate) struct Pair {
