@@ -268,14 +268,21 @@ fn names(list: &str) -> Vec<String> {
 /// What sshd gets to accept the service before the login request comes: it takes well below a
 /// millisecond on an idle machine. Lost where the round trip is longer, as it mostly is.
 const HEAD_START: Duration = Duration::from_millis(4);
+
 const PUBLICKEY: &str = "publickey";
+
 const RSA_SHA2_256: &str = "rsa-sha2-256";
+
 const RSA_SHA2_512: &str = "rsa-sha2-512";
+
 /// Banners that are shown; a limit of ours, servers send one.
 const MAX_BANNERS: usize = 16;
+
 /// Characters of a banner that are shown.
 const BANNER_CHARACTERS: usize = 2_000;
+
 /// Extensions that are looked at.
 const MAX_EXTENSIONS: u32 = 64;
+
 /// Methods of the server that are repeated in an error.
 const MAX_METHODS: usize = 16;

@@ -15,8 +15,8 @@ use crate::{error::Error, receive_window::ReceiveWindow};
 pub struct ChannelId(pub(crate) u32);
 
 impl fmt::Display for ChannelId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
     }
 }
 
@@ -104,13 +104,13 @@ impl Channel {
         }
     }
 
-    /// Tells whether it carries data in bulk at this time, in either direction.
+    /// Whether it carries data in bulk at this time, in either direction.
     pub(crate) fn is_in_bulk(&self, now: Instant) -> bool {
         self.remote().is_some()
             && (self.incoming.window.is_in_bulk(now) || self.outgoing.is_in_bulk())
     }
 
-    /// Tells whether data, EOF or CLOSE can be sent now.
+    /// Whether data, EOF or CLOSE can be sent now.
     pub(crate) fn has_something_to_send(&self) -> bool {
         match self.phase {
             Phase::Open { .. } => {
@@ -225,7 +225,7 @@ impl Incoming {
         self.window.on_data(u32::try_from(length).unwrap_or(u32::MAX), now, round_trip);
     }
 
-    /// Tells whether credit should be given: not for every byte, but before the server stalls.
+    /// Whether credit should be given: not for every byte, but before the server stalls.
     pub(crate) fn adjustment_due(&self) -> bool {
         let credit = self.credit();
         let nearly_shut = self.remaining < self.max_packet && credit >= self.max_packet;
@@ -357,8 +357,10 @@ impl Outgoing {
 
 /// Smallest allocation for incoming data, in bytes.
 const CHUNK: usize = 16 * 1024;
+
 /// Most data in one packet of ours: on a slow path a larger one would hold up the other channels.
 const MAX_DATA: u32 = 16 * 1024;
+
 /// An empty queue keeps at most this much memory, in bytes.
 const MAX_IDLE: usize = 32 * 1024;
 

@@ -173,8 +173,11 @@ impl<ChaCha, Ctr> Keyed<ChaCha, Ctr> {
 }
 
 impl<ChaCha, Ctr> fmt::Debug for Keyed<ChaCha, Ctr> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Keyed").field("alignment", &self.alignment()).finish_non_exhaustive()
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Keyed")
+            .field("alignment", &self.alignment())
+            .finish_non_exhaustive()
     }
 }
 
@@ -406,6 +409,8 @@ fn failed(_: Unspecified) -> Error {
 
 /// Bytes of the packet's length field.
 pub(crate) const LENGTH: usize = 4;
+
 /// Bytes of the initial vector that are derived; GCM uses the first twelve (RFC 5647 section 7.1).
 const IV: usize = 16;
+
 const FAILED: Error = Error::Crypto { what: "cipher" };

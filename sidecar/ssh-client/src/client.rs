@@ -400,7 +400,7 @@ impl Client {
         Ok(written)
     }
 
-    /// Tells whether the connection was ended by us.
+    /// Whether the connection was ended by us.
     ///
     /// # Errors
     ///

@@ -136,17 +136,23 @@ impl Inflater {
 /// Most bytes that one packet may inflate to. A limit of ours, as large as OpenSSH's for packets:
 /// a peer must not turn a small packet into a large allocation.
 pub(crate) const LIMIT: usize = 256 * 1024;
+
 /// First room for output, in bytes; more than the flush marker takes.
 const ROOM: usize = 4 * 1024;
+
 /// How a zlib stream begins (RFC 1950): deflate, a window of 32 KiB, the usual effort.
 const ZLIB_HEADER: [u8; 2] = [0x78, 0x9c];
+
 /// Head of a stored block that begins on a byte and is not the last.
 const STORED: u8 = 0;
+
 /// Compression is judged by so much input, in bytes,
 const SAMPLE: usize = 64 * 1024;
+
 /// and tried again after so much without: for data that it does nothing for it takes 25 ms of a processor
 /// for each megabyte, this a fifteenth of that.
 const STORE: usize = 1024 * 1024;
+
 const FAILED: Error = Error::Crypto { what: "compression" };
 
 #[cfg(test)]

@@ -490,7 +490,9 @@ fn head(number: u8, remote: u32) -> Vec<u8> {
 /// Answers that wait to be sent; a limit of ours. sshd asks one at a time, so this is reached only
 /// by a server that floods.
 const MAX_REPLIES: usize = 1024;
+
 /// RFC 4254 section 5.1.
 const ADMINISTRATIVELY_PROHIBITED: u32 = 1;
+
 /// Largest payload of data that we may ask for, in bytes: half of the largest packet.
 const MAX_PACKET: u32 = 128 * 1024;

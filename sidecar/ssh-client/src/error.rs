@@ -147,7 +147,11 @@ pub(crate) mod reason {
 struct Listed<'a>(&'a [String]);
 
 impl std::fmt::Display for Listed<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.0.is_empty() { f.write_str("nothing") } else { f.write_str(&self.0.join(", ")) }
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0.is_empty() {
+            formatter.write_str("nothing")
+        } else {
+            formatter.write_str(&self.0.join(", "))
+        }
     }
 }

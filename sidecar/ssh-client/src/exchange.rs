@@ -148,8 +148,8 @@ impl Ephemeral {
 }
 
 impl fmt::Debug for Ephemeral {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ephemeral").field("method", &self.method).finish_non_exhaustive()
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Ephemeral").field("method", &self.method).finish_non_exhaustive()
     }
 }
 
@@ -211,8 +211,8 @@ impl Secret {
 }
 
 impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Secret").finish_non_exhaustive()
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Secret").finish_non_exhaustive()
     }
 }
 

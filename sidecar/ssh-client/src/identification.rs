@@ -60,6 +60,7 @@ fn is_identification(line: &[u8]) -> bool {
 
 /// Longest identification with its line end (RFC 4253 section 4.2).
 const LINE: usize = 255;
+
 /// Most bytes before the identification. A limit of ours: legal notices take a few KiB at most.
 const PREAMBLE: usize = 16 * 1024;
 

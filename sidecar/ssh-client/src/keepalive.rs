@@ -35,7 +35,7 @@ impl Keepalive {
         self.unanswered = 0;
     }
 
-    /// Tells whether to ask the server now.
+    /// Whether to ask the server now.
     ///
     /// # Errors
     ///
@@ -62,6 +62,7 @@ impl Keepalive {
 
 /// Least time between questions: with less, the questions would be all that is sent.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
+
 /// Longest time between questions: sums with it stay within what an `Instant` can hold.
 const MAX_INTERVAL: Duration = Duration::from_hours(24 * 365);
 

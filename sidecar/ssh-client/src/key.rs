@@ -203,7 +203,7 @@ fn openssh(content: &[u8]) -> Result<bool, KeyError> {
     }
 }
 
-/// Tells whether an encrypted PKCS#8 key is encrypted in a way that can be undone.
+/// Whether an encrypted PKCS#8 key is encrypted in a way that can be undone.
 fn pkcs8(content: &[u8]) -> Result<bool, KeyError> {
     // Looking for the whole identifiers is enough: they stand in the open, within the first bytes.
     let head = content.get(..256).unwrap_or(content);
@@ -220,16 +220,25 @@ const fn unreadable(why: &'static str) -> KeyError {
 }
 
 const PUTTY: &str = "PuTTY-User-Key-File-";
+
 const BEGIN: &str = "-----BEGIN ";
+
 const CUT: &str = "it is cut off: its `-----END …-----` line is missing";
+
 const PUBLIC: &str = "it is a public key; the private one is needed";
+
 const DSA: &str = "DSA keys are not supported";
+
 const TYPE: &str = "keys of this type are not supported";
+
 const ENCRYPTION: &str =
     "it is encrypted in a way that is not supported; convert it with `ssh-keygen -p -f FILE`";
+
 /// 1.2.840.113549.1.5.13 (RFC 8018 appendix A.4).
 const PBES2: &[u8] = &[0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x05, 0x0d];
+
 /// 2.16.840.1.101.3.4.1.2 (NIST's registry of algorithms).
 const AES_128_CBC: &[u8] = &[0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x01, 0x02];
+
 /// 2.16.840.1.101.3.4.1.42.
 const AES_256_CBC: &[u8] = &[0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x01, 0x2a];

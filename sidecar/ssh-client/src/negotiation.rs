@@ -192,7 +192,7 @@ fn first(list: &str) -> Option<&str> {
     list.split(',').next()
 }
 
-/// Tells whether a signature algorithm is one of keys of type `kind`.
+/// Whether a signature algorithm is one of keys of type `kind`.
 fn belongs(name: &str, kind: &Algorithm) -> bool {
     match kind {
         Algorithm::Rsa { .. } => name.starts_with("rsa-sha2-"),
@@ -209,12 +209,17 @@ const HOST_KEYS: &[&str] = &[
     "rsa-sha2-512",
     "rsa-sha2-256",
 ];
+
 /// Compression that starts after login (OpenSSH's PROTOCOL, section 1.2): before it, an unknown
 /// peer could feed the decompressor.
 const ZLIB: &str = "zlib@openssh.com";
+
 const NONE: &str = "none";
+
 /// RFC 8308 section 2.1.
 const EXT_INFO_CLIENT: &str = "ext-info-c";
+
 /// OpenSSH's PROTOCOL, section 1.10.
 const STRICT_CLIENT: &str = "kex-strict-c-v00@openssh.com";
+
 const STRICT_SERVER: &str = "kex-strict-s-v00@openssh.com";

@@ -235,9 +235,12 @@ impl Use {
 
 /// Fewest bytes of padding (RFC 4253 section 6).
 const MIN_PADDING: usize = 4;
+
 /// Largest packet that is taken. RFC 4253 section 6.1 asks for 35,000 bytes at least; this is
 /// OpenSSH's limit.
 const MAX_LENGTH: usize = 256 * 1024;
+
 /// Longest tag: HMAC-SHA-512.
 const MAX_TAG: usize = 64;
+
 const FAILED: Error = Error::Crypto { what: "packet" };

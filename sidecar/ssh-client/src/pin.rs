@@ -14,7 +14,7 @@ pub enum HostKeyPin {
 }
 
 impl HostKeyPin {
-    /// Tells whether this is the pin of `key`.
+    /// Whether this is the pin of `key`.
     pub(crate) fn matches(&self, key: &PublicKey) -> bool {
         match self {
             Self::Fingerprint(pinned) => *pinned == key.fingerprint(HashAlg::Sha256).to_string(),
@@ -33,10 +33,10 @@ impl HostKeyPin {
 
 /// Shows the fingerprint.
 impl fmt::Display for HostKeyPin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Fingerprint(fingerprint) => f.write_str(fingerprint),
-            Self::Key(key) => write!(f, "{}", key.fingerprint(HashAlg::Sha256)),
+            Self::Fingerprint(fingerprint) => formatter.write_str(fingerprint),
+            Self::Key(key) => write!(formatter, "{}", key.fingerprint(HashAlg::Sha256)),
         }
     }
 }

@@ -171,20 +171,28 @@ fn in_time(rate: u64, time: Duration) -> u32 {
 /// What a channel may be sent before its rate is known, and what one may be sent at once that is not in
 /// bulk, in bytes: most answers to a query, in one round trip.
 const INITIAL: u32 = 128 * 1024;
+
 /// A channel in bulk keeps at least so much, in bytes: 10 ms at the 0.8 MB/s of one session.
 const LEAST: u32 = 8 * 1024;
+
 /// Less credit than this is not worth a packet, in bytes, unless the window is small.
 const LEAST_GRAIN: u32 = 3 * 1024;
+
 /// Credit does not wait for longer, as long as the window is large enough.
 const GRAIN_TIME: Duration = Duration::from_millis(5);
+
 /// So much without a pause of most of a round trip is bulk, in bytes.
 const BULK: u64 = 2 * INITIAL as u64;
+
 /// What came in this time, and in the same before it, tells whether a channel is in bulk.
 const RECENT: Duration = Duration::from_secs(1);
+
 /// Rates over less time say more about timers than about the path.
 const SHORTEST_EPOCH: Duration = Duration::from_millis(40);
+
 /// A round trip of less is told of a path that hardly takes any time.
 const NEAR: Duration = Duration::from_millis(15);
+
 /// As long as each rate exceeds all before by a quarter, and so many epochs more, the window itself may be
 /// what limits it.
 const GROWING: u8 = 2;

@@ -197,14 +197,14 @@ impl Transport {
         Ok(true)
     }
 
-    /// Tells whether messages of the layers above may be sent: keys are agreed upon and no exchange
+    /// Whether messages of the layers above may be sent: keys are agreed upon and no exchange
     /// forbids it (RFC 4253 section 7.1).
     pub(crate) fn may_send(&self) -> bool {
         self.queue.is_empty()
             && matches!(self.exchange, Exchange::Idle { .. } | Exchange::Finishing { .. })
     }
 
-    /// Tells whether a farewell can be sent: our identification went out.
+    /// Whether a farewell can be sent: our identification went out.
     pub(crate) fn has_spoken(&self) -> bool {
         !matches!(self.exchange, Exchange::Identifying { .. })
             && !matches!(self.queue.front(), Some(Outgoing::Identification))
@@ -522,9 +522,12 @@ fn is_method_specific(number: u8) -> bool {
 /// Packets after which keys are exchanged whatever their volume: RFC 4344 section 3.1 demands it
 /// before sequence numbers repeat.
 const MAX_PACKETS: u64 = 1 << 31;
+
 /// Least volume between exchanges, so that an exchange does not by itself call for the next.
 const MIN_REKEY_BYTES: u64 = 4 * 1024;
+
 /// Least time between exchanges.
 const MIN_REKEY_INTERVAL: Duration = Duration::from_millis(10);
+
 /// Longest time between exchanges: sums with it stay within what an `Instant` can hold.
 const MAX_REKEY_INTERVAL: Duration = Duration::from_hours(24 * 365);

@@ -290,6 +290,7 @@ fn direction() -> Direction {
 }
 
 const CIPHER: Cipher = Cipher::ChaCha20Poly1305;
+
 const SERVER_LINE: &[u8] = b"SSH-2.0-test";
 
 static HOST_KEY: LazyLock<Arc<PrivateKey>> = LazyLock::new(|| fresh_key("ED25519"));
