@@ -33,15 +33,6 @@ pub struct Client {
     end: End,
 }
 
-/// Whether the connection is over.
-#[derive(Debug)]
-enum End {
-    /// It is not.
-    Running,
-    /// It is; the farewell that is still to be sent, and the error that ended it, if one did.
-    Over { farewell: Option<Vec<u8>>, error: Option<Error> },
-}
-
 /// What the caller of a [`Client`] learns.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Event {
@@ -431,4 +422,13 @@ impl Client {
         payload.put_string(b"");
         Some(payload)
     }
+}
+
+/// Whether the connection is over.
+#[derive(Debug)]
+enum End {
+    /// It is not.
+    Running,
+    /// It is; the farewell that is still to be sent, and the error that ended it, if one did.
+    Over { farewell: Option<Vec<u8>>, error: Option<Error> },
 }

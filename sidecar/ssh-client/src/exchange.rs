@@ -153,6 +153,25 @@ impl fmt::Debug for Ephemeral {
     }
 }
 
+/// Agrees on a secret with the holder of `point`; `None` if that is not a point of the curve or, on
+/// X25519, one of small order.
+fn agree(
+    method: Method,
+    key: &agreement::PrivateKey,
+    point: &[u8],
+    then: impl FnOnce(&[u8]) -> Zeroizing<Vec<u8>>,
+) -> Option<Zeroizing<Vec<u8>>> {
+    let point = agreement::UnparsedPublicKey::new(method.curve(), point);
+    agreement::agree(key, point, (), |secret| {
+        // RFC 8731 section 3: an all-zero secret must end the exchange.
+        if secret.iter().all(|byte| *byte == 0) {
+            return Err(());
+        }
+        Ok(then(secret))
+    })
+    .ok()
+}
+
 /// What both sides have said; the exchange hash binds it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Transcript<'a> {
@@ -218,22 +237,3 @@ impl fmt::Debug for Secret {
 
 /// Bytes of an ML-KEM-768 ciphertext (FIPS 203 table 3).
 const ML_KEM_768_CIPHERTEXT: usize = 1_088;
-
-/// Agrees on a secret with the holder of `point`; `None` if that is not a point of the curve or, on
-/// X25519, one of small order.
-fn agree(
-    method: Method,
-    key: &agreement::PrivateKey,
-    point: &[u8],
-    then: impl FnOnce(&[u8]) -> Zeroizing<Vec<u8>>,
-) -> Option<Zeroizing<Vec<u8>>> {
-    let point = agreement::UnparsedPublicKey::new(method.curve(), point);
-    agreement::agree(key, point, (), |secret| {
-        // RFC 8731 section 3: an all-zero secret must end the exchange.
-        if secret.iter().all(|byte| *byte == 0) {
-            return Err(());
-        }
-        Ok(then(secret))
-    })
-    .ok()
-}

@@ -4,9 +4,6 @@ use bytes::{Buf, BytesMut};
 
 use crate::{error::Error, wire::quoted};
 
-/// Our identification, without the line end.
-pub(crate) const OURS: &str = concat!("SSH-2.0-ssm-sidecar_", env!("CARGO_PKG_VERSION"));
-
 /// Takes lines off `input` until the server's identification, which it returns without its line
 /// end; `skipped` counts the bytes of lines that came before.
 ///
@@ -57,6 +54,9 @@ fn parse(line: &[u8]) -> Result<String, Error> {
 fn is_identification(line: &[u8]) -> bool {
     line.starts_with(b"SSH-")
 }
+
+/// Our identification, without the line end.
+pub(crate) const OURS: &str = concat!("SSH-2.0-ssm-sidecar_", env!("CARGO_PKG_VERSION"));
 
 /// Longest identification with its line end (RFC 4253 section 4.2).
 const LINE: usize = 255;

@@ -49,6 +49,31 @@ impl PacketWriter {
         result
     }
 
+    /// Takes new keys into use, after NEWKEYS.
+    pub(crate) fn switch(&mut self, sealer: Sealer, compressed: bool, reset_sequence: bool) {
+        self.sealer = sealer;
+        self.deflater = compressed.then(Deflater::new);
+        self.used = Use::default();
+        if reset_sequence {
+            self.sequence = 0;
+        }
+    }
+
+    /// Starts compression, after login.
+    pub(crate) fn compress(&mut self) {
+        self.deflater = Some(Deflater::new());
+    }
+
+    /// What the current keys have been used for.
+    pub(crate) fn used(&self) -> Use {
+        self.used
+    }
+
+    /// Everything since the start.
+    pub(crate) fn total(&self) -> Use {
+        self.total
+    }
+
     fn append(&mut self, out: &mut BytesMut, head: &[u8], body: &[u8]) -> Result<(), Error> {
         let start = out.len();
         let (head, body) = match &mut self.deflater {
@@ -77,31 +102,6 @@ impl PacketWriter {
         self.used.count(out.len() - start);
         self.total.count(out.len() - start);
         Ok(())
-    }
-
-    /// Takes new keys into use, after NEWKEYS.
-    pub(crate) fn switch(&mut self, sealer: Sealer, compressed: bool, reset_sequence: bool) {
-        self.sealer = sealer;
-        self.deflater = compressed.then(Deflater::new);
-        self.used = Use::default();
-        if reset_sequence {
-            self.sequence = 0;
-        }
-    }
-
-    /// Starts compression, after login.
-    pub(crate) fn compress(&mut self) {
-        self.deflater = Some(Deflater::new());
-    }
-
-    /// What the current keys have been used for.
-    pub(crate) fn used(&self) -> Use {
-        self.used
-    }
-
-    /// Everything since the start.
-    pub(crate) fn total(&self) -> Use {
-        self.total
     }
 }
 

@@ -10,17 +10,6 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use common::{Session, Sshd, keygen};
 use ssh_client::{Event, KeyError, load_private_key};
 
-/// Type and size, as `ssh-keygen` takes them.
-const TYPES: &[(&str, &str)] = &[
-    ("ed25519", "256"),
-    ("ecdsa", "256"),
-    ("ecdsa", "384"),
-    ("ecdsa", "521"),
-    ("rsa", "2048"),
-    ("rsa", "3072"),
-];
-const PASSPHRASE: &str = "correct horse";
-
 #[test]
 fn every_type_in_every_format_logs_in() {
     let sshd = Sshd::start("");
@@ -220,3 +209,14 @@ fn openssl(path: &Path, arguments: &str) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     std::fs::write(path, output.stdout).unwrap();
 }
+
+/// Type and size, as `ssh-keygen` takes them.
+const TYPES: &[(&str, &str)] = &[
+    ("ed25519", "256"),
+    ("ecdsa", "256"),
+    ("ecdsa", "384"),
+    ("ecdsa", "521"),
+    ("rsa", "2048"),
+    ("rsa", "3072"),
+];
+const PASSPHRASE: &str = "correct horse";

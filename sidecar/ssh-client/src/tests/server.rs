@@ -285,17 +285,6 @@ pub(crate) fn data(id: u32, data: &[u8]) -> Vec<u8> {
     payload
 }
 
-fn direction() -> Direction {
-    Direction { cipher: CIPHER, mac: None, compressed: false }
-}
-
-const CIPHER: Cipher = Cipher::ChaCha20Poly1305;
-
-const SERVER_LINE: &[u8] = b"SSH-2.0-test";
-
-static HOST_KEY: LazyLock<Arc<PrivateKey>> = LazyLock::new(|| fresh_key("ED25519"));
-static USER_KEY: LazyLock<Arc<PrivateKey>> = LazyLock::new(|| fresh_key("ED25519"));
-
 /// Makes a key with openssl.
 pub(crate) fn fresh_key(algorithm: &str) -> Arc<PrivateKey> {
     let output = std::process::Command::new("openssl")
@@ -311,3 +300,14 @@ pub(crate) fn fresh_key(algorithm: &str) -> Arc<PrivateKey> {
     };
     Arc::new(decode_secret_key(std::str::from_utf8(&output.stdout).unwrap(), None).unwrap())
 }
+
+fn direction() -> Direction {
+    Direction { cipher: CIPHER, mac: None, compressed: false }
+}
+
+const CIPHER: Cipher = Cipher::ChaCha20Poly1305;
+
+const SERVER_LINE: &[u8] = b"SSH-2.0-test";
+
+static HOST_KEY: LazyLock<Arc<PrivateKey>> = LazyLock::new(|| fresh_key("ED25519"));
+static USER_KEY: LazyLock<Arc<PrivateKey>> = LazyLock::new(|| fresh_key("ED25519"));
