@@ -29,7 +29,8 @@
 //! network ─▶ packet ──────────▶ transport ────────▶ client ─────▶ connection ─▶ channel ─▶ read
 //!            cipher             identification      auth                        receive_window
 //!            compression        negotiation         keepalive
-//!                               exchange, pin
+//!                               exchange
+//!                               host_key, pin
 //! ```
 //!
 //! What is written goes the same way back. Below the names stand those that each of them uses; all read
@@ -64,6 +65,7 @@ mod error;
 mod exchange;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+mod host_key;
 mod identification;
 mod keepalive;
 mod key;

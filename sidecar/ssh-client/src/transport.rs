@@ -7,18 +7,14 @@ use std::{
 };
 
 use bytes::BytesMut;
-use russh::keys::{
-    HashAlg, PublicKey,
-    signature::Verifier,
-    ssh_key::{Signature, public::KeyData},
-};
+use russh::keys::{HashAlg, PublicKey};
 
 use crate::{
     cipher::{Letters, Opener, Sealer},
     config::Config,
     error::Error,
     exchange::{Ephemeral, Secret, Transcript},
-    identification,
+    host_key, identification,
     negotiation::{Choice, Negotiated, Offer},
     packet::{PacketReader, PacketWriter},
     pin::HostKeyPin,
@@ -266,7 +262,7 @@ impl Transport {
     /// Behaves as if keys were exchanged, without encryption.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn skip_exchange(&mut self, now: Instant) {
-        use russh::keys::ssh_key::public::Ed25519PublicKey;
+        use russh::keys::ssh_key::public::{Ed25519PublicKey, KeyData};
 
         let session = Session {
             identification: "SSH-2.0-fuzz".to_owned(),
@@ -431,15 +427,7 @@ impl Transport {
         choice: &Choice,
         secret: &Secret,
     ) -> Result<PublicKey, Error> {
-        let unreadable = |_| Error::protocol("host key cannot be read");
-        let key = PublicKey::from_bytes(blob).map_err(unreadable)?;
-        let fingerprint = key.fingerprint(HashAlg::Sha256).to_string();
-        if !choice.host_key.starts_with(family(&key)) {
-            return Err(Error::protocol(format!(
-                "host key is not for {} as was agreed",
-                choice.host_key
-            )));
-        }
+        let key = host_key::read(blob, choice.host_key)?;
         let pinned = self.pins.iter().any(|pin| pin.matches(&key));
         let changed = session
             .map(|session| &session.host_key)
@@ -449,50 +437,12 @@ impl Transport {
                 Some(known) => known.fingerprint(HashAlg::Sha256).to_string(),
                 None => self.pins.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
             };
+            let fingerprint = key.fingerprint(HashAlg::Sha256);
             let actual = format!("{fingerprint} ({})", key.algorithm());
             return Err(Error::HostKeyMismatch { expected, actual });
         }
-        let mut reader = Reader::new(signature, "signature");
-        let named = reader.string()?;
-        let raw = reader.string()?;
-        let fits = named == choice.host_key.as_bytes()
-            && is_signed(&key, choice.host_key, signature, raw, secret.exchange_hash());
-        if !fits {
-            return Err(Error::HostKeyUnproven { fingerprint });
-        }
+        host_key::prove(&key, choice.host_key, signature, secret.exchange_hash())?;
         Ok(key)
-    }
-}
-
-/// Verifies the server's signature of the exchange hash.
-fn is_signed(key: &PublicKey, algorithm: &str, signature: &[u8], raw: &[u8], hash: &[u8]) -> bool {
-    if let KeyData::Rsa(rsa) = key.key_data() {
-        // By aws-lc, which takes keys of 2,048 to 8,192 bits.
-        let (Some(n), Some(e)) = (rsa.n().as_positive_bytes(), rsa.e().as_positive_bytes()) else {
-            return false;
-        };
-        let parameters = match algorithm {
-            "rsa-sha2-512" => &aws_lc_rs::signature::RSA_PKCS1_2048_8192_SHA512,
-            _ => &aws_lc_rs::signature::RSA_PKCS1_2048_8192_SHA256,
-        };
-        let components = aws_lc_rs::signature::RsaPublicKeyComponents { n, e };
-        return components.verify(parameters, hash, raw).is_ok();
-    }
-    Signature::try_from(signature)
-        .is_ok_and(|signature| key.key_data().verify(hash, &signature).is_ok())
-}
-
-/// How the names of a key's signature algorithms start.
-fn family(key: &PublicKey) -> &str {
-    match key.key_data() {
-        KeyData::Rsa(_) => "rsa-sha2-",
-        KeyData::Ed25519(_) => "ssh-ed25519",
-        KeyData::Ecdsa(key) => match key.curve() {
-            russh::keys::EcdsaCurve::NistP256 => "ecdsa-sha2-nistp256",
-            russh::keys::EcdsaCurve::NistP384 => "ecdsa-sha2-nistp384",
-            russh::keys::EcdsaCurve::NistP521 => "ecdsa-sha2-nistp521",
-        },
-        _ => "none of ours",
     }
 }
 
