@@ -1,6 +1,12 @@
 //! Carries out what [`Upkeep`] decides about the lanes, and tells it what becomes of them.
 
-use std::{collections::BTreeMap, future::pending, ops::ControlFlow, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    future::pending,
+    ops::ControlFlow,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::{sleep, sleep_until};
