@@ -143,7 +143,7 @@ impl Driver {
     /// Sends the TerminateSession flag and waits until the service has closed the channel.
     ///
     /// Returns whether the agent acknowledged the flag or the service closed the channel within `bound`;
-    /// false where the channel was not open yet. Cancel-safe.
+    /// false where the channel was not open yet, or was being resumed. Cancel-safe.
     pub async fn terminate(&self, bound: Duration) -> bool {
         {
             let mut state = self.shared.lock();
@@ -154,8 +154,14 @@ impl Driver {
             state.wake_loop();
         }
         // Acknowledging goes on until channel_closed: the agent then ends at once instead of in 2 s.
-        let closed = tokio::time::timeout(bound, self.ended()).await.is_ok();
-        closed || self.shared.lock().farewell == Farewell::Heard
+        let _closed = tokio::time::timeout(bound, self.ended()).await;
+        let state = self.shared.lock();
+        let closed = matches!(state.ended, Some(Ended::Closed(_) | Ended::Terminated));
+        match state.farewell {
+            Farewell::Heard => true,
+            Farewell::Said => closed,
+            Farewell::Unsaid => false,
+        }
     }
 
     /// Ends the loop without a word to the service.
@@ -388,7 +394,11 @@ impl Task {
                     Ok(socket) => socket,
                     Err(ended) => break ended,
                 },
-                () = self.abandoned() => break Ended::Terminated,
+                () = self.abandoned() => {
+                    // There was no socket to say it on.
+                    self.shared.lock().farewell = Farewell::Unsaid;
+                    break Ended::Terminated;
+                }
             };
             info!("session resumed");
             self.shared.lock().restore_path();

@@ -195,8 +195,8 @@ impl OpenError {
                 .to_owned(),
             Self::Untrusted { .. } => DISTRUST_HINT.to_owned(),
             Self::Refused { signature_refused: true, status: 401 | 403, .. } => {
-                "allow `ssmmessages:OpenDataChannel` on `arn:aws:ssm:*:*:session/${aws:userid}-*`, and \
-                 check that credentials and clock are right"
+                "allow `ssmmessages:OpenDataChannel` on one's own sessions (`ssm-sidecar policy` prints \
+                 the statement), and check that credentials and clock are right"
                     .to_owned()
             }
             Self::Refused { status: 429, .. } => {

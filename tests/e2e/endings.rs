@@ -10,7 +10,7 @@ use nix::{
 use serde_json::json;
 use tempfile::TempDir;
 use tests::{
-    emulator::{Action, ApiFault, Break, Ending, Failure as Fault, Plan, Policy},
+    emulator::{Action, ApiFault, Break, Ending, Failure as Fault, OWN_SESSIONS, Plan, Policy},
     fixtures::{Exit, Sidecar, TcpServer, eventually, example, free_port},
 };
 use tokio::{net::TcpStream, time::Instant};
@@ -129,6 +129,24 @@ async fn api_out_of_reach_at_the_end_leaves_the_flag() {
         assert_eq!(world.emulator.journal().ending(&session), Some(Ending::Flag), "{fault:?}");
         world.finish().await;
     }
+}
+
+#[tokio::test]
+async fn session_that_was_being_resumed_and_cannot_be_ended_by_api_is_said_to_be_left() {
+    let policy = Policy::least_privilege(INSTANCE).allowing("ssm:ResumeSession", OWN_SESSIONS);
+    let world = World::with(|builder| builder.policy(policy)).await;
+    let mut tunnel = eventful(&world).await;
+    let hangs = ApiFault::new(Fault::Hangs).on(Action::ResumeSession);
+    world.emulator.control().set_faults(Plan::default().api(hangs));
+    world.emulator.control().disconnect_all(Break::Reset).await;
+    tunnel.sidecar.word("degraded", LIMIT).await.unwrap();
+    let exit = stop(tunnel.sidecar, WAYS[0]).await;
+    assert_ended_well(&exit, "while resuming, without leave to terminate");
+    assert!(exit.text().contains("session left to its idle time-out"), "{}", exit.text());
+    for session in world.emulator.journal().open_sessions() {
+        world.emulator.control().terminate(&session, "nothing else could end it");
+    }
+    world.finish().await;
 }
 
 #[tokio::test]

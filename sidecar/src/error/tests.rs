@@ -130,8 +130,8 @@ fn way_to_the_stream_host() {
             status(403, true),
             ErrorCode::AwsAccessDenied,
             "`ssmmessages.eu-west-1.amazonaws.com` refuses the data channel: HTTP 403",
-            "allow `ssmmessages:OpenDataChannel` on `arn:aws:ssm:*:*:session/${aws:userid}-*`, and check that \
-             credentials and clock are right",
+            "allow `ssmmessages:OpenDataChannel` on one's own sessions (`ssm-sidecar policy` prints the \
+             statement), and check that credentials and clock are right",
         ),
         (
             status(429, false),

@@ -124,7 +124,7 @@ impl SessionChannel {
         if socket.signature() == OpeningSignature::UnsignedAfterRefusal {
             warn!(
                 "the signed opening of the data channel was refused, the unsigned one was not: allow \
-                 `ssmmessages:OpenDataChannel` on `arn:aws:ssm:*:*:session/${{aws:userid}}-*`"
+                 `ssmmessages:OpenDataChannel`, as `ssm-sidecar policy` prints it"
             );
         }
         let signature = socket.signature();

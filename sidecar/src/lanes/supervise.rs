@@ -204,8 +204,7 @@ async fn may_resume(lanes: &Lanes, lane: Arc<Lane>) -> Answer {
                     %error,
                     minutes,
                     "sessions cannot be resumed: a broken path resets connections, and those older than \
-                     a data channel's life are cut; allow `ssm:ResumeSession` on \
-                     `arn:aws:ssm:*:*:session/${{aws:userid}}-*`"
+                     a data channel's life are cut; allow `ssm:ResumeSession`, as `ssm-sidecar policy` prints it"
                 );
                 return Answer::Refused;
             }
