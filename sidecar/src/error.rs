@@ -234,7 +234,7 @@ fn lane(error: &LaneError, phase: Phase) -> Advice {
             "start the job again; if the path breaks often, allow `ssm:ResumeSession` and raise \
              `timeouts.reconnect_s`",
         ),
-        LaneError::Stopping => not_ready(phase),
+        LaneError::Overdue { .. } | LaneError::Stopping => not_ready(phase),
     }
 }
 

@@ -151,7 +151,7 @@ pub async fn closed() {
             guard.clear_ready();
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// A pipe without a reader is an error, a socket without one only closed: some runners, such as Node's, make

@@ -114,22 +114,30 @@ impl Scope {
         let Self { region, account, .. } = self;
         let partition = partition(region).id;
         let named = |name: &str| format!("arn:{partition}:ssm:{region}:{account}:session/{name}");
-        let mut statement = json!({ "Sid": "OwnSessions", "Effect": "Allow", "Action": actions });
         // Ids begin with a user's name or with that of a role's session. AWS's newest samples have `aws:userid`,
-        // which is neither; both do no harm.
-        statement["Resource"] = match &self.starter {
-            Starter::User => json!([named("${aws:username}-*"), named("${aws:userid}-*")]),
-            Starter::RoleSession(name) => {
-                json!([named(&format!("{name}-*")), named("${aws:userid}-*")])
+        // which is neither; it does no harm.
+        let begins_with = |name: &str| [named(&format!("{name}-*")), named("${aws:userid}-*")];
+        let resources = match &self.starter {
+            Starter::User => begins_with("${aws:username}"),
+            Starter::RoleSession(name) => begins_with(name),
+            Starter::Unknown => {
+                // The tag that Session Manager gives each session, as in AWS's sample for assumed roles.
+                let tag = "ssm:resourceTag/aws:ssmmessages:session-id";
+                return json!({
+                    "Sid": "OwnSessions",
+                    "Effect": "Allow",
+                    "Action": actions,
+                    "Resource": named("*"),
+                    "Condition": { "StringLike": { tag: "${aws:userid}" } },
+                });
             }
-            Starter::Unknown => json!(named("*")),
         };
-        if self.starter == Starter::Unknown {
-            // The tag that Session Manager gives each session, AWS's own sample for assumed roles.
-            let own = json!({ "ssm:resourceTag/aws:ssmmessages:session-id": "${aws:userid}" });
-            statement["Condition"] = json!({ "StringLike": own });
-        }
-        statement
+        json!({
+            "Sid": "OwnSessions",
+            "Effect": "Allow",
+            "Action": actions,
+            "Resource": resources,
+        })
     }
 
     fn start_instance(&self) -> Value {

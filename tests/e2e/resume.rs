@@ -214,6 +214,28 @@ async fn instance_that_is_gone_is_noticed_and_the_one_that_comes_back_serves_the
 }
 
 #[tokio::test]
+async fn session_whose_agent_never_answers_is_given_up_for_another() {
+    let server = TcpServer::echo().await.unwrap();
+    let world = World::with(|builder| builder.policy(may_terminate())).await;
+    let document = world.document(server.port()).with(&json!({ "events": true }));
+    let mut tunnel = Tunnel::open(&document).await;
+    // As on an instance that has just died: the service starts sessions and answers pings, the agent says nothing.
+    let control = world.emulator.control();
+    control.set_faults(Plan::default().both(Link::clean().dropping(1.0)));
+    control.disconnect_all(Break::Reset).await;
+    tunnel.sidecar.word("degraded", LIMIT).await.unwrap();
+    let journal = world.emulator.journal();
+    let again = eventually(2 * LIMIT, || async { journal.sessions().len() >= 3 }).await;
+    assert!(again, "it waits for {:?}", journal.sessions());
+    control.set_faults(Plan::default());
+    tunnel.sidecar.word("recovered", LIMIT).await.unwrap();
+    let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
+    assert!(echoes(&mut stream).await);
+    tunnel.close().await;
+    world.finish().await;
+}
+
+#[tokio::test]
 async fn refusal_of_a_new_session_for_good_ends_the_job_with_its_own_code() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();

@@ -34,6 +34,12 @@ pub enum LaneError {
         /// `bastion.ssh_port`.
         port: u16,
     },
+    /// A lane beside the first, or in place of it, took too long.
+    #[error("a new session was not usable within {seconds} s")]
+    Overdue {
+        /// How long it had.
+        seconds: u64,
+    },
     /// The time for a new lane is used up.
     #[error("the path was lost and did not come back in time")]
     NotReplaced(#[source] Box<Self>),
@@ -52,7 +58,10 @@ impl LaneError {
             // To whom it was open before, an answer but "not allowed" is the service's own trouble.
             Self::Stream(OpenError::Refused { status, .. }) => !matches!(status, 401 | 403),
             Self::Stream(error) => error.may_pass(),
-            Self::Channel(_) | Self::NoSshd { .. } | Self::Ssh(SshError::StreamEnded) => true,
+            Self::Channel(_)
+            | Self::NoSshd { .. }
+            | Self::Overdue { .. }
+            | Self::Ssh(SshError::StreamEnded) => true,
             Self::Ssh(SshError::Protocol(error)) => !matches!(
                 **error,
                 ssh_client::Error::HostKeyMismatch { .. } | ssh_client::Error::AuthRejected { .. }

@@ -44,6 +44,8 @@ pub(super) struct SessionChannel {
 impl SessionChannel {
     /// Starts a session and opens its channel up to the end of the handshake.
     ///
+    /// Cancel-safe: the session is ended then, however far it is.
+    ///
     /// Runs as a task that is seen through even when nobody waits any more: a StartSession that was sent
     /// must be answered before its session can be ended, and where only `ssm:StartSession` is allowed
     /// the session can be ended by no other way than through its channel.
@@ -51,11 +53,11 @@ impl SessionChannel {
         needs: &Arc<Needs>,
         begin: impl Fn(Phase) + Send + 'static,
     ) -> Result<(Self, SessionStream), LaneError> {
-        let (sender, receiver) = oneshot::channel();
+        let (mut sender, receiver) = oneshot::channel();
         let needs = Arc::clone(needs);
         let tasks = needs.shutdown.tasks().clone();
         let task = async move {
-            let outcome = Self::start_unattended(&needs, begin).await;
+            let outcome = Self::start_unattended(&needs, begin, sender.closed()).await;
             // Nobody waits any more.
             if let Err(Ok((channel, _))) = sender.send(outcome) {
                 channel.end(END_BOUND).await;
@@ -68,6 +70,7 @@ impl SessionChannel {
     async fn start_unattended(
         needs: &Needs,
         begin: impl Fn(Phase),
+        unwanted: impl Future<Output = ()>,
     ) -> Result<(Self, SessionStream), LaneError> {
         begin(Phase::StartSession);
         let shutdown = &needs.shutdown;
@@ -80,7 +83,10 @@ impl SessionChannel {
         let resumes = Arc::new(AtomicU64::new(0));
         let opening = Self::open_channel(needs, &mut session, ahead, &resumes);
         let late = async {
-            shutdown.stopping().await;
+            tokio::select! {
+                () = shutdown.stopping() => (),
+                () = unwanted => (),
+            }
             sleep(OPEN_AFTER_STOP).await;
         };
         let opened = tokio::select! {
@@ -217,7 +223,8 @@ fn unix_ms() -> u64 {
 /// The channel's own reason may follow the end of the stream by a moment.
 const EXPLAIN_WAIT: Duration = Duration::from_millis(500);
 
-/// How long an opening may go on after the stop, so that its session can be ended through its channel.
+/// How long an opening may go on after the stop, and once nobody waits for it, so that its session can be ended
+/// through its channel.
 const OPEN_AFTER_STOP: Duration = Duration::from_millis(1500);
 
 /// For the agent to acknowledge the flag and to close.

@@ -9,11 +9,11 @@ use std::{
 };
 
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
-use tokio::time::{sleep, sleep_until};
+use tokio::time::{sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::{
-    Change, Lane, LaneError, Lanes,
+    Change, Lane, LaneError, Lanes, Needs,
     session_channel::END_BOUND,
     upkeep::{Action, Answer, Limits, Path, Upkeep},
 };
@@ -111,7 +111,7 @@ impl<'a, F: Fn(Change)> Supervisor<'a, F> {
         match action {
             Action::Open => {
                 let number = self.lanes.number();
-                self.opening = Some(Lane::open(number, &self.lanes.needs, |_| ()).boxed());
+                self.opening = Some(open(number, &self.lanes.needs).boxed());
             }
             Action::Ask(number) => {
                 if let Some(lane) = self.known.get(&number) {
@@ -220,6 +220,12 @@ async fn may_resume(lanes: &Lanes, lane: Arc<Lane>) -> Answer {
     }
 }
 
+/// Opens one more lane, if that takes no longer than [`OPENING`].
+async fn open(number: u64, needs: &Arc<Needs>) -> Result<Lane, LaneError> {
+    let overdue = || Err(LaneError::Overdue { seconds: OPENING.as_secs() });
+    timeout(OPENING, Lane::open(number, needs, |_| ())).await.unwrap_or_else(|_| overdue())
+}
+
 /// Completes with the future in `slot`, and empties it; never while it is empty. Cancel-safe.
 async fn completed<T>(slot: &mut Option<BoxFuture<'_, T>>) -> T {
     let Some(future) = slot else { return pending().await };
@@ -227,6 +233,10 @@ async fn completed<T>(slot: &mut Option<BoxFuture<'_, T>>) -> T {
     *slot = None;
     output
 }
+
+/// For a further lane. A session may be started while its bastion is going down, whose agent then never answers;
+/// the next one is another chance. One that comes to something takes a second or two.
+const OPENING: Duration = Duration::from_secs(20);
 
 /// Before the question whether sessions may be resumed is repeated.
 const PROBE_PAUSE: Duration = Duration::from_secs(30);
