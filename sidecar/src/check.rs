@@ -9,7 +9,6 @@ mod report;
 
 use std::{
     ffi::OsString,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
     panic::AssertUnwindSafe,
     path::Path,
     pin::pin,
@@ -32,11 +31,11 @@ use crate::{
     aws::ApiErrorKind,
     cli::OutputFormat,
     config::Config,
-    error::{Error, TargetCause, TargetError},
+    error::Error,
     hardening,
     http_proxy::Proxy,
     job::{Surroundings, needs},
-    lanes::{Finding, Lane, Needs, Observer},
+    lanes::{Finding, Lane, Needs, Observer, Target},
     link::wire::{Begin, Stop, Task},
     monitor::{self, Ended, Monitor, Orders, Service},
     panics::Panics,
@@ -45,7 +44,7 @@ use crate::{
     run::{read_document, stopping_signal, write_termination_log},
     session::{ApiError, SessionApi},
     shutdown::Shutdown,
-    ssh::{Channel, OpenError},
+    target,
     tls::Trust,
     websocket::OpeningSignature,
 };
@@ -242,19 +241,10 @@ async fn examine(
 async fn beyond(config: &Config, lane: &Lane, report: &Report) -> Result<(), Failure> {
     report.begin(Step::Target);
     let target = &config.target;
+    let destination = Target { host: target.host.clone(), port: target.port };
     let limit = config.timeouts.connect;
-    let own = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-    let channel: Channel = match timeout(limit, lane.ssh.open(&target.host, target.port, own)).await
-    {
-        Ok(Ok(channel)) => channel,
-        Ok(Err(OpenError::Lost(_))) => {
-            return Err(Error::from(lane.ended().await).into_failure(Phase::Target));
-        }
-        Ok(Err(error)) => return Err(unreached(config, TargetCause::Open(error))),
-        Err(_) => {
-            return Err(unreached(config, TargetCause::TimedOut { seconds: limit.as_secs() }));
-        }
-    };
+    let reached = target::reach(lane, &destination, limit, config.bastion.ssh_port).await;
+    let channel = reached.map_err(|error| error.into_failure(Phase::Target))?;
     report.found(format!("{}:{} reached from the bastion", target.host, target.port));
 
     report.begin(Step::Database);
@@ -268,11 +258,6 @@ async fn beyond(config: &Config, lane: &Lane, report: &Report) -> Result<(), Fai
         }
     }
     Ok(())
-}
-
-fn unreached(config: &Config, cause: TargetCause) -> Failure {
-    let (host, port) = (config.target.host.clone(), config.target.port);
-    Error::from(TargetError { host, port, cause }).into_failure(Phase::Target)
 }
 
 fn document(config: &Config) -> String {

@@ -90,6 +90,9 @@ pub enum TargetCause {
     /// sshd said no.
     #[error("{0}")]
     Open(OpenError),
+    /// sshd said no and forwards all the same; which of its reasons it was it does not say.
+    #[error("the bastion cannot connect to it, and does not say why")]
+    Unexplained,
     /// Nobody said anything.
     #[error("no answer within {seconds} s")]
     TimedOut {
@@ -373,6 +376,13 @@ fn target(error: &TargetError) -> Advice {
             ),
         ),
         TargetCause::Open(OpenError::Lost(error)) => ssh(error),
+        TargetCause::Unexplained => Advice::new(
+            ErrorCode::TargetUnresolved,
+            format!(
+                "check on the bastion that `{host}` resolves (`getent hosts {host}`) and that PermitOpen and the \
+                 key's options allow {host}:{port}: its old sshd gives one answer to all of these"
+            ),
+        ),
         TargetCause::TimedOut { .. } => Advice::new(
             ErrorCode::TimeoutTarget,
             format!(

@@ -4,7 +4,6 @@
 //! out: stop accepting, reset what is open, end every session, say why.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, OnceLock, PoisonError, atomic::Ordering::Relaxed},
     time::Duration,
@@ -12,12 +11,12 @@ use std::{
 
 use futures_util::FutureExt as _;
 use runner_protocol::{Failure, Line, PhaseTimes, Request, Summary};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
 use crate::{
     config::Config,
-    error::{Error, TargetCause, TargetError},
+    error::Error,
     footprint,
     forward::{self, Limits, Traffic},
     health,
@@ -31,7 +30,8 @@ use crate::{
     progress::{Phase, Progress},
     session::SessionApi,
     shutdown::Shutdown,
-    ssh::{Channel, OpenError},
+    ssh::Channel,
+    target,
     telemetry::LostLines,
     tls::Trust,
     websocket::{self, Dial},
@@ -186,24 +186,13 @@ impl Job {
             );
         }
         info!(agent = lane.agent_version(), sshd = found.server, "lane open");
-        let lanes = Arc::new(Lanes::new(Arc::clone(&self.needs), lane));
+        let lane = Arc::new(lane);
+        let lanes = Arc::new(Lanes::new(Arc::clone(&self.needs), Arc::clone(&lane)));
         *self.lanes.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&lanes));
         self.progress.begin(Phase::Target);
-        let proof = self.reach_target(&lanes).await?;
-        Ok((lanes, proof))
-    }
-
-    async fn reach_target(&self, lanes: &Lanes) -> Result<Proof, Error> {
-        let limit = self.config.timeouts.connect;
-        let own = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-        let cause = match timeout(limit, lanes.try_open(own)).await {
-            Ok(Ok(channel)) => return Ok((channel, Instant::now())),
-            Ok(Err(OpenError::Lost(error))) => return Err(lanes.explain(error).await.into()),
-            Ok(Err(error)) => TargetCause::Open(error),
-            Err(_) => TargetCause::TimedOut { seconds: limit.as_secs() },
-        };
-        let Target { host, port } = self.needs.target.clone();
-        Err(TargetError { host, port, cause }.into())
+        let (limit, ssh_port) = (self.config.timeouts.connect, self.config.bastion.ssh_port);
+        let channel = target::reach(&lane, &self.needs.target, limit, ssh_port).await?;
+        Ok((lanes, (channel, Instant::now())))
     }
 
     async fn forward(&self, listener: Listener, lanes: Arc<Lanes>, proof: Proof) -> Error {

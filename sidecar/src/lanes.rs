@@ -27,7 +27,7 @@ use tokio::{
 };
 
 use self::supervise::Supervisor;
-use crate::ssh::{Channel, OpenError, SshError};
+use crate::ssh::{Channel, OpenError};
 
 pub use error::LaneError;
 pub use host_key::Type as HostKeyType;
@@ -83,9 +83,9 @@ pub enum Change {
 
 impl Lanes {
     /// Begins with the lane that the start has opened.
-    pub fn new(needs: Arc<Needs>, first: Lane) -> Self {
+    pub fn new(needs: Arc<Needs>, first: Arc<Lane>) -> Self {
         let totals = Mutex::new(Totals { sessions: 1, ..Totals::default() });
-        let (open, _) = watch::channel(vec![Arc::new(first)]);
+        let (open, _) = watch::channel(vec![first]);
         Self {
             needs,
             open,
@@ -123,25 +123,6 @@ impl Lanes {
                 }
                 outcome => return Ok(outcome?),
             }
-        }
-    }
-
-    /// As [`open`](Self::open), for the start: a lane that is lost is not waited for. Cancel-safe.
-    ///
-    /// # Errors
-    ///
-    /// [`OpenError`], also when the lane is lost.
-    pub async fn try_open(&self, originator: SocketAddr) -> Result<Channel, OpenError> {
-        let lane = self.least_loaded().await;
-        self.open_on(&lane, originator).await
-    }
-
-    /// Why a lane's connection ended, as far as the session below it knows. Cancel-safe.
-    pub async fn explain(&self, error: SshError) -> LaneError {
-        let lane = self.open.borrow().first().cloned();
-        match lane {
-            Some(lane) => lane.ended().await,
-            None => error.into(),
         }
     }
 

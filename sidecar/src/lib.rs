@@ -60,6 +60,7 @@ mod wakers;
 pub mod forward;
 pub mod lanes;
 pub mod listen;
+mod target;
 
 pub mod error;
 

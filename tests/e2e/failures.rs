@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use serde_json::json;
-use tests::fixtures::{FullQueue, KeyPair, KeyType, Sidecar, Sshd, TcpServer, free_port};
+use tests::fixtures::{Bastion, FullQueue, KeyPair, KeyType, Sidecar, Sshd, TcpServer, free_port};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
@@ -46,6 +46,28 @@ async fn target_unresolved() {
     let world = World::start().await;
     let document = world.document(5432).with(&json!({ "target": { "host": "database.invalid" } }));
     assert_fails(&document, unavailable("target.unresolved", "target"), "no_such_name").await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn old_sshd_that_calls_everything_prohibited_is_asked_whether_it_forwards_at_all() {
+    let world = World::start().await;
+    for (forwards, failure, golden) in [
+        (true, unavailable("target.unresolved", "target"), "openssh_7_4"),
+        (false, refused("ssh.forwarding_denied", "target"), "openssh_7_4"),
+    ] {
+        let bastion = Bastion::start_as_openssh_7_4(forwards).await.unwrap();
+        let document = world.document(5432).with(&json!({
+            "bastion": {
+                "ssh_port": bastion.port(),
+                "ssh_user": Bastion::USER,
+                "ssh_private_key": bastion.client_key(),
+                "ssh_host_key": bastion.fingerprint(),
+            },
+            "target": { "host": "database.internal" },
+        }));
+        assert_fails(&document, failure, golden).await;
+    }
     world.finish().await;
 }
 
