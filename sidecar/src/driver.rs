@@ -337,7 +337,7 @@ impl State {
                 Event::Open { agent_version, customer_message } => {
                     if !customer_message.is_empty() {
                         info!(
-                            message = customer_message,
+                            text = customer_message,
                             "message of the customer's session preferences"
                         );
                     }

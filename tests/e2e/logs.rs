@@ -1,7 +1,10 @@
 //! stderr: JSON lines, a summary at the end, and never a secret.
 
 use serde_json::{Value, json};
-use tests::fixtures::{Sidecar, TcpServer};
+use tests::{
+    emulator::AgentSettings,
+    fixtures::{Sidecar, TcpServer},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -22,6 +25,23 @@ async fn every_line_is_a_json_object_with_time_and_level() {
             assert!(parsed.get(field).is_some(), "no `{field}` in {line}");
         }
     }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn text_of_the_customers_preferences_is_quoted_and_replaces_nothing_of_ours() {
+    let text = "welcome\u{1b}[2J\r{\"level\":\"ERROR\"}";
+    let world =
+        World::with(|builder| builder.agent(AgentSettings::default().customer_message(text))).await;
+    let server = TcpServer::echo().await.unwrap();
+    let exit = world.tunnel(server.port()).await.close().await;
+    let ours = "message of the customer's session preferences";
+    let lines: Vec<_> = exit.stderr.iter().filter(|line| line.contains("welcome")).collect();
+    let [line] = lines[..] else { panic!("{}", exit.text()) };
+    let parsed: Value = serde_json::from_str(line).unwrap();
+    assert_eq!(parsed["message"], ours, "{line}");
+    assert_eq!(parsed["text"], "welcome [2J {\"level\":\"ERROR\"}", "{line}");
+    assert_eq!(line.matches("\"message\"").count(), 1, "{line}");
     world.finish().await;
 }
 

@@ -298,9 +298,11 @@ fn is_error_line(line: &str) -> bool {
     line.starts_with("---") && line.ends_with("---") && line.trim_matches('-') == "ERROR"
 }
 
-/// Returns text of a peer as it may be shown: cut to [`EXCERPT_CHARACTERS`].
+/// Returns text of a peer as it may be shown: cut to [`EXCERPT_CHARACTERS`], a blank for each control character but the
+/// end of a line.
 pub(crate) fn excerpt(text: &str) -> String {
-    text.chars().take(EXCERPT_CHARACTERS).collect()
+    let printable = |c: char| if c.is_control() && c != '\n' { ' ' } else { c };
+    text.chars().take(EXCERPT_CHARACTERS).map(printable).collect()
 }
 
 /// Returns bytes of a peer as text that may be shown.

@@ -185,7 +185,7 @@ fn what_is_not_stream_bytes_never_gets_into_the_stream() {
             notice(PayloadType::ExitCode, "oops"),
             notice(PayloadType::Flag, "oops"),
             notice(PayloadType::Flag, "ConnectToPortError"),
-            notice(PayloadType::StdErr, "\0\0\0\u{2}"),
+            notice(PayloadType::StdErr, "    "),
         ]
     );
     assert_eq!(pair.client.statistics().ignored_payloads, 3);
