@@ -33,6 +33,7 @@ use tokio::{
 use crate::{
     advice,
     error::Error,
+    hardening,
     progress::Phase,
     run::{read_document_bytes, write_termination_log},
 };
@@ -54,6 +55,7 @@ pub struct Exec {
 /// Runs the command with the tunnel up and returns the status to exit with: the command's own, 128 and the
 /// number of the signal that ended it, or that of the tunnel's failure, which is told on stderr. Blocks.
 pub fn run(exec: &Exec) -> u8 {
+    hardening::hide();
     let outcome = match runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
             let outcome = runtime.block_on(supervise(exec));

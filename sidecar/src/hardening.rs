@@ -35,6 +35,19 @@ pub fn apply() -> Vec<Unprotected> {
     refused
 }
 
+/// Keeps others of the same user from looking into this process while it passes a document on. Unlike [`apply`] it
+/// binds nothing that is started from here.
+#[cfg(target_os = "linux")]
+pub fn hide() {
+    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
+        debug!(%error, "dumpable");
+    }
+}
+
+/// Elsewhere there is no such call.
+#[cfg(not(target_os = "linux"))]
+pub fn hide() {}
+
 /// Logs what was refused, or fails where the document wants every protection.
 ///
 /// # Errors

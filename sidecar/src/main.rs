@@ -11,7 +11,7 @@ use runner_protocol::{ExitStatus, Failure};
 use ssm_sidecar::{
     advice, check,
     cli::{Arguments, Check, Command, Exec, Policy, Run, Worker},
-    exec,
+    exec, hardening,
     policy::Scope,
     probe,
     progress::Phase,
@@ -100,6 +100,7 @@ fn exec(options: Exec) -> ExitCode {
 }
 
 fn policy(options: &Policy) -> ExitCode {
+    hardening::hide();
     let request = match run::read_document(options.config.as_deref()) {
         Ok(request) => request,
         Err(error) => return fail(&error.into_failure(Phase::Config)),
