@@ -84,13 +84,7 @@ async fn supervise(
 ) -> Result<Checked, Error> {
     let mut signals = pin!(stopping_signal());
     let mut monitor = Monitor::start(worker, Stdio::inherit()).map_err(Error::NoWorker)?;
-    let begin = Begin {
-        task: Task::Check(format),
-        elapsed_ms: 0,
-        listener: false,
-        diagnosis: false,
-        health: false,
-    };
+    let begin = Begin { task: Task::Check(format), elapsed_ms: 0 };
     let orders = Orders { begin, descriptors: Vec::new() };
     // Meanwhile the worker locks itself up.
     let mut service = Service::new(request, None, Trust::load(), Proxy::from_env()?)?;

@@ -254,11 +254,12 @@ impl Doors {
     fn orders(self, options: &Options) -> Orders {
         let Self { clients, probes, .. } = self;
         let begin = Begin {
-            task: Task::Run { channel_life_s: options.channel_life.as_secs() },
+            task: Task::Run {
+                channel_life_s: options.channel_life.as_secs(),
+                diagnosis: clients.diagnosis.is_some(),
+                health: probes.is_some(),
+            },
             elapsed_ms: u64::try_from(options.started.elapsed().as_millis()).unwrap_or(u64::MAX),
-            listener: true,
-            diagnosis: clients.diagnosis.is_some(),
-            health: probes.is_some(),
         };
         let descriptors = [Some(clients.socket.into()), clients.diagnosis, probes.map(Into::into)];
         Orders { begin, descriptors: descriptors.into_iter().flatten().collect() }

@@ -161,8 +161,8 @@ impl Office<'_> {
                 }
                 Err(failure) => ToMonitor::Ended(Some(failure)),
             },
-            Task::Run { channel_life_s } => {
-                let ended = match (outcome, Self::take(begin, descriptors)) {
+            Task::Run { channel_life_s, diagnosis, health } => {
+                let ended = match (outcome, Self::take(diagnosis, health, descriptors)) {
                     (Err(failure), _) | (_, Err(failure)) => Err(failure),
                     (Ok((request, surroundings)), Ok((listener, health))) => {
                         let channel_life = Duration::from_secs(channel_life_s);
@@ -200,14 +200,15 @@ impl Office<'_> {
     }
 
     fn take(
-        begin: Begin,
+        diagnosis: bool,
+        health: bool,
         descriptors: Vec<OwnedFd>,
     ) -> Result<(Bound, Option<TcpListener>), Failure> {
         let mut descriptors = descriptors.into_iter();
+        let listener = descriptors.next();
         let mut next = |is_there: bool| if is_there { descriptors.next() } else { None };
-        let listener = next(begin.listener);
-        let diagnosis = next(begin.diagnosis);
-        let health = next(begin.health).map(TcpListener::from);
+        let diagnosis = next(diagnosis);
+        let health = next(health).map(TcpListener::from);
         let Some(listener) = listener else {
             let error = Error::Internal("the listener was not handed over".to_owned());
             return Err(error.into_failure(Phase::Config));

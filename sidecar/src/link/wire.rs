@@ -32,28 +32,26 @@ pub enum ToWorker {
     Stop(Stop),
 }
 
-/// What the worker is to do. The descriptors come in this order.
+/// What the worker is to do.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct Begin {
     /// Tunnel or check.
     pub task: Task,
     /// For how long the monitor has been running.
     pub elapsed_ms: u64,
-    /// Whether the listener goes along.
-    pub listener: bool,
-    /// Whether the socket goes along that tells who has connected.
-    pub diagnosis: bool,
-    /// Whether the listener for probes goes along.
-    pub health: bool,
 }
 
 /// A worker's task.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub enum Task {
-    /// Open the tunnel and serve it.
+    /// Open the tunnel and serve it, at the listener that goes along; further descriptors come in this order.
     Run {
         /// How long the service leaves a data channel open.
         channel_life_s: u64,
+        /// Whether the socket goes along that tells who has connected.
+        diagnosis: bool,
+        /// Whether the listener for probes goes along.
+        health: bool,
     },
     /// Try each step in turn, and tell them on stdout.
     Check(OutputFormat),
