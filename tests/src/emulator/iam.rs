@@ -51,15 +51,23 @@ impl Policy {
     /// The same, and what makes a session outlive its first WebSocket and end at once: `ssm:ResumeSession`,
     /// `ssm:TerminateSession` and `ssmmessages:OpenDataChannel` on one's own sessions.
     pub fn full(instance: &str) -> Self {
-        let own = Statement {
+        let own = |resource: &str, conditions| Statement {
             allow: true,
             actions: ["ssm:ResumeSession", "ssm:TerminateSession", "ssmmessages:OpenDataChannel"]
                 .map(str::to_owned)
                 .into(),
-            resources: vec![OWN_SESSIONS.to_owned()],
-            conditions: Vec::new(),
+            resources: vec![resource.to_owned()],
+            conditions,
         };
-        Self { statements: vec![start(instance), own] }
+        let tagged = Condition {
+            operator: Operator::StringLike,
+            if_exists: false,
+            key: "ssm:resourceTag/aws:ssmmessages:session-id".to_owned(),
+            values: vec!["${aws:userid}".to_owned()],
+        };
+        let of_user = own(OWN_SESSIONS, Vec::new());
+        let of_role = own("arn:aws:ssm:*:*:session/*", vec![tagged]);
+        Self { statements: vec![start(instance), of_user, of_role] }
     }
 
     /// No permission at all.
@@ -389,6 +397,7 @@ mod tests {
     fn decide(policy: &Policy, action: &str, resource: &str) -> Decision {
         let mut context = BTreeMap::new();
         context.insert("aws:userid", "AIDAEXAMPLE".to_owned());
+        context.insert("aws:username", "transfer".to_owned());
         context.insert("ssm:SessionDocumentAccessCheck", "true".to_owned());
         policy.decide(&Request { action, resources: &[resource.to_owned()], context: &context })
     }
