@@ -64,6 +64,18 @@ async fn role_gets_the_session_and_its_caller_the_role_alone() {
     world.finish().await;
 }
 
+#[tokio::test]
+async fn japanese_readme_shows_what_is_printed() {
+    let world = World::start().await;
+    let printed = print(&world.document(5432), &[]).await;
+    let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.ja.md");
+    let readme = std::fs::read_to_string(readme).unwrap();
+    let shown = readme.split("```json").find(|block| block.contains("\"Statement\"")).unwrap();
+    let (shown, _) = shown.split_once("```").unwrap();
+    assert_eq!(serde_json::from_str::<Value>(shown).unwrap(), printed);
+    world.finish().await;
+}
+
 fn everything_() -> Worth {
     Worth { failed: None, resumed: true, terminated_by_api: true }
 }
