@@ -10,6 +10,7 @@ use aws_smithy_http_client::proxy::ProxyConfig;
 use http::{HeaderValue, Uri};
 use hyper_util::client::proxy::matcher::Matcher;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tracing::warn;
 
 /// The proxy of this process, if there is one.
 #[derive(Clone, Debug, Default)]
@@ -41,9 +42,11 @@ impl InvalidProxy {
 impl Proxy {
     /// Reads `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`, or their lower-case forms.
     ///
+    /// An `ALL_PROXY` of another kind, as set for programs that speak SOCKS, is passed over with a warning.
+    ///
     /// # Errors
     ///
-    /// [`InvalidProxy`] for anything but an HTTP proxy.
+    /// [`InvalidProxy`] for an `HTTPS_PROXY` that is anything but an HTTP proxy.
     pub fn from_env() -> Result<Self, InvalidProxy> {
         let first = |names: [&str; 2]| {
             names
@@ -51,10 +54,15 @@ impl Proxy {
                 .filter_map(|name| std::env::var(name).ok())
                 .find(|value| !value.is_empty())
         };
-        let url =
-            first(["HTTPS_PROXY", "https_proxy"]).or_else(|| first(["ALL_PROXY", "all_proxy"]));
         let exceptions = first(["NO_PROXY", "no_proxy"]);
-        Self::new(url.as_deref(), exceptions.as_deref())
+        if let Some(url) = first(["HTTPS_PROXY", "https_proxy"]) {
+            return Self::new(Some(&url), exceptions.as_deref());
+        }
+        let url = first(["ALL_PROXY", "all_proxy"]);
+        Self::new(url.as_deref(), exceptions.as_deref()).or_else(|InvalidProxy| {
+            warn!("`ALL_PROXY` is no HTTP proxy and not used; set `HTTPS_PROXY` if one is needed");
+            Self::new(None, None)
+        })
     }
 
     /// Takes the values of `HTTPS_PROXY` and `NO_PROXY`.

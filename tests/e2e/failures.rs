@@ -224,6 +224,24 @@ async fn aws_unreachable_when_the_proxy_is_none() {
 }
 
 #[tokio::test]
+async fn proxy_for_everything_that_speaks_another_protocol_is_passed_over() {
+    let world = World::start().await;
+    let server = TcpServer::echo().await.unwrap();
+    let document = world.document(server.port());
+    let sidecar = Sidecar::spawn_with(&document, |command| {
+        command.env("ALL_PROXY", "socks5://user:hunter2@127.0.0.1:1080");
+    });
+    let mut sidecar = sidecar.await.unwrap();
+    sidecar.ready(LIMIT).await.unwrap();
+    sidecar.close_stdin();
+    let exit = sidecar.exit(LIMIT).await.unwrap();
+    assert_eq!(exit.status.code(), Some(0), "{}", exit.text());
+    assert!(exit.text().contains("`ALL_PROXY` is no HTTP proxy"), "{}", exit.text());
+    assert!(!exit.text().contains("hunter2"), "{}", exit.text());
+    world.finish().await;
+}
+
+#[tokio::test]
 async fn aws_internal_when_another_server_answers() {
     let world = World::start().await;
     let server = TcpServer::start(|mut stream| async move {
