@@ -1,6 +1,6 @@
 # The sidecar as a static program and the root certificates of public CAs; nothing else.
 #
-#   podman build -t ssm-sidecar .
+#   podman build --build-arg SSM_SIDECAR_COMMIT="$(git rev-parse HEAD)" -t ssm-sidecar .
 #
 # Without network, from vendored crates:
 #
@@ -13,6 +13,8 @@ ARG RUST=docker.io/library/rust:1.95.0-slim-bookworm@sha256:d7482085ff5b415f84db
 FROM ${RUST} AS build
 WORKDIR /src
 COPY . .
+# Shown by `/metrics`.
+ARG SSM_SIDECAR_COMMIT=unknown
 # Named, so that the flag is for the program alone and not for what the compiler loads (macros).
 RUN set -eu; \
     target=$(rustc --print host-tuple); \

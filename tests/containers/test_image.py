@@ -20,6 +20,7 @@ class Image(unittest.TestCase):
         self.assertGreater(certificates.count("BEGIN CERTIFICATE"), 100)
         headers = subprocess.run(["readelf", "-lW", root / "ssm-sidecar"], capture_output=True, text=True, check=True)
         self.assertNotIn("INTERP", headers.stdout)
+        self.assertIn(b"c0ffee-of-the-tests", (root / "ssm-sidecar").read_bytes(), "the commit that the build was told")
 
     def test_is_of_16_megabytes_at_most_and_for_a_user_without_name(self) -> None:
         (image,) = json.loads(podman("image", "inspect", SIDECAR).stdout)
