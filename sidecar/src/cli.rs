@@ -64,7 +64,7 @@ pub enum Command {
     Schema,
     /// Print a completion script for a shell.
     Completions {
-        /// Whose.
+        /// The shell that is to complete.
         shell: Shell,
     },
     /// Print the manual page, in roff.
@@ -101,7 +101,7 @@ impl Run {
 /// How a worker logs.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct Worker {
-    /// As its monitor does.
+    /// The form of the log, the same as the monitor's.
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
     /// Nothing, unless `RUST_LOG` says otherwise.

@@ -55,7 +55,7 @@ pub struct Surroundings {
 pub struct Orders {
     /// For how long the service leaves a data channel open, [`CHANNEL_LIFE`].
     pub channel_life: Duration,
-    /// When the process did that the runner has started.
+    /// When the monitor, which the runner has started, began.
     pub started: Instant,
     /// Where clients arrive.
     pub listener: Bound,

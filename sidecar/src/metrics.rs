@@ -130,7 +130,7 @@ type Seconds = Family<Vec<(&'static str, String)>, Gauge<f64, AtomicU64>>;
 const STARTED: [Phase; 5] =
     [Phase::Config, Phase::StartSession, Phase::Session, Phase::Ssh, Phase::Target];
 
-/// Of the crate.
+/// The version of the program, from its manifest.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The commit that whoever builds names in `SSM_SIDECAR_COMMIT`; the build itself asks nobody.

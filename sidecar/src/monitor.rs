@@ -453,7 +453,7 @@ const MAX_CALLS: usize = 128;
 /// SIGKILL.
 const KILLED: i32 = 9;
 
-/// As which the worker is started.
+/// The worker's name for itself, the first of its arguments.
 const NAME: &str = "ssm-sidecar";
 
 /// What of the environment the worker gets: nothing of AWS is among it.

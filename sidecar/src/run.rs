@@ -63,7 +63,7 @@ pub struct Options {
     pub source: Source,
     /// For how long the service leaves a data channel open, [`CHANNEL_LIFE`].
     pub channel_life: Duration,
-    /// With which this program is a worker.
+    /// The arguments with which this program runs as a worker.
     pub worker: Vec<OsString>,
     /// When the process began.
     pub started: Instant,

@@ -27,7 +27,7 @@ pub enum LogFormat {
 }
 
 impl LogFormat {
-    /// As the command line says it.
+    /// The word for it on the command line.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Json => "json",

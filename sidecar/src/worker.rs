@@ -55,7 +55,7 @@ pub fn prepare() -> Prepared {
     lockdown::close_inherited();
     #[cfg(target_os = "linux")]
     {
-        // What the monitor's is not: named as the program on the command line, and found by name.
+        // A name of its own in `ps`, so that whoever signals the sidecar by name finds the monitor alone.
         let _unnamed = nix::sys::prctl::set_name(NAME);
         warm_up();
     }

@@ -72,7 +72,7 @@ pub enum Finding {
     Session(String),
     /// The data channel is open.
     Channel {
-        /// As it said.
+        /// The version of the SSM agent, as it said in the handshake.
         agent_version: String,
         /// How the opening was signed.
         signature: OpeningSignature,
