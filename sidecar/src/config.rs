@@ -3,6 +3,8 @@
 //! The request holds what the contract allows already. What is left is to decode: the private key, which takes
 //! CPU time when it has a passphrase, the host keys and the URLs.
 
+mod mistakes;
+
 use std::sync::Arc;
 
 use http::Uri;
@@ -54,7 +56,7 @@ impl Config {
         let bastion = Bastion::decode(bastion, &mut mistakes);
         if let Some(mut mistakes) = Mistakes::new(mistakes) {
             if let Err(error) = &bastion {
-                mistakes.push(key_mistake(error));
+                mistakes.push(mistakes::of_key(error));
             }
             return Err(mistakes.into());
         }
@@ -136,7 +138,7 @@ impl Bastion {
         for (index, text) in written.iter().enumerate() {
             match text.parse() {
                 Ok(pin) => pins.push(pin),
-                Err(error) => mistakes.push(pin_mistake(index, written.len(), &error)),
+                Err(error) => mistakes.push(mistakes::of_pin(index, written.len(), &error)),
             }
         }
         let passphrase = bastion.ssh_private_key_passphrase.as_ref();
@@ -196,6 +198,15 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
+    /// For a document, `text`, in which fields are wrong: with what else is wrong that only decoding finds, so that
+    /// nobody hears of it after another try.
+    pub fn of_document(error: RequestError, text: &[u8]) -> Self {
+        match error {
+            RequestError::Mistakes(mistakes) => mistakes::with_decoded(mistakes, text).into(),
+            other => other.into(),
+        }
+    }
+
     /// The code of the `failed` line.
     pub const fn code(&self) -> ErrorCode {
         match self {
@@ -212,7 +223,7 @@ impl ConfigError {
         match self {
             Self::Request(error) => error.hint(),
             Self::Mistakes(mistakes) => mistakes.hint(),
-            Self::Key(error) => key_hint(error).to_owned(),
+            Self::Key(error) => mistakes::key_hint(error).to_owned(),
         }
     }
 }
@@ -233,37 +244,6 @@ fn uri(path: &str, url: Option<EndpointUrl>, mistakes: &mut Vec<Mistake>) -> Opt
         });
     }
     parsed
-}
-
-fn pin_mistake(index: usize, count: usize, error: &ssh_client::PinError) -> Mistake {
-    let field = "bastion.ssh_host_key";
-    let path = if count == 1 { field.to_owned() } else { format!("{field}[{index}]") };
-    let hint = format!(
-        "set `{path}` to a `SHA256:…` fingerprint (`ssh-keygen -lf` on the bastion's \
-         /etc/ssh/ssh_host_ed25519_key.pub shows it) or to the line of that file"
-    );
-    Mistake { path, what: error.to_string(), hint }
-}
-
-fn key_mistake(error: &KeyError) -> Mistake {
-    Mistake {
-        path: "bastion.ssh_private_key".to_owned(),
-        what: error.to_string(),
-        hint: key_hint(error).to_owned(),
-    }
-}
-
-const fn key_hint(error: &KeyError) -> &'static str {
-    match error {
-        KeyError::PassphraseRequired => {
-            "give the key's passphrase in `bastion.ssh_private_key_passphrase`, or a key without one"
-        }
-        KeyError::PassphraseWrong => "correct `bastion.ssh_private_key_passphrase`",
-        KeyError::Unreadable { .. } => {
-            "give the whole text of the private key's file in `bastion.ssh_private_key`: an RSA, ECDSA \
-             or Ed25519 key in OpenSSH, PKCS#1 or PKCS#8 form, not its public half"
-        }
-    }
 }
 
 #[cfg(test)]

@@ -150,6 +150,25 @@ async fn all_mistakes_are_reported_at_once_by_path() {
 }
 
 #[tokio::test]
+async fn keys_that_cannot_be_read_are_reported_with_all_other_mistakes() {
+    let world = World::start().await;
+    let document = world.document(5432).with(&json!({
+        "bastion": {
+            "ssh_private_key": "ssh-ed25519 AAAA the public half",
+            "ssh_host_key": ["SHA256:short", world.sshd.host_key_fingerprint("ed25519").unwrap()],
+        },
+        "target": { "host": null },
+    }));
+    let failure = assert_fails(&document, INVALID, "keys_among_many_mistakes").await;
+    let message = failure["message"].as_str().unwrap();
+    for path in ["target.host: ", "bastion.ssh_private_key: ", "bastion.ssh_host_key[0]: "] {
+        assert!(message.contains(path), "`{path}` is missing in: {message}");
+    }
+    assert!(!message.contains("ssh_host_key[1]"), "{message}");
+    world.finish().await;
+}
+
+#[tokio::test]
 async fn unknown_field_is_refused_with_the_nearest_name() {
     let world = World::start().await;
     let cases = [

@@ -23,7 +23,8 @@ pub(super) fn read_bytes(path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
 
 /// Reads the document of `--config`.
 pub(super) fn read_file(path: &Path) -> Result<Request, Error> {
-    Ok(Request::from_slice(&read_bytes(path)?).map_err(ConfigError::from)?)
+    let bytes = read_bytes(path)?;
+    Ok(Request::from_slice(&bytes).map_err(|error| ConfigError::of_document(error, &bytes))?)
 }
 
 /// Reads a document from a file, or from stdin up to its closing brace, for commands that have no lease. Blocks.
@@ -75,7 +76,8 @@ impl Pieces {
         }
         let piece = self.buffer.get(..read).unwrap_or_default();
         let Some(framed) = self.reader.push(piece).map_err(malformed)? else { return Ok(None) };
-        let request = Request::from_json(&framed.document).map_err(ConfigError::from)?;
+        let request = Request::from_json(&framed.document)
+            .map_err(|error| ConfigError::of_document(error, framed.document.as_bytes()))?;
         Ok(Some((request, Zeroizing::new(framed.rest.to_vec()))))
     }
 }
