@@ -42,8 +42,8 @@ pub struct Config {
 }
 
 impl Config {
-    /// Decodes what `request` holds. Blocks: an encrypted private key is slow to open by design, up to a
-    /// second.
+    /// Decodes what `request` holds. Blocks: an encrypted private key is slow to open by design, up to some
+    /// seconds.
     ///
     /// # Errors
     ///
