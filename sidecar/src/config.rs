@@ -214,7 +214,9 @@ impl ConfigError {
             Self::Mistakes(_) => ErrorCode::ConfigInvalid,
             Self::Key(KeyError::PassphraseRequired) => ErrorCode::ConfigPassphraseRequired,
             Self::Key(KeyError::PassphraseWrong) => ErrorCode::ConfigPassphraseWrong,
-            Self::Key(KeyError::Unreadable { .. }) => ErrorCode::ConfigKeyUnreadable,
+            Self::Key(KeyError::Costly | KeyError::Unreadable { .. }) => {
+                ErrorCode::ConfigKeyUnreadable
+            }
         }
     }
 

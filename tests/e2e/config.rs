@@ -150,6 +150,22 @@ async fn all_mistakes_are_reported_at_once_by_path() {
 }
 
 #[tokio::test]
+async fn key_that_takes_too_long_to_open_is_refused_with_the_way_to_mend_it() {
+    let world = World::start().await;
+    let key = KeyPair::generate(KeyType::Ed25519).unwrap();
+    // About as long to make as to open: just above the bound.
+    let slow = tokio::task::spawn_blocking(move || key.encrypt_slowly("correct horse", 1001));
+    let slow = slow.await.unwrap().unwrap();
+    let document = world.document(5432).with(&json!({ "bastion": {
+        "ssh_private_key": slow.text,
+        "ssh_private_key_passphrase": slow.passphrase,
+    } }));
+    let failure = Failure { code: "config.key_unreadable", ..INVALID };
+    assert_fails(&document, failure, "takes_too_long").await;
+    world.finish().await;
+}
+
+#[tokio::test]
 async fn keys_that_cannot_be_read_are_reported_with_all_other_mistakes() {
     let world = World::start().await;
     let document = world.document(5432).with(&json!({

@@ -24,7 +24,8 @@ pub(super) fn with_decoded(mut mistakes: Mistakes, text: &[u8]) -> Mistakes {
     }
     if let Some(Value::String(key)) = bastion.ssh_private_key {
         let key = Zeroizing::new(key);
-        if let Err(error @ KeyError::Unreadable { .. }) = ssh_client::load_private_key(&key, None) {
+        let loaded = ssh_client::load_private_key(&key, None);
+        if let Err(error @ (KeyError::Costly | KeyError::Unreadable { .. })) = loaded {
             add(&mut mistakes, of_key(&error));
         }
     }
@@ -74,6 +75,9 @@ pub(super) const fn key_hint(error: &KeyError) -> &'static str {
             "give the key's passphrase in `bastion.ssh_private_key_passphrase`, or a key without one"
         }
         KeyError::PassphraseWrong => "correct `bastion.ssh_private_key_passphrase`",
+        KeyError::Costly => {
+            "write `bastion.ssh_private_key` anew with fewer rounds: `ssh-keygen -p -a 64 -f FILE`"
+        }
         KeyError::Unreadable { .. } => {
             "give the whole text of the private key's file in `bastion.ssh_private_key`: an RSA, ECDSA \
              or Ed25519 key in OpenSSH, PKCS#1 or PKCS#8 form, not its public half"

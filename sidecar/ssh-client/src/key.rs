@@ -22,6 +22,9 @@ pub enum KeyError {
     /// It is encrypted and the passphrase does not open it.
     #[error("passphrase of the private key is wrong")]
     PassphraseWrong,
+    /// To try a passphrase on it would take too long, minutes or hours; its author has chosen so.
+    #[error("private key is encrypted in a way that takes too long to undo")]
+    Costly,
     /// It cannot be read.
     #[error("private key cannot be read: {why}")]
     Unreadable {

@@ -58,10 +58,7 @@ fn every_type_in_every_format_logs_in() {
 fn key_whose_passphrase_takes_hours_to_try_is_refused_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let refused = |text: &str| {
-        let Err(KeyError::Unreadable { why }) = load_private_key(text, Some(PASSPHRASE)) else {
-            panic!("it was tried");
-        };
-        assert!(why.contains("too long"), "{why}");
+        assert_eq!(load_private_key(text, Some(PASSPHRASE)).err(), Some(KeyError::Costly));
     };
 
     // OpenSSH's own: the last four bytes of the options are the rounds, 24 by default.

@@ -3,7 +3,7 @@
 //! Each format lets the key's author choose the work, up to hours of it and gigabytes. A job that waits for a
 //! customer's key would neither be ready nor end when it is told to.
 
-use super::{KeyError, unreadable};
+use super::KeyError;
 use crate::wire::Reader;
 
 /// Checks the options of OpenSSH's `bcrypt` (its `PROTOCOL.key`): a salt and a number of rounds.
@@ -56,7 +56,7 @@ pub(super) fn check_putty(text: &str) -> Result<(), KeyError> {
 }
 
 fn within(affordable: bool) -> Result<(), KeyError> {
-    if affordable { Ok(()) } else { Err(unreadable(COSTLY)) }
+    if affordable { Ok(()) } else { Err(KeyError::Costly) }
 }
 
 /// A DER integer, and what follows it; none that is negative or beyond 2^64.
@@ -105,9 +105,6 @@ const FILLED: u64 = 4 * 1024 * 1024 * 1024;
 
 /// `PuTTY` and OpenSSL both take 1.
 const PARALLEL: u64 = 16;
-
-const COSTLY: &str = "to try its passphrase would take too long; write it anew with \
-                      `ssh-keygen -p -a 64 -f FILE`";
 
 const INTEGER: u8 = 0x02;
 const OCTET_STRING: u8 = 0x04;
