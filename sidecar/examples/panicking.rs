@@ -5,11 +5,12 @@
 use std::{env, fmt, process::ExitCode};
 
 use ssm_sidecar::{
-    check,
-    cli::OutputFormat,
-    run::{self, CHANNEL_LIFE, Options, Source},
-    telemetry::Telemetry,
-    worker,
+    commands::{
+        cli::OutputFormat,
+        run::{self, CHANNEL_LIFE, Options, Source},
+    },
+    runtime::telemetry::Telemetry,
+    worker::{self, check},
 };
 use tokio::time::Instant;
 use tracing::{

@@ -4,8 +4,8 @@
 //! Compiled for tests, which run the kept corpora and random bytes, and for fuzzing, which searches.
 
 pub use crate::{
-    http_proxy::fuzzing::answer,
-    websocket::fuzzing::{frames, stream_url},
+    channel::websocket::fuzzing::{frames, stream_url},
+    net::proxy::fuzzing::answer,
 };
 
 #[cfg(test)]

@@ -14,76 +14,26 @@
 //! bottom, [`job`] what its worker does; `runner-protocol` holds the contract with the runner, `data-channel`
 //! and `ssh-client` the two protocols as state machines without IO.
 
-// The two processes, as a job passes through them.
-
-pub mod run;
+pub mod commands;
 
 pub mod monitor;
-
-pub mod link;
-
 pub mod worker;
 
-pub mod job;
+pub mod tunnel;
 
-// A connection, from the transfer to AWS.
-
-pub mod listen;
-
-pub mod forward;
-
-pub mod lanes;
-mod target;
-
-pub mod ssh;
-
-pub mod driver;
-
-pub mod websocket;
-
-pub mod http_proxy;
-pub mod tls;
-
-// Its session, at the API.
-
-pub mod session;
+pub mod ipc;
+pub mod runner;
 
 pub mod aws;
-
-// The other commands.
-
-pub mod advice;
-pub mod check;
-pub mod cli;
-pub mod exec;
-pub mod policy;
-pub mod probe;
-
-// What a job is told, what it says, and how it ends.
+pub mod channel;
+pub mod ssh;
 
 pub mod config;
-pub mod error;
-pub mod lease;
-pub mod output;
-pub mod panics;
-pub mod progress;
-pub mod shutdown;
+pub mod session;
 
-// What it gives up.
+pub mod net;
 
-pub mod footprint;
-pub mod hardening;
-pub mod lockdown;
-
-// How it is watched.
-
-pub mod health;
-pub mod metrics;
-pub mod telemetry;
-
-mod clock;
-mod pauses;
-mod wakers;
+pub mod runtime;
 
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;

@@ -9,15 +9,14 @@ use std::{
 use clap::{CommandFactory as _, Parser as _};
 use runner_protocol::{ExitStatus, Failure};
 use ssm_sidecar::{
-    advice, check,
-    cli::{Arguments, Check, Command, Exec, Policy, Run, Worker},
-    exec, hardening,
-    policy::Scope,
-    probe,
-    progress::Phase,
-    run::{self, Source},
-    telemetry::Telemetry,
-    worker,
+    commands::{
+        cli::{Arguments, Check, Command, Exec, Policy, Run, Worker},
+        exec, probe,
+        run::{self, Source},
+    },
+    runtime::{hardening, phase::Phase, telemetry::Telemetry, terminal},
+    session::iam_policy::Scope,
+    worker::{self, check},
 };
 use tokio::time::Instant;
 use tracing::level_filters::LevelFilter;
@@ -47,7 +46,7 @@ fn main() -> ExitCode {
         Some(Command::Probe { url }) => match probe::run(&url) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                advice::say(&format!("ssm-sidecar probe: {url}: {error}"));
+                terminal::say(&format!("ssm-sidecar probe: {url}: {error}"));
                 ExitCode::FAILURE
             }
         },
@@ -108,7 +107,7 @@ fn policy(options: &Policy) -> ExitCode {
     let scope = Scope::of(&request);
     let policy = if options.caller { scope.caller_policy() } else { Some(scope.session_policy()) };
     let Some(policy) = policy else {
-        advice::say(
+        terminal::say(
             "ssm-sidecar policy: the document has no `aws.assume_role`, so its keys need no more than `policy` prints",
         );
         return ExitStatus::Usage.into();
@@ -117,7 +116,7 @@ fn policy(options: &Policy) -> ExitCode {
 }
 
 fn fail(failure: &Failure) -> ExitCode {
-    advice::print(failure);
+    terminal::print(failure);
     failure.exit_status().into()
 }
 

@@ -24,11 +24,11 @@ use tokio::sync::{Mutex, OnceCell};
 use tracing::{debug, warn};
 
 use super::{
-    errors::{ApiError, root_cause},
-    place::{Call, Place},
+    endpoint::{Call, Place},
+    sdk_error::{ApiError, root_cause},
     timeouts,
 };
-use crate::{hardening, session::Keys};
+use crate::{runtime::hardening, session::Keys};
 
 /// Who calls AWS.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use aws_sigv4::{
 };
 use http::{HeaderName, HeaderValue, Uri};
 
-use super::errors::ApiError;
+use super::sdk_error::ApiError;
 use crate::session::SignedHeaders;
 
 /// Whether `uri` carries a signature in its query, so that headers must not sign it again.

@@ -9,7 +9,7 @@ use tokio::{net::TcpListener, process::Command};
 use zeroize::Zeroizing;
 
 use super::*;
-use crate::{http_proxy::testing::StubProxy, tls::testing::Authority};
+use crate::net::{proxy::testing::StubProxy, tls::testing::Authority};
 
 use stub::{
     Reply::{self, Answer, Break},

@@ -5,7 +5,7 @@ use std::future::pending;
 use super::*;
 use crate::{
     aws::{Identity, Settings as AwsSettings},
-    link::wire::Call,
+    ipc::message::Call,
 };
 
 /// A monitor, what it does for its worker, and the worker's end of the link.

@@ -10,7 +10,7 @@ use ssh_client::{ChannelId, Client, Event};
 use tracing::info;
 
 use super::{Connected, OpenError, SshError};
-use crate::wakers::{Waiter, Waiters};
+use crate::runtime::wakers::{Waiter, Waiters};
 
 #[derive(Debug)]
 pub(super) struct Shared {

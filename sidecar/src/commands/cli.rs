@@ -1,0 +1,168 @@
+//! The command line: what there is, and what its help says.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use serde::{Deserialize, Serialize};
+
+use crate::runtime::telemetry::LogFormat;
+
+/// Reaches a database in a private subnet through an AWS Systems Manager session.
+///
+/// Reads one JSON document on stdin, prints `ready <port>` when the tunnel is up, and ends it when stdin
+/// closes. A failure is one line, `failed {"code":…,"message":…,"hint":…}`, and an exit status: 65 the document
+/// is wrong, 69 something of the customer's is unavailable, 71 this host refuses, 75 try again, 76 a peer broke
+/// its protocol, 77 refused.
+#[derive(Debug, Parser)]
+#[command(name = "ssm-sidecar", version, args_conflicts_with_subcommands = false)]
+pub struct Arguments {
+    /// What to do in place of `run`.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// For `run`, which is the default.
+    #[command(flatten)]
+    pub run: Run,
+}
+
+/// What the binary does.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Open the tunnel and keep it until stdin closes (the default).
+    Run(Run),
+    /// Run a command with the tunnel up, and end with its exit status.
+    ///
+    /// `{port}` in the command's arguments and `SSM_SIDECAR_PORT` in its environment are the tunnel's port;
+    /// stdin, stdout and stderr are the command's own, and signals are passed on to it. When the tunnel is
+    /// lost for good the command gets SIGTERM, and the exit status is that of the failure.
+    ///
+    /// Example: `ssm-sidecar exec --config c.json -- psql -h 127.0.0.1 -p {port} -U reader orders`
+    Exec(Exec),
+    /// Try each step in turn, and say what was found or what to change.
+    ///
+    /// What to run before opening a ticket. It ends every session that it starts, and its exit status is that
+    /// of the first failure. With `--output json` each step is a JSON object on a line of its own, and the
+    /// last line has `result` (`ok` or `failed`) and, after a failure, `failure`.
+    Check(Check),
+    /// Print the least-privilege IAM policy for a document.
+    ///
+    /// It is what the identity that starts the session needs: the role where `aws.assume_role` names one,
+    /// else the user or role that the keys belong to. `ssm:StartSession` alone is enough to work; the
+    /// statement `OwnSessions` lets a session outlive broken connections and its channel's hourly close.
+    Policy(Policy),
+    /// Ask a health endpoint once: exit 0 when it answers 200 within 3 s, else 1.
+    ///
+    /// For exec probes in an image without shell: `ssm-sidecar probe http://127.0.0.1:9090/readyz`
+    Probe {
+        /// Such as `http://127.0.0.1:9090/readyz`; http only.
+        url: http::Uri,
+    },
+    /// Be the worker of a sidecar, which alone can start one.
+    #[command(hide = true)]
+    Worker(Worker),
+    /// Print the JSON Schema of the document.
+    Schema,
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell that is to complete.
+        shell: Shell,
+    },
+    /// Print the manual page, in roff.
+    Man,
+}
+
+/// How the tunnel is opened.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Run {
+    /// Take the document from this file; then stdin is not looked at, and signals end the tunnel.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// How log lines on stderr look; by default text on a terminal, JSON otherwise.
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// Seconds for which the service leaves a data channel open; where sessions cannot be resumed a
+    /// successor is ready after five sixths of them. An hour by default, as observed.
+    #[arg(long, value_name = "SECONDS", hide = true, value_parser = clap::value_parser!(u64).range(1..))]
+    pub channel_life: Option<u64>,
+}
+
+impl Run {
+    /// What is given here, else what `outer` gives.
+    #[must_use]
+    pub fn or(self, outer: Self) -> Self {
+        Self {
+            config: self.config.or(outer.config),
+            log_format: self.log_format.or(outer.log_format),
+            channel_life: self.channel_life.or(outer.channel_life),
+        }
+    }
+}
+
+/// How a worker logs.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Worker {
+    /// The form of the log, the same as the monitor's.
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// Nothing, unless `RUST_LOG` says otherwise.
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+impl Worker {
+    /// The name of the command.
+    pub const NAME: &str = "worker";
+
+    /// The arguments that say so.
+    pub fn arguments(self) -> Vec<OsString> {
+        let format = self.log_format.map(|format| ["--log-format", format.name()]);
+        let quiet = self.quiet.then_some("--quiet");
+        let words = [Self::NAME].into_iter().chain(format.into_iter().flatten()).chain(quiet);
+        words.map(OsString::from).collect()
+    }
+}
+
+/// How to check.
+#[derive(Args, Clone, Debug)]
+pub struct Check {
+    /// Take the document from this file instead of stdin.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// How the steps are told.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub output: OutputFormat,
+}
+
+/// How the steps of a check are told.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, clap::ValueEnum)]
+pub enum OutputFormat {
+    /// For people; coloured on a terminal, unless `NO_COLOR` is set.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What to run with a tunnel.
+#[derive(Args, Clone, Debug)]
+pub struct Exec {
+    /// Take the document from this file.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// How the sidecar's log lines on stderr look; warnings only, unless `RUST_LOG` says otherwise.
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// Program and arguments.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+/// Whose policy to print.
+#[derive(Args, Clone, Debug)]
+pub struct Policy {
+    /// Take the document from this file instead of stdin.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print what the keys of the document need to assume `aws.assume_role`, instead of what the role needs.
+    #[arg(long)]
+    pub caller: bool,
+}

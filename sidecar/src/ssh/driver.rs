@@ -1,0 +1,175 @@
+//! The loop around the state machine.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::{Buf as _, BytesMut};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Sleep, sleep_until},
+};
+use tracing::{debug, warn};
+
+use super::{
+    SshError,
+    state::{Life, Shared},
+};
+use crate::runtime::clock::now;
+
+/// The loop: what arrived, what is to be sent, and the clock, until nothing moves.
+pub(super) struct Connection<S, R> {
+    shared: Arc<Shared>,
+    stream: S,
+    round_trip: R,
+    outgoing: BytesMut,
+    incoming: Box<[u8]>,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl<S, R> Connection<S, R>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    R: Fn() -> Option<Duration>,
+{
+    /// A loop over `stream`, still to be run.
+    pub(super) fn new(shared: Arc<Shared>, stream: S, round_trip: R) -> Self {
+        Self {
+            shared,
+            stream,
+            round_trip,
+            outgoing: BytesMut::new(),
+            incoming: vec![0; READ_BYTES].into_boxed_slice(),
+            timer: Box::pin(sleep_until(now().into())),
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        let error = poll_fn(|context| self.poll(context)).await;
+        if let Some(error) = &error {
+            warn!(%error, "connection to the bastion ended");
+        } else {
+            debug!("connection to the bastion closed");
+        }
+        self.shared.lock().end(error.unwrap_or(SshError::StreamEnded));
+    }
+
+    /// Ready with the error, or with nothing after a goodbye of ours.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<SshError>> {
+        for _ in 0..ROUNDS {
+            let received = match self.poll_incoming(context) {
+                Ok(received) => received,
+                Err(error) => {
+                    // The reason for a refusal of ours is still worth sending.
+                    if let Err(error) = self.poll_outgoing(context) {
+                        debug!(%error, "no farewell");
+                    }
+                    return Poll::Ready(Some(error));
+                }
+            };
+            match self.poll_outgoing(context) {
+                Ok(Poll::Ready(())) if matches!(self.shared.lock().life, Life::Leaving) => {
+                    return Poll::Ready(None);
+                }
+                Ok(_) => (),
+                Err(error) => return Poll::Ready(Some(error)),
+            }
+            if let Err(error) = self.handle_timer(context) {
+                return Poll::Ready(Some(error));
+            }
+            if !received {
+                return Poll::Pending;
+            }
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Takes what has arrived; false when nothing has.
+    fn poll_incoming(&mut self, context: &mut Context<'_>) -> Result<bool, SshError> {
+        let mut buffer = ReadBuf::new(&mut self.incoming);
+        match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
+            Poll::Pending => Ok(false),
+            Poll::Ready(Err(_)) => Err(SshError::StreamEnded),
+            Poll::Ready(Ok(())) if buffer.filled().is_empty() => Err(SshError::StreamEnded),
+            Poll::Ready(Ok(())) => {
+                let round_trip = (self.round_trip)();
+                let mut state = self.shared.lock();
+                state.handshake.on_received();
+                state.client.set_round_trip(round_trip);
+                let outcome = state.client.handle_input(now(), buffer.filled());
+                while let Some(event) = state.client.poll_event() {
+                    state.handle_event(event);
+                }
+                outcome?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// Writes all there is; pending when the stream takes no more for now.
+    fn poll_outgoing(&mut self, context: &mut Context<'_>) -> Result<Poll<()>, SshError> {
+        loop {
+            if self.outgoing.is_empty() {
+                let mut state = self.shared.lock();
+                state.driver.register(context);
+                let more = state.client.poll_transmit(now(), &mut self.outgoing, WRITE_BYTES)?;
+                while let Some(event) = state.client.poll_event() {
+                    state.handle_event(event);
+                }
+                if !more {
+                    return Ok(Poll::Ready(()));
+                }
+            }
+            match Pin::new(&mut self.stream).poll_write(context, &self.outgoing) {
+                Poll::Pending => return Ok(Poll::Pending),
+                Poll::Ready(Ok(0) | Err(_)) => return Err(SshError::StreamEnded),
+                Poll::Ready(Ok(written)) => self.outgoing.advance(written),
+            }
+        }
+    }
+
+    fn handle_timer(&mut self, context: &mut Context<'_>) -> Result<(), SshError> {
+        loop {
+            let due = {
+                let mut state = self.shared.lock();
+                match state.client.poll_timeout() {
+                    None => return Ok(()),
+                    Some(due) if due <= now() => {
+                        if Pin::new(&mut self.stream).poll_flush(context).is_pending() {
+                            // The session is being resumed: for how long is for the lane to say.
+                            state.client.excuse_silence(now());
+                        }
+                        state.client.handle_timeout(now())?;
+                        // What that made us say goes out in the next round.
+                        context.waker().wake_by_ref();
+                        match state.client.poll_timeout() {
+                            Some(next) if next > now() => next,
+                            _ => return Ok(()),
+                        }
+                    }
+                    Some(due) => due,
+                }
+            };
+            if self.timer.deadline().into_std() != due {
+                self.timer.as_mut().reset(due.into());
+            }
+            if self.timer.as_mut().poll(context).is_pending() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Taken from the stream at once; a few messages of the data channel.
+const READ_BYTES: usize = 32 * 1024;
+
+/// Asked of the state machine at once.
+const WRITE_BYTES: usize = 32 * 1024;
+
+/// Turns of the loop before other tasks get theirs.
+const ROUNDS: usize = 16;
