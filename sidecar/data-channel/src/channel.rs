@@ -403,7 +403,7 @@ impl DataChannel {
             self.handshake.clone().on_message(kind, payload, &self.client_version)?;
         self.handshake = next;
         match step {
-            Step::Answer(response) => self.outgoing.answer_handshake(response),
+            Step::Respond(response) => self.outgoing.respond_to_handshake(response),
             Step::Opened { agent_version, customer_message } => {
                 self.events.push_back(Event::Open { agent_version, customer_message });
             }

@@ -111,7 +111,7 @@ impl Outgoing {
         self.next = Some(next);
     }
 
-    pub(crate) fn answer_handshake(&mut self, response: Vec<u8>) {
+    pub(crate) fn respond_to_handshake(&mut self, response: Vec<u8>) {
         self.handshake_response = Some(response);
     }
 
@@ -273,7 +273,7 @@ impl Outgoing {
                 if sent.at > limit {
                     break;
                 }
-                if sent.is_to_be_found_missing() {
+                if sent.mark_missing() {
                     self.resend.push_back(self.unjudged);
                 }
             }
@@ -282,7 +282,7 @@ impl Outgoing {
         while let Some((again, _)) = self.sent_again.pop_front_if(|(_, at)| *at <= limit) {
             if let Some((true, sent)) = self.in_flight.get_mut(again)
                 && sent.at <= limit
-                && sent.is_to_be_found_missing()
+                && sent.mark_missing()
             {
                 self.resend.push_back(again);
             }
