@@ -1,7 +1,7 @@
 //! The client's side of the SSM Session Manager data channel, as a state machine without IO.
 //!
 //! A data channel carries one byte stream each way between a client and the SSM agent of an instance.
-//! The service between them forwards messages, may lose some, and closes WebSockets now and then, so the
+//! The service between them forwards messages, may lose some, and closes a WebSocket now and then, so the
 //! channel numbers its messages, acknowledges them, sends them again, and continues on the next WebSocket.
 //! This crate implements sessions of the document `AWS-StartSSHSession`. It does no IO and has neither clock
 //! nor randomness: time, frames and a seed are arguments; frames, bytes, events and deadlines are results.

@@ -428,7 +428,7 @@ const SET_ASIDE_TIMEOUTS: u32 = 5;
 const ASIDE_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Bound of the bytes set aside, as a multiple of the bound of accepted bytes. Our choice: the windows of four
-/// lost WebSockets whose acknowledgements were all lost.
+/// lost sockets whose acknowledgements were all lost.
 const ASIDE_LIMITS: usize = 4;
 
 /// Maximum number of probe messages beyond the bound of bytes. Our choice; one is enough unless its

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Counters since the channel was created, over all its WebSockets, and a few current values.
+/// Counters since the channel was created, over every WebSocket, and a few current values.
 ///
 /// Messages and bytes are those of both streams: acknowledgements are not counted, bytes are payload.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
