@@ -1,7 +1,7 @@
-//! How fast messages pass a channel on one core, with nothing around it.
+//! Throughput of a channel alone on one core.
 //!
-//! `cargo bench -p data-channel` prints bytes per second each way, at several sizes of message.
-#![expect(clippy::print_stdout, reason = "its result")]
+//! `cargo bench -p data-channel` prints MB/s each way, at several sizes of messages.
+#![expect(clippy::print_stdout, reason = "prints its result")]
 #![expect(clippy::disallowed_methods, reason = "it measures time")]
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a broken measurement stops")]
 
@@ -28,14 +28,14 @@ fn download(message_bytes: usize) -> f64 {
     let mut number = 2;
     let mut read = 0;
     while spent < RUN {
-        // Made outside the measured time, as the agent would.
+        // Not part of the measured time: the agent does this work.
         let frames: Vec<Bytes> = (number..number + BATCH)
             .map(|number| output(number, PayloadType::Output, &payload))
             .collect();
         number += BATCH;
         let start = Instant::now();
         for frame in frames {
-            channel.handle_message(start, frame).expect("the frame is sound");
+            channel.handle_message(start, frame).expect("the frame is valid");
         }
         while let Some(bytes) = channel.read() {
             read += bytes.len();
@@ -67,7 +67,7 @@ fn upload(message_bytes: usize) -> f64 {
         number += messages;
         let start = Instant::now();
         for frame in acknowledgements {
-            channel.handle_message(start, frame).expect("the frame is sound");
+            channel.handle_message(start, frame).expect("the frame is valid");
         }
         spent += start.elapsed();
     }
@@ -83,10 +83,10 @@ fn open(message_bytes: usize) -> DataChannel {
         (0, PayloadType::HandshakeRequest, &request[..]),
         (1, PayloadType::HandshakeComplete, b"{}"),
     ] {
-        channel.handle_message(now, output(number, kind, payload)).expect("the frame is sound");
+        channel.handle_message(now, output(number, kind, payload)).expect("the frame is valid");
     }
     while channel.poll_transmit(now).is_some() {}
-    channel.handle_message(now, acknowledgement(0)).expect("the frame is sound");
+    channel.handle_message(now, acknowledgement(0)).expect("the frame is valid");
     assert!(channel.is_open());
     channel
 }
@@ -123,5 +123,5 @@ fn megabytes_a_second(bytes: usize, time: Duration) -> f64 {
 
 const RUN: Duration = Duration::from_secs(1);
 
-/// Frames between two turns of the driver.
+/// Frames that the driver of the channel handles at once.
 const BATCH: i64 = 64;

@@ -1,4 +1,4 @@
-//! The state machine that joins handshake, both streams, timers and events.
+//! The state machine that combines handshake, both streams, timers and events.
 
 use std::{
     collections::VecDeque,
@@ -33,41 +33,41 @@ pub struct DataChannel {
     client_id: Uuid,
     encoder: Encoder,
     handshake: Handshake,
-    life: Life,
-    link: Link,
+    state: ChannelState,
+    path: PathState,
     incoming: Incoming,
     outgoing: Outgoing,
     acknowledgements: VecDeque<(Uuid, SequenceNumber)>,
-    /// What was acknowledged last, each once; any of these acknowledgements may have been lost.
-    acknowledged: VecDeque<(Uuid, SequenceNumber)>,
+    /// The last acknowledgements queued, each once; any of them may get lost.
+    recent_acknowledgements: VecDeque<(Uuid, SequenceNumber)>,
     events: VecDeque<Event>,
     timers: Timers,
     damaged_in_a_row: u32,
     statistics: Statistics,
 }
 
-/// Whether the channel can still go on.
+/// Whether the channel is usable.
 #[derive(Clone, Debug, Eq, PartialEq)]
-enum Life {
+enum ChannelState {
     Live,
     Closed,
     Failed(ProtocolError),
 }
 
-/// What the path lets through.
+/// State of the path below the channel.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Link {
+enum PathState {
     Up,
-    /// Up, but the service has asked to hold data back.
+    /// Up, but the service has sent `pause_publication`.
     Paused,
     Down,
 }
 
 impl DataChannel {
-    /// Makes a channel for a WebSocket that is about to be opened.
+    /// Creates a channel for a WebSocket that is about to be opened.
     ///
-    /// `now` and `unix_ms` are one instant on both clocks, dates of messages derive from them. Ids derive
-    /// from `seed`: the same seed and calls give the same bytes.
+    /// `now` and `unix_ms` (since the Unix epoch) are the same moment on both clocks; dates of messages derive
+    /// from them. Ids derive from `seed`: the same seed and calls give the same bytes.
     #[must_use]
     pub fn new(config: Config, now: Instant, unix_ms: u64, seed: u128) -> Self {
         let message_bytes = config.message_bytes.clamp(256, 65_536);
@@ -77,12 +77,12 @@ impl DataChannel {
             client_id: encoder.new_identifier(),
             encoder,
             handshake: Handshake::AwaitingRequest,
-            life: Life::Live,
-            link: Link::Up,
+            state: ChannelState::Live,
+            path: PathState::Up,
             incoming: Incoming::new(config.incoming_bytes, config.incoming_messages),
             outgoing: Outgoing::new(message_bytes, config.outgoing_bytes),
             acknowledgements: VecDeque::new(),
-            acknowledged: VecDeque::new(),
+            recent_acknowledgements: VecDeque::new(),
             events: VecDeque::new(),
             timers: Timers::default(),
             damaged_in_a_row: 0,
@@ -92,10 +92,11 @@ impl DataChannel {
 
     /// Returns the first frame of a WebSocket, to be sent as text before all others.
     ///
-    /// The client id stays the same for the life of the channel, the request id is new each time.
+    /// The client id stays the same for the life of the channel, the request id is new each time
+    /// (docs/ssm-protocol.md, section 3.3).
     #[must_use]
     pub fn opening(&mut self, token: &str) -> String {
-        // By hand, since the official client's order of fields is kept; `Value` sorts them.
+        // Not by `Value`, which sorts the fields: they keep the plugin's order.
         format!(
             r#"{{"MessageSchemaVersion":"1.0","RequestId":"{}","TokenValue":{},"ClientId":"{}","ClientVersion":{}}}"#,
             self.encoder.new_identifier(),
@@ -105,39 +106,39 @@ impl DataChannel {
         )
     }
 
-    /// Takes one WebSocket frame, binary or text.
+    /// Handles one WebSocket frame, binary or text.
     ///
     /// Single frames that are damaged or of unknown type are dropped and counted.
     ///
     /// # Errors
     ///
-    /// [`ProtocolError`] if the channel cannot go on; every later call returns the same. For
-    /// [`ProtocolError::Unsupported`] the agent's request is answered first, so the error comes with the
-    /// first frame after the answer was handed out, see also [`Event::Failed`].
-    // By value: payloads keep the frame alive, and the caller has no use for it.
+    /// [`ProtocolError`] if the channel has failed; every later call returns the same. For
+    /// [`ProtocolError::Unsupported`] the handshake response is sent first, so the error comes with the
+    /// first frame after `poll_transmit` has returned that response; see also [`Event::Failed`].
+    // By value: payloads keep the frame alive.
     #[expect(clippy::needless_pass_by_value, reason = "the frame is given away")]
     pub fn handle_message(&mut self, now: Instant, frame: Bytes) -> Result<(), ProtocolError> {
-        match &self.life {
-            Life::Live => (),
-            Life::Closed => return Ok(()),
-            Life::Failed(error) => return Err(error.clone()),
+        match &self.state {
+            ChannelState::Live => (),
+            ChannelState::Closed => return Ok(()),
+            ChannelState::Failed(error) => return Err(error.clone()),
         }
         let outcome = match self.dispatch(now, &frame) {
             Ok(()) => {
                 self.damaged_in_a_row = 0;
                 Ok(())
             }
-            Err(Refused::Damaged(error)) => self.on_damaged(error),
-            Err(Refused::Fatal(error)) => Err(error),
+            Err(FrameError::Damaged(error)) => self.on_damaged(error),
+            Err(FrameError::Fatal(error)) => Err(error),
         };
         if let Err(error) = &outcome {
-            self.life = Life::Failed(error.clone());
+            self.state = ChannelState::Failed(error.clone());
         }
         self.set_timers();
         outcome
     }
 
-    /// Runs what is due at `now`. Then call [`DataChannel::poll_transmit`].
+    /// Handles the deadlines that have passed at `now`. Then call [`DataChannel::poll_transmit`].
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.timers.take_expired(Timer::Pause, now) {
             self.end_pause(now);
@@ -146,31 +147,31 @@ impl DataChannel {
         self.set_timers();
     }
 
-    /// Returns when [`DataChannel::handle_timeout`] is due, `None` while nothing is waited for.
+    /// Returns when [`DataChannel::handle_timeout`] is due, `None` while no timer runs.
     ///
-    /// Ask again after every other call.
+    /// Every other call may change it.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.timers.next()
     }
 
-    /// Returns the next frame to send, each as one binary message: acknowledgements first, then what is
-    /// sent again, then what is new. `None` until something changes.
+    /// Returns the next frame to send, as one binary message: first acknowledgements, then retransmissions,
+    /// then new messages. After `None` there is nothing to send until another method has been called.
     ///
     /// Frames that may have to be sent again are shared, not copied.
     #[must_use]
     pub fn poll_transmit(&mut self, now: Instant) -> Option<Bytes> {
-        if self.link == Link::Down || self.life == Life::Closed {
+        if self.path == PathState::Down || self.state == ChannelState::Closed {
             return None;
         }
         if let Some((id, number)) = self.acknowledgements.pop_front() {
             self.statistics.acknowledgements_sent += 1;
             return Some(self.encoder.acknowledgement(id, number, now));
         }
-        if self.life != Life::Live {
+        if self.state != ChannelState::Live {
             return None;
         }
-        let held = self.link == Link::Paused;
+        let held = self.path == PathState::Paused;
         let transmit = self.outgoing.poll_transmit(now, held, &mut self.encoder);
         if let Some(transmit) = &transmit {
             match transmit.first {
@@ -186,7 +187,7 @@ impl DataChannel {
         transmit.map(|transmit| transmit.frame)
     }
 
-    /// Returns the next event, `None` until something happens.
+    /// Returns the next event, `None` if there is none.
     #[must_use]
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
@@ -194,17 +195,19 @@ impl DataChannel {
 
     /// Returns the next bytes of the stream, in order: never empty, a slice of the frame they came in.
     ///
-    /// What is not read keeps its room, and what finds no room comes again at ten messages a second: read
-    /// at once, and slow the sender down by means of what runs inside the stream.
+    /// Unread bytes occupy the buffer. Messages that find it full are dropped, and the agent repeats them at ten
+    /// a second (docs/ssm-protocol.md, section 8.1). So read at once, and slow the sender down by the flow
+    /// control of the protocol inside the stream.
     #[must_use]
     pub fn read(&mut self) -> Option<Bytes> {
         self.incoming.read()
     }
 
-    /// Accepts as much of `data` as there is room for and returns how much that was.
+    /// Accepts as much of `data` as there is room for and returns its length.
     ///
-    /// 0 before [`Event::Open`], when the room is used up, and once the channel ends. Bytes wait for
-    /// nothing but the window; those that wait share messages.
+    /// 0 before [`Event::Open`], when [`Config::outgoing_bytes`] is used up, and once the channel has ended or
+    /// `terminate` was called. Bytes are sent as soon as the window allows; until then they are joined into
+    /// full messages.
     pub fn write(&mut self, data: &[u8]) -> usize {
         if self.is_open() { self.outgoing.write(data) } else { 0 }
     }
@@ -214,10 +217,12 @@ impl DataChannel {
         if self.is_open() { self.outgoing.writable() } else { 0 }
     }
 
-    /// Asks the agent to end the session, behind what can be sent before; [`Event::Terminated`] follows.
+    /// Requests the end of the session by the TerminateSession flag; [`Event::Terminated`] follows
+    /// (docs/ssm-protocol.md, section 12).
     ///
-    /// What has been written but finds no room in the window is dropped. Returns false where the agent
-    /// would not listen, before [`Event::Open`] and after the end: then only the API ends the session.
+    /// Written bytes that fit the window are sent before the flag, the rest is dropped. Returns false before
+    /// [`Event::Open`], when the agent would discard the flag, and after the end: then only the API call ends
+    /// the session.
     pub fn terminate(&mut self) -> bool {
         if !self.is_open() {
             return false;
@@ -226,25 +231,26 @@ impl DataChannel {
         true
     }
 
-    /// Takes the loss of the WebSocket: nothing is sent and no clock runs until
+    /// Notes the loss of the WebSocket: nothing is sent and no timer runs until
     /// [`DataChannel::on_resumed`].
     pub fn on_disconnected(&mut self, now: Instant) {
-        self.link = Link::Down;
+        self.path = PathState::Down;
         self.outgoing.freeze(now);
         self.timers.stop_all();
     }
 
-    /// Takes a new WebSocket of the same session, whose opening message has been sent: everything that is
-    /// not acknowledged is sent again, in order and at once. There is no new handshake.
+    /// Notes a new WebSocket of the same session, whose opening message has been sent: everything
+    /// unacknowledged is sent again, in order and at once. There is no new handshake (docs/ssm-protocol.md,
+    /// section 11).
     pub fn on_resumed(&mut self, _now: Instant) {
-        self.link = Link::Up;
+        self.path = PathState::Up;
         self.statistics.resumes += 1;
         self.damaged_in_a_row = 0;
         self.outgoing.on_new_path();
         self.set_timers();
     }
 
-    /// Returns counters and current figures.
+    /// Returns counters and current values.
     pub fn statistics(&self) -> Statistics {
         let (in_flight, rtt) = (self.outgoing.in_flight(), self.outgoing.rtt());
         Statistics {
@@ -259,30 +265,30 @@ impl DataChannel {
         }
     }
 
-    /// What a round trip takes at most, as in [`Statistics::round_trip_bound`], without the rest.
+    /// Returns [`Statistics::round_trip_bound`] alone, at less cost.
     #[must_use]
     pub fn round_trip_bound(&self) -> Option<Duration> {
         self.outgoing.rtt().bound()
     }
 
-    /// Whether the handshake is complete and the channel has not ended since.
+    /// Whether the handshake is complete and the channel has not ended.
     pub fn is_open(&self) -> bool {
-        self.life == Life::Live && self.handshake == Handshake::Open
+        self.state == ChannelState::Live && self.handshake == Handshake::Open
     }
 
-    /// Returns how many messages were sent and not acknowledged.
+    /// Returns the number of messages sent and not acknowledged, including those set aside.
     pub fn unacknowledged(&self) -> usize {
         self.outgoing.in_flight().counted() + self.outgoing.in_flight().aside()
     }
 
-    /// Goes on with these numbers, as if as many messages had gone to and fro; nothing is in flight.
+    /// Continues with these numbers. Nothing may be in flight.
     #[cfg(test)]
     pub(crate) fn skip_to(&mut self, outgoing: SequenceNumber, incoming: SequenceNumber) {
         self.outgoing.skip_to(outgoing);
         self.incoming.skip_to(incoming);
     }
 
-    fn dispatch(&mut self, now: Instant, frame: &Bytes) -> Result<(), Refused> {
+    fn dispatch(&mut self, now: Instant, frame: &Bytes) -> Result<(), FrameError> {
         let message = match Message::decode(frame) {
             Ok(message) => message,
             Err(DecodeError::UnknownType(_)) => {
@@ -296,7 +302,7 @@ impl DataChannel {
             MessageType::Acknowledge => self.on_acknowledgement(now, &message)?,
             MessageType::PausePublication => self.on_pause(now),
             MessageType::StartPublication => self.end_pause(now),
-            // Its digest is not looked at: it comes once, and whatever it says it is the end.
+            // Without a check of the digest: it comes once, and ends the session in any case.
             MessageType::ChannelClosed => self.on_closed(&message.payload),
             MessageType::InputStreamData => self.statistics.dropped_unknown += 1,
         }
@@ -308,7 +314,7 @@ impl DataChannel {
         now: Instant,
         message: Message,
         frame_bytes: usize,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), FrameError> {
         if !message.is_intact() {
             return Err(DecodeError::Digest.into());
         }
@@ -333,33 +339,35 @@ impl DataChannel {
                 return Ok(());
             }
         }
-        // Before anything is done with it: the agent's only repair slot waits for this.
+        // Before any other work: the agent repairs only its oldest unacknowledged message
+        // (docs/ssm-protocol.md, section 7).
         self.acknowledgements.push_back((message.message_id, number));
         if accepted == Accepted::Duplicate {
             self.acknowledge_again(number);
         } else {
             self.statistics.messages_received += 1;
             self.statistics.bytes_received += payload_bytes as u64;
-            if self.acknowledged.len() >= MAXIMUM_REPEATED {
-                self.acknowledged.pop_front();
+            if self.recent_acknowledgements.len() >= MAXIMUM_RECENT {
+                self.recent_acknowledgements.pop_front();
             }
-            self.acknowledged.push_back((message.message_id, number));
+            self.recent_acknowledgements.push_back((message.message_id, number));
         }
         while let Some(stored) = self.incoming.next_in_order() {
-            self.on_next(stored).map_err(Refused::Fatal)?;
+            self.on_next(stored).map_err(FrameError::Fatal)?;
         }
         Ok(())
     }
 
-    /// Repeats, once, the acknowledgements behind that of `lost`, which has come again: where one was lost
-    /// others may have been, and the agent, which repairs the oldest alone, ten times a second, would find
-    /// that out one by one.
+    /// Repeats, once, the acknowledgements queued after that of `lost`, a message that has come again.
+    ///
+    /// Where one acknowledgement was lost, later ones may have been too. The agent repeats only its oldest
+    /// message, ten times a second, and would detect each loss separately (docs/ssm-protocol.md, section 8.1).
     fn acknowledge_again(&mut self, lost: SequenceNumber) {
-        let others = self.acknowledged.drain(..).filter(|(_, number)| *number > lost);
+        let others = self.recent_acknowledgements.drain(..).filter(|(_, number)| *number > lost);
         self.acknowledgements.extend(others);
     }
 
-    /// Takes a stream message in its turn.
+    /// Handles the next stream message in order.
     fn on_next(&mut self, stored: Stored) -> Result<(), ProtocolError> {
         let payload_type = PayloadType::from_wire(stored.payload_type);
         match payload_type {
@@ -382,9 +390,9 @@ impl DataChannel {
                     Some(flag) if kind == PayloadType::Flag => format!("{flag:?}"),
                     _ => payload::excerpt_of_bytes(&stored.payload),
                 };
-                self.note(Event::Notice { payload_type: kind, text });
+                self.push_bounded(Event::Notice { payload_type: kind, text });
             }
-            // Not for a client, or of an agent to come: no bytes of the stream in any case.
+            // Meant for the agent, or unknown: not part of the stream in any case.
             _ => self.statistics.ignored_payloads += 1,
         }
         Ok(())
@@ -395,7 +403,7 @@ impl DataChannel {
             self.handshake.clone().on_message(kind, payload, &self.client_version)?;
         self.handshake = next;
         match step {
-            Step::Answer(response) => self.outgoing.answer_handshake(response),
+            Step::Respond(response) => self.outgoing.respond_to_handshake(response),
             Step::Opened { agent_version, customer_message } => {
                 self.events.push_back(Event::Open { agent_version, customer_message });
             }
@@ -403,7 +411,7 @@ impl DataChannel {
         Ok(())
     }
 
-    fn on_acknowledgement(&mut self, now: Instant, message: &Message) -> Result<(), Refused> {
+    fn on_acknowledgement(&mut self, now: Instant, message: &Message) -> Result<(), FrameError> {
         if !message.is_intact() {
             return Err(DecodeError::Digest.into());
         }
@@ -421,27 +429,27 @@ impl DataChannel {
     }
 
     fn on_pause(&mut self, now: Instant) {
-        // A second request does not prolong the first: a service that repeats itself cannot hold us.
-        if self.link == Link::Up {
-            self.link = Link::Paused;
+        // A second request does not prolong the pause, so that repetition cannot hold data for ever.
+        if self.path == PathState::Up {
+            self.path = PathState::Paused;
             self.statistics.pauses += 1;
             self.outgoing.freeze(now);
             self.timers.set(Timer::Pause, Some(now + MAXIMUM_PAUSE));
-            self.note(Event::Paused);
+            self.push_bounded(Event::Paused);
         }
     }
 
     fn end_pause(&mut self, now: Instant) {
-        if self.link == Link::Paused {
-            self.link = Link::Up;
+        if self.path == PathState::Paused {
+            self.path = PathState::Up;
             self.timers.set(Timer::Pause, None);
             self.outgoing.thaw(now);
-            self.note(Event::Started);
+            self.push_bounded(Event::Started);
         }
     }
 
     fn on_closed(&mut self, payload: &[u8]) {
-        self.life = Life::Closed;
+        self.state = ChannelState::Closed;
         self.acknowledgements.clear();
         self.events.push_back(Event::Closed { reason: payload::parse_channel_closed(payload) });
     }
@@ -455,19 +463,19 @@ impl DataChannel {
         Err(ProtocolError::Damaged { frames: self.damaged_in_a_row, last })
     }
 
-    /// Ends the channel once the agent has been told that its request is not supported.
+    /// Ends the channel once the response that refuses the request has been sent.
     fn fail_if_refused(&mut self) {
         if let Handshake::Refused { what } = &self.handshake
             && !self.outgoing.awaits_handshake_response()
         {
             let error = ProtocolError::Unsupported { what: what.clone() };
-            self.life = Life::Failed(error.clone());
+            self.state = ChannelState::Failed(error.clone());
             self.events.push_back(Event::Failed(error));
         }
     }
 
-    /// Queues an event that a peer can cause without end.
-    fn note(&mut self, event: Event) {
+    /// Queues an event of a kind that the peer can cause any number of times.
+    fn push_bounded(&mut self, event: Event) {
         if self.events.len() < MAXIMUM_EVENTS {
             self.events.push_back(event);
         } else if matches!(event, Event::Notice { .. }) {
@@ -476,7 +484,7 @@ impl DataChannel {
     }
 
     fn set_timers(&mut self) {
-        if self.life != Life::Live || self.link == Link::Down {
+        if self.state != ChannelState::Live || self.path == PathState::Down {
             self.timers.stop_all();
             return;
         }
@@ -485,33 +493,34 @@ impl DataChannel {
     }
 }
 
-/// Why a frame was not taken.
-enum Refused {
-    /// The frame is dropped, the channel goes on.
+/// Why a frame was rejected.
+enum FrameError {
+    /// The frame is dropped, the channel continues.
     Damaged(DecodeError),
-    /// The channel is over.
+    /// The channel fails.
     Fatal(ProtocolError),
 }
 
-impl From<DecodeError> for Refused {
+impl From<DecodeError> for FrameError {
     fn from(error: DecodeError) -> Self {
         Self::Damaged(error)
     }
 }
 
-/// So many damaged frames without a good one between them end the channel: TLS lets none through, so
-/// these were sent so.
+/// Consecutive damaged frames that end the channel. TLS excludes damage on the way, so the sender is at
+/// fault.
 const MAXIMUM_DAMAGED: u32 = 64;
 
-/// Acknowledgements that wait to be sent; more means that nobody polls.
+/// Maximum number of unsent acknowledgements; more means that the caller does not poll.
 const MAXIMUM_ACKNOWLEDGEMENTS: usize = 65_536;
 
-/// Acknowledgements that may be repeated: of what sshd sends ahead at most, in messages of 1,024 bytes.
-const MAXIMUM_REPEATED: usize = 512;
+/// Maximum number of acknowledgements kept for repetition: 512 messages of 1,024 bytes are what sshd sends
+/// ahead at most.
+const MAXIMUM_RECENT: usize = 512;
 
-/// Events that a peer can cause without end wait in this number at most.
+/// Maximum number of queued events, for the kinds that the peer can cause any number of times.
 const MAXIMUM_EVENTS: usize = 64;
 
-/// How long a pause lasts without a word that ends it, since `start_publication` may get lost. The agent's
-/// own attempts to come back take 6 s.
+/// Maximum length of a pause, since `start_publication` may get lost. Longer than the 6.2 s that the agent
+/// spends on its attempts to reconnect (docs/ssm-protocol.md, sections 9.1 and 11).
 const MAXIMUM_PAUSE: Duration = Duration::from_secs(10);

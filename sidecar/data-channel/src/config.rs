@@ -1,27 +1,30 @@
-//! What a channel is told once.
+//! Settings of a channel.
 
-/// Sizes and names that a channel keeps to.
+/// Settings of a channel, fixed for its life.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Config {
-    /// Version reported to service and agent, four numbers; not below the smallest that AWS supports.
+    /// Version reported to service and agent, four numbers: at least 1.2.764.0, the smallest that AWS
+    /// supports (docs/ssm-protocol.md, section 3.3).
     pub client_version: String,
-    /// Payload bytes of each outgoing message, 256 to 65,536; values outside are moved to the bound.
-    pub message_bytes: usize,
-    /// Bound of the reorder buffer, and of what waits to be read, each in bytes of whole frames.
-    pub incoming_bytes: usize,
-    /// The same in messages.
-    pub incoming_messages: usize,
-    /// Bound of what [`crate::DataChannel::write`] accepts and the agent has not acknowledged, in payload bytes.
+    /// Maximum payload of an outgoing message in bytes, 256 to 65,536; values outside are clamped.
     ///
-    /// Beside it the channel keeps at most four times as much, and 8,192 messages, of what was set aside: what
-    /// an agent before 3.2.1041.0 has in all likelihood and will never acknowledge. Messages that find out
-    /// whether the agent still takes any, when it is silent, may exceed the bound by eight. Each message has a
-    /// header of 120 bytes, which is not counted.
+    /// Only 1,024 is proven for sustained uploads (docs/ssm-protocol.md, section 9.2).
+    pub message_bytes: usize,
+    /// Bound of the reorder buffer, and of the bytes not read yet, each in bytes of whole frames.
+    pub incoming_bytes: usize,
+    /// The same bounds in messages.
+    pub incoming_messages: usize,
+    /// Bound of the bytes accepted by [`crate::DataChannel::write`] and not acknowledged, in payload bytes.
+    ///
+    /// In addition the channel keeps messages that were set aside, at most four times as many bytes and 8,192
+    /// messages: an agent before 3.2.1041.0 probably has them and will never acknowledge them
+    /// (docs/ssm-protocol.md, section 7). While the agent is silent, up to eight probe messages may exceed the
+    /// bound. The header of 120 bytes per message is not counted.
     pub outgoing_bytes: usize,
 }
 
 impl Default for Config {
-    /// Version 1.2.764.0, 1,024 bytes a message as the official client sends, 8 MiB or 16,384 messages
+    /// Version 1.2.764.0, payloads of 1,024 bytes as the official plugin sends, 8 MiB and 16,384 messages
     /// incoming, 2 MiB outgoing.
     fn default() -> Self {
         Self {

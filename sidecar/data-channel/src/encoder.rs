@@ -1,4 +1,4 @@
-//! Makes frames, with ids and dates.
+//! Encodes outgoing messages, with ids and dates.
 
 use std::time::Instant;
 
@@ -12,13 +12,13 @@ use crate::{
     sequence::SequenceNumber,
 };
 
-/// Writes messages with ids and dates of their own.
+/// Creates frames; each gets a new id and the date of the moment.
 #[derive(Debug)]
 pub(crate) struct Encoder {
     identifiers: Identifiers,
     clock: Clock,
-    /// Acknowledgements are split off its front and keep it alive together. They are gone as soon as they
-    /// are sent; stream messages may stay long, so each of those has memory of its own.
+    /// Shared buffer: acknowledgements are split off its front and keep it alive together, until they are
+    /// sent. Stream messages may be kept long, so each has memory of its own.
     acknowledgements: BytesMut,
     json: Vec<u8>,
 }
@@ -75,15 +75,15 @@ impl Encoder {
             payload_type: 0,
         };
         if self.acknowledgements.capacity() < PAYLOAD_OFFSET + self.json.len() {
-            // A fresh piece, not a larger one: the old one is owned by the frames in it.
-            self.acknowledgements = BytesMut::with_capacity(PIECE_BYTES);
+            // A new buffer, not a larger one: frames share the old one.
+            self.acknowledgements = BytesMut::with_capacity(ACKNOWLEDGEMENT_BUFFER_BYTES);
         }
         envelope.encode(&self.json, &mut self.acknowledgements);
         self.acknowledgements.split().freeze()
     }
 }
 
-/// Two readings of one moment; dates are the second plus what has passed since the first.
+/// The same moment on both clocks; dates are `unix_ms` plus the time since `start`.
 #[derive(Clone, Copy, Debug)]
 struct Clock {
     start: Instant,
@@ -91,15 +91,16 @@ struct Clock {
 }
 
 impl Clock {
-    /// Returns the date of `now`, never 0: that is refused.
+    /// Returns the date of `now` in ms since the Unix epoch, never 0: that is refused (docs/ssm-protocol.md,
+    /// section 4.2).
     fn unix_ms(&self, now: Instant) -> u64 {
         let passed = now.saturating_duration_since(self.start).as_millis();
         self.unix_ms.saturating_add(u64::try_from(passed).unwrap_or(u64::MAX)).max(1)
     }
 }
 
-/// Memory for a hundred acknowledgements.
-const PIECE_BYTES: usize = 32 << 10;
+/// Room for about a hundred acknowledgements, of about 296 bytes each.
+const ACKNOWLEDGEMENT_BUFFER_BYTES: usize = 32 << 10;
 
 #[cfg(test)]
 mod tests {

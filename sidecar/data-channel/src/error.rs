@@ -2,35 +2,35 @@
 
 use crate::message::DecodeError;
 
-/// The peer broke the protocol, or asked for something that this client does not do.
+/// The peer violated the protocol, or requires something that this client does not support.
 ///
-/// Each is final: the channel sends nothing but outstanding acknowledgements any more, and every later
-/// frame meets the same error.
+/// Every error is final: the channel sends only outstanding acknowledgements from then on, and
+/// [`crate::DataChannel::handle_message`] returns the same error for every later frame.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum ProtocolError {
-    /// So many frames in a row could not be used that the other end speaks another language.
+    /// Too many damaged frames in a row: the other end does not speak this protocol.
     #[error("the service sent {frames} damaged frames in a row, the last one: {last}")]
     Damaged {
-        /// How many came without a good one between them.
+        /// Number of consecutive damaged frames.
         frames: u32,
-        /// What was wrong with the last one.
+        /// Defect of the last one.
         last: DecodeError,
     },
-    /// The agent asked for something in the handshake, and was told that it is not supported.
+    /// The agent requested something unsupported in the handshake. It has been sent a response with status 3.
     #[error("the agent asks for {what}, which is not supported")]
     Unsupported {
-        /// What it asked for.
+        /// Description of the requested feature.
         what: String,
     },
-    /// A handshake message that is intact but makes no sense.
+    /// A handshake message that is intact but malformed.
     #[error("the agent sent a malformed handshake: {0}")]
     Handshake(DecodeError),
-    /// A message that has no meaning at this point of the handshake.
+    /// A message that is not valid in the current state of the handshake.
     #[error("the agent sent an unexpected {message} while {state}")]
     Unexpected {
         /// Name of the payload type.
         message: &'static str,
-        /// What the channel was doing.
+        /// Description of the state.
         state: &'static str,
     },
 }

@@ -1,6 +1,7 @@
-//! What the fuzz targets run: an interpreter of bytes as calls, and the promises it checks after each.
+//! Entry points of the fuzz targets: an interpreter that reads bytes as calls of a channel and checks its
+//! invariants after each.
 //!
-//! Compiled for tests, which run it on random bytes, and for `cargo fuzz`, which searches.
+//! Compiled for tests, which run it on random bytes and on the kept corpora, and for the fuzzer.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +16,7 @@ use crate::{
     message::Envelope, payload,
 };
 
-/// Decodes anything; what can be decoded can be encoded to the same again.
+/// Decodes any bytes. A frame that can be decoded is encoded to the same fields again.
 ///
 /// # Panics
 ///
@@ -44,7 +45,7 @@ pub fn decode(data: &[u8]) {
     };
     assert!(again.as_ref().is_ok_and(Message::is_intact), "{again:?}");
     assert_eq!(again, Ok(expected));
-    // Readers of JSON meet the same bytes.
+    // The readers of JSON get the same bytes.
     drop(payload::parse_acknowledgement(data));
     drop(payload::parse_handshake_complete(data));
     drop(payload::parse_channel_closed(data));
@@ -52,16 +53,16 @@ pub fn decode(data: &[u8]) {
         let actions: Vec<_> = request.actions.into_iter().map(|action| (action, None)).collect();
         let response = payload::handshake_response("1.2.3.4", &actions);
         let valid = serde_json::from_slice::<serde_json::Value>(&response).is_ok();
-        assert!(valid, "an answer is JSON whatever was asked");
+        assert!(valid, "a response is JSON for any request");
     }
 }
 
-/// Runs a sequence of calls on one channel. The first byte chooses whether the peer is honest: then the
-/// content of both streams is checked, too.
+/// Runs a sequence of calls on one channel. The first byte selects, among others, whether the peer conforms to the
+/// protocol; if so, the content of both streams is checked too.
 ///
 /// # Panics
 ///
-/// If a promise of the channel does not hold.
+/// If an invariant of the channel does not hold.
 pub fn operations(data: &[u8]) {
     let mut input = Input(data);
     let mut run = Run::new(&mut input);
@@ -94,17 +95,17 @@ impl Input<'_> {
 #[expect(clippy::struct_excessive_bools, reason = "facts about a run, not states of one thing")]
 struct Run {
     channel: DataChannel,
-    honest: bool,
+    conforming: bool,
     now: Instant,
     outgoing_bytes: usize,
-    /// Stream messages that the channel was given.
+    /// Numbers of the stream messages given to the channel.
     given: BTreeSet<i64>,
-    /// The same, once it acknowledged them.
+    /// Numbers that it has acknowledged.
     stored: BTreeSet<i64>,
-    /// The next number whose bytes will be read.
+    /// Number of the next message whose bytes will be read.
     reading: i64,
     written: Vec<u8>,
-    /// Payload bytes of what was sent, in order.
+    /// Payload bytes sent so far.
     sent_bytes: usize,
     sent: BTreeMap<i64, Bytes>,
     open: bool,
@@ -128,7 +129,7 @@ impl Run {
         };
         Self {
             channel: DataChannel::new(config, now, 1, u128::from(flags)),
-            honest: flags & 1 == 0,
+            conforming: flags & 1 == 0,
             now,
             outgoing_bytes,
             given: BTreeSet::new(),
@@ -163,11 +164,11 @@ impl Run {
                 self.receive(frame);
             }
             6 => {
-                // An empty payload claims no digest, so its message is taken all the same.
+                // The digest of an empty payload is not checked, so its message is accepted.
                 let number = i64::from(input.byte());
                 self.given.insert(number);
                 let mut frame = stream_message(number).to_vec();
-                let position = if self.honest { 80 } else { usize::from(input.byte()) };
+                let position = if self.conforming { 80 } else { usize::from(input.byte()) };
                 if let Some(byte) = frame.get_mut(position) {
                     *byte ^= 1 << (input.byte() % 8);
                 }
@@ -192,7 +193,7 @@ impl Run {
             12 => match input.byte() {
                 0..8 => self.terminating |= self.channel.terminate(),
                 8..12 => self.receive(other(MessageType::ChannelClosed, b"{\"Output\":\"x\"}")),
-                12..16 if !self.honest => self.give(i64::MAX),
+                12..16 if !self.conforming => self.give(i64::MAX),
                 byte if byte.is_multiple_of(2) => {
                     self.receive(other(MessageType::PausePublication, b""));
                 }
@@ -225,7 +226,7 @@ impl Run {
         self.channel.handle_timeout(self.now);
         self.transmit(usize::MAX);
         let due = self.channel.poll_timeout();
-        assert!(due.is_none_or(|due| due > self.now), "what was handled is not due again");
+        assert!(due.is_none_or(|due| due > self.now), "a handled deadline is not due again");
     }
 
     fn write(&mut self, input: &mut Input<'_>) {
@@ -258,7 +259,7 @@ impl Run {
                 let Ok(number) = payload::parse_acknowledgement(&message.payload) else {
                     unreachable!("not an acknowledgement: {message:?}");
                 };
-                assert!(!self.honest || self.given.contains(&number), "{number} never came");
+                assert!(!self.conforming || self.given.contains(&number), "{number} never came");
                 self.stored.insert(number);
             }
             MessageType::InputStreamData => {
@@ -287,7 +288,7 @@ impl Run {
                 self.sent_bytes += message.payload.len();
             }
             Some(PayloadType::Flag) => {
-                assert!(self.terminating, "ended without being asked to");
+                assert!(self.terminating, "ended without a request");
                 assert_eq!(Flag::from_payload(&message.payload), Some(Flag::TerminateSession));
             }
             other => unreachable!("a client does not send {other:?}"),
@@ -300,7 +301,7 @@ impl Run {
         }
         while let Some(bytes) = self.channel.read() {
             assert!(!bytes.is_empty());
-            if !self.honest {
+            if !self.conforming {
                 continue;
             }
             let mut expected = stream_payload(self.reading);
@@ -317,7 +318,11 @@ impl Run {
         assert!((16..=4_096).contains(&statistics.window));
         assert!(self.channel.writable() <= self.outgoing_bytes.max(1_024));
         if self.drained {
-            assert_eq!(self.channel.poll_transmit(self.now), None, "nothing more comes by itself");
+            assert_eq!(
+                self.channel.poll_transmit(self.now),
+                None,
+                "nothing to send without a further call"
+            );
         }
     }
 }
@@ -328,7 +333,7 @@ fn pattern(position: usize) -> u8 {
     last
 }
 
-/// The honest agent's message of this number, always the same.
+/// The message that a conforming agent sends under this number.
 fn stream_message(number: i64) -> Bytes {
     let (kind, payload) = stream_payload(number);
     encode(MessageType::OutputStreamData, number, kind.to_wire(), &payload)
@@ -370,16 +375,16 @@ mod tests {
     use super::*;
     use crate::random::Random;
 
-    /// Count of seeds from `DATA_CHANNEL_SEEDS`, 400 without it.
+    /// `DATA_CHANNEL_SEEDS` sets the number of seeds; default 400.
     #[test]
-    fn no_sequence_of_calls_breaks_a_promise() {
+    fn invariants_hold_for_any_sequence_of_calls() {
         let seeds = env::var("DATA_CHANNEL_SEEDS").map_or(400, |count| count.parse().unwrap());
         for seed in 0..seeds {
             let mut random = Random::new(seed);
             let length = usize::try_from(random.below(4_000)).unwrap();
             let mut data = random.bytes(length);
             if seed % 4 != 0 {
-                // Most runs begin with a handshake: an honest mode, the two messages, all answered.
+                // Most runs begin with a handshake of a conforming peer.
                 data.splice(..0, [data.first().map_or(0, |first| first & !1), 0, 3, 15, 0, 3, 15]);
             }
             if let Err(cause) = panic::catch_unwind(|| operations(&data)) {
@@ -389,7 +394,7 @@ mod tests {
         }
     }
 
-    /// Inputs that a fuzzer found to reach something new, or to break something once.
+    /// Runs the kept corpus of a target: inputs that reached new code, or that failed once.
     fn replay(target: &str, run: fn(&[u8])) {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
         let mut count = 0;

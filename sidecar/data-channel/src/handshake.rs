@@ -1,46 +1,47 @@
-//! The handshake: the agent asks, the client answers, the agent is content.
+//! The handshake: request, response, completion (docs/ssm-protocol.md, section 6).
 //!
 //! ```text
 //! AwaitingRequest ──request──▶ AwaitingComplete ──complete──▶ Open
-//!        └─────────request for what is not supported──▶ Refused
+//!        └──unsupported request──▶ Refused
 //! ```
 //!
-//! Messages come here in the order of their numbers and once each, whatever the path did to them.
+//! Messages arrive here in the order of their numbers and once each.
 
 use crate::{
     error::ProtocolError,
     payload::{self, PayloadType, RequestedAction},
 };
 
-/// Where the handshake stands.
+/// State of the handshake.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Handshake {
-    /// Nothing has come yet.
+    /// No request has been received.
     AwaitingRequest,
-    /// Our answer is on its way.
+    /// The response has been queued.
     AwaitingComplete { agent_version: String },
-    /// The answer was no; this is what the agent asked for.
+    /// The response refuses an action. `what` describes the first one.
     Refused { what: String },
-    /// Done: the stream flows.
+    /// Complete: the stream flows.
     Open,
 }
 
-/// What the channel has to do after a step.
+/// What the channel has to do after a transition.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Step {
     /// Send this handshake response.
-    Answer(Vec<u8>),
-    /// Tell the caller that the stream flows.
+    Respond(Vec<u8>),
+    /// Report that the stream flows.
     Opened { agent_version: String, customer_message: String },
 }
 
 impl Handshake {
-    /// Consumes this state and returns the one that follows the message, and what to do about it.
+    /// Returns the state after the message, and what to do.
     ///
     /// # Errors
     ///
-    /// [`ProtocolError::Unexpected`] if the message has no meaning in this state,
-    /// [`ProtocolError::Handshake`] if it cannot be understood.
+    /// [`ProtocolError::Unexpected`] if the message is not valid in this state,
+    /// [`ProtocolError::Unsupported`] for an encryption challenge, [`ProtocolError::Handshake`] if the payload is
+    /// malformed.
     pub(crate) fn on_message(
         self,
         payload_type: PayloadType,
@@ -73,7 +74,8 @@ impl Handshake {
             RequestedAction::SessionType { session_type, .. } if session_type != "Port" => {
                 Some(format!("session type {}", quote(session_type)))
             }
-            // Two sides that disagree about multiplexing read garbage.
+            // Both sides must agree about multiplexing, or the stream is garbage (docs/ssm-protocol.md,
+            // section 19).
             RequestedAction::SessionType { forwarding: Some(forwarding), .. }
                 if forwarding == "LocalPortForwarding" =>
             {
@@ -93,18 +95,18 @@ impl Handshake {
             .next()
             .map(str::to_owned)
             .or_else(|| no_session_type.then(|| "a session without a type".to_owned()));
-        let answers: Vec<_> = actions
+        let results: Vec<_> = actions
             .into_iter()
             .map(|(refusal, action)| (action, refusal.map(|what| format!("Unsupported {what}"))))
             .collect();
-        let answer = Step::Answer(payload::handshake_response(client_version, &answers));
+        let response = Step::Respond(payload::handshake_response(client_version, &results));
         let next = match what {
             Some(what) => Self::Refused { what },
             None => {
                 Self::AwaitingComplete { agent_version: payload::excerpt(&request.agent_version) }
             }
         };
-        Ok((next, answer))
+        Ok((next, response))
     }
 
     const fn description(&self) -> &'static str {
@@ -157,9 +159,9 @@ mod tests {
         )
     }
 
-    fn answer(step: Step) -> String {
+    fn response(step: Step) -> String {
         match step {
-            Step::Answer(answer) => String::from_utf8(answer).unwrap(),
+            Step::Respond(response) => String::from_utf8(response).unwrap(),
             Step::Opened { .. } => panic!("opened"),
         }
     }
@@ -169,7 +171,7 @@ mod tests {
         let (state, step) = request(&session("Port", r#"{"portNumber":"22"}"#)).unwrap();
         assert_eq!(state, Handshake::AwaitingComplete { agent_version: "3.3.0.0".into() });
         assert_eq!(
-            answer(step),
+            response(step),
             r#"{"ClientVersion":"1.2.764.0","ProcessedClientActions":[{"ActionType":"SessionType","ActionStatus":1,"ActionResult":null,"Error":""}],"Errors":null}"#
         );
         let complete = br#"{"HandshakeTimeToComplete":1,"CustomerMessage":"hello"}"#;
@@ -181,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_supported_is_answered_with_status_three_and_named() {
+    fn unsupported_actions_get_status_three_and_are_named() {
         let port = session("Port", "{}");
         let kms = r#"{"ActionType":"KMSEncryption","ActionParameters":{"KMSKeyId":"k"}}"#;
         let cases = [
@@ -199,8 +201,8 @@ mod tests {
         for (actions, what, statuses) in cases {
             let (state, step) = request(&actions).unwrap();
             assert_eq!(state, Handshake::Refused { what: what.into() }, "{actions}");
-            let answer: serde_json::Value = serde_json::from_str(&answer(step)).unwrap();
-            let sent: Vec<_> = answer["ProcessedClientActions"]
+            let response: serde_json::Value = serde_json::from_str(&response(step)).unwrap();
+            let sent: Vec<_> = response["ProcessedClientActions"]
                 .as_array()
                 .unwrap()
                 .iter()
@@ -211,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_without_a_meaning_are_errors() {
+    fn messages_not_valid_in_a_state_are_errors() {
         let waiting = Handshake::AwaitingComplete { agent_version: String::new() };
         let cases = [
             (Handshake::AwaitingRequest, PayloadType::HandshakeComplete),

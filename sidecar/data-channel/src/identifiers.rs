@@ -1,8 +1,8 @@
-//! Message identifiers from a seed, so that a run can be repeated bit by bit.
+//! Message ids from a seed, so that a run can be repeated exactly.
 
 use uuid::{Builder, Uuid};
 
-/// Endless supply of version 4 UUIDs that depends on the seed alone.
+/// Generator of version 4 UUIDs that depends on the seed alone.
 ///
 /// They need to be distinct, not unpredictable: nothing is authorised by a message id.
 #[derive(Clone, Debug)]

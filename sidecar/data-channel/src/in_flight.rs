@@ -1,4 +1,4 @@
-//! Messages that were sent and are not acknowledged yet.
+//! Messages that were sent and are not acknowledged.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -12,25 +12,25 @@ use crate::sequence::SequenceNumber;
 /// A message that may have to be sent again.
 #[derive(Clone, Debug)]
 pub(crate) struct Sent {
-    /// The whole message, shared with whoever sends it: id, date and bytes never change.
+    /// The whole message, shared with the sender; repeated unchanged, with the same id and date.
     pub(crate) frame: Bytes,
     pub(crate) payload_bytes: usize,
-    /// When it was sent last.
+    /// When it was last sent.
     pub(crate) at: Instant,
-    /// When it counts as lost; `None` while it waits to be sent again.
+    /// When it is overdue; `None` while it is queued to be sent again.
     pub(crate) due: Option<Instant>,
-    /// How often it was overdue on this path.
+    /// Number of time-outs on this path.
     pub(crate) timeouts: u32,
-    /// How often it was found missing before it was overdue, on this path.
+    /// How often it was marked missing before its time-out, on this path.
     pub(crate) times_missing: u32,
-    /// Whether the time to its acknowledgement says something about the path.
+    /// Whether the time to its acknowledgement is a valid sample of the round trip.
     pub(crate) timed: bool,
 }
 
 impl Sent {
-    /// Notes that it is missing; false if that is known, or was said too often to be believed.
-    pub(crate) fn is_to_be_found_missing(&mut self) -> bool {
-        if self.due.is_none() || self.times_missing >= MOST_TIMES_MISSING {
+    /// Marks it missing; false if it is queued already, or was marked the maximum number of times.
+    pub(crate) fn mark_missing(&mut self) -> bool {
+        if self.due.is_none() || self.times_missing >= MAXIMUM_TIMES_MISSING {
             return false;
         }
         self.times_missing += 1;
@@ -42,12 +42,12 @@ impl Sent {
 
 /// Ring of messages in flight, keyed by sequence number, and the few that are set aside.
 ///
-/// A message is *set aside* when it is likely to have arrived though no acknowledgement will ever come:
-/// agents before 3.2.1041.0 are silent on what they have already seen. It is still sent now and then,
-/// but counts in no window.
+/// A message is *set aside* when it has probably arrived but will never be acknowledged: agents before
+/// 3.2.1041.0 do not acknowledge duplicates (docs/ssm-protocol.md, section 7). It is still sent at long
+/// intervals, but does not count in the window.
 #[derive(Debug)]
 pub(crate) struct InFlight {
-    /// Number of the first slot.
+    /// Number of the first slot. That slot is never empty, see `take_counted`.
     first: SequenceNumber,
     slots: VecDeque<Option<Sent>>,
     counted: usize,
@@ -58,7 +58,7 @@ pub(crate) struct InFlight {
 }
 
 impl InFlight {
-    /// Sets aside at most so many payload bytes.
+    /// `aside_limit_bytes` bounds the payload bytes that are set aside.
     pub(crate) fn new(aside_limit_bytes: usize) -> Self {
         Self {
             first: SequenceNumber::FIRST,
@@ -71,7 +71,7 @@ impl InFlight {
         }
     }
 
-    /// Adds the next message in order of numbers.
+    /// Adds the next message. Numbers are consecutive.
     pub(crate) fn push(&mut self, number: SequenceNumber, sent: Sent) {
         if self.slots.is_empty() {
             self.first = number;
@@ -86,7 +86,7 @@ impl InFlight {
         self.slots.push_back(Some(sent));
     }
 
-    /// Takes a message out, `None` if it is not in flight.
+    /// Removes a message; `None` if it is not in flight.
     pub(crate) fn remove(&mut self, number: SequenceNumber) -> Option<Sent> {
         let Some(sent) = self.take_counted(number) else {
             let sent = self.aside.remove(&number)?;
@@ -96,7 +96,7 @@ impl InFlight {
         Some(sent)
     }
 
-    /// Finds a message, and whether it counts.
+    /// Returns a message, and whether it counts in the window.
     pub(crate) fn get_mut(&mut self, number: SequenceNumber) -> Option<(bool, &mut Sent)> {
         let index = number.offset_from(self.first);
         match index.and_then(|index| self.slots.get_mut(index)) {
@@ -105,7 +105,7 @@ impl InFlight {
         }
     }
 
-    /// Stops counting a message; false if there is no room for more such messages.
+    /// Sets a message aside; false if the bounds for such messages are reached.
     pub(crate) fn set_aside(&mut self, number: SequenceNumber) -> bool {
         let Some((true, sent)) = self.get_mut(number) else { return false };
         let bytes = sent.payload_bytes;
@@ -119,7 +119,7 @@ impl InFlight {
         true
     }
 
-    /// Every message, oldest first within the two sets: those set aside, then the counted ones.
+    /// Every message, and whether it counts: those set aside, then the others, each oldest first.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (SequenceNumber, bool, &mut Sent)> {
         let first = self.first;
         let counted = self.slots.iter_mut().enumerate().filter_map(move |(index, slot)| {
@@ -128,13 +128,12 @@ impl InFlight {
         self.aside.iter_mut().map(|(number, sent)| (*number, false, sent)).chain(counted)
     }
 
-    /// Number of the oldest message that counts.
+    /// Number of the oldest message that counts in the window.
     pub(crate) fn oldest_counted(&self) -> Option<SequenceNumber> {
-        // A slot at the front is never empty, see `take_counted`.
         (!self.slots.is_empty()).then_some(self.first)
     }
 
-    /// Distance from the oldest counted message to the newest: what the peer may have to store.
+    /// Distance from the oldest counted message to the newest, in messages: the peer may have to buffer as many.
     pub(crate) fn span(&self) -> usize {
         self.slots.len()
     }
@@ -155,8 +154,8 @@ impl InFlight {
         self.counted == 0 && self.aside.is_empty()
     }
 
-    /// Gives each message the time back that it lost to a stop of the clocks, and returns the first
-    /// deadline.
+    /// Extends the deadlines by the time that the clocks stood still, `stopped`, or since the message was sent
+    /// if that is shorter. Returns the earliest deadline.
     pub(crate) fn prolong(&mut self, stopped: Duration, now: Instant) -> Option<Instant> {
         let prolonged = self.iter_mut().filter_map(|(_, _, sent)| {
             let lost = stopped.min(now.saturating_duration_since(sent.at));
@@ -179,10 +178,12 @@ impl InFlight {
     }
 }
 
-/// After this only time tells.
-const MOST_TIMES_MISSING: u32 = 3;
+/// After three marks a message waits for its time-out: an agent before 3.2.1041.0 may have it and never
+/// acknowledge it.
+const MAXIMUM_TIMES_MISSING: u32 = 3;
 
-/// More than a window of the past, so that one lost socket never blocks the next; few enough to store.
+/// Maximum number of messages set aside. Our choice: twice the maximum window of 4,096, so that one lost
+/// WebSocket never blocks the next one.
 const ASIDE_MESSAGES: usize = 8_192;
 
 #[cfg(test)]
@@ -224,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_are_not_there_are_not_found() {
+    fn numbers_not_in_flight_are_not_found() {
         let mut in_flight = filled(5, 7);
         for raw in [0, 4, 7, i64::MAX] {
             assert!(in_flight.remove(number(raw)).is_none(), "{raw}");
@@ -233,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_set_aside_is_kept_but_not_counted() {
+    fn messages_set_aside_are_kept_but_not_counted() {
         let mut in_flight = filled(0, 3);
         assert!(in_flight.set_aside(number(0)));
         assert!(!in_flight.set_aside(number(0)));
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn only_so_many_are_set_aside() {
+    fn messages_set_aside_are_bounded() {
         let limit = i64::try_from(ASIDE_MESSAGES).unwrap();
         let mut in_flight = filled(0, limit + 1);
         assert!((0..limit).all(|raw| in_flight.set_aside(number(raw))));
@@ -256,12 +257,12 @@ mod tests {
     }
 
     #[test]
-    fn only_so_many_bytes_are_set_aside() {
+    fn bytes_set_aside_are_bounded() {
         let mut in_flight = InFlight::new(25);
         (0..4).for_each(|raw| in_flight.push(number(raw), sent(10)));
         let taken: Vec<_> = (0..3).map(|raw| in_flight.set_aside(number(raw))).collect();
         assert_eq!(taken, [true, true, false]);
         in_flight.remove(number(0));
-        assert!(in_flight.set_aside(number(2)), "room that has come back");
+        assert!(in_flight.set_aside(number(2)), "there is room again");
     }
 }

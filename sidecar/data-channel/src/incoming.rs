@@ -1,4 +1,4 @@
-//! The stream from the agent: order restored, duplicates removed, memory bounded.
+//! The incoming stream: restores order, removes duplicates, bounds memory (docs/ssm-protocol.md, section 7).
 
 use std::collections::VecDeque;
 
@@ -6,16 +6,16 @@ use bytes::Bytes;
 
 use crate::sequence::SequenceNumber;
 
-/// What became of a received stream message.
+/// Result of [`Incoming::accept`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Accepted {
-    /// The next one: stored.
+    /// Stored; the next in order.
     InOrder,
-    /// An early one: stored until those before it have come.
+    /// Stored until those before it have arrived.
     Early,
-    /// Stored before.
+    /// Stored already.
     Duplicate,
-    /// Not stored: must not be acknowledged, so that it comes again.
+    /// Not stored. Must not be acknowledged, so that it comes again.
     NoRoom,
 }
 
@@ -24,14 +24,14 @@ pub(crate) enum Accepted {
 pub(crate) struct Stored {
     pub(crate) payload_type: u32,
     pub(crate) payload: Bytes,
-    /// Memory that the payload keeps alive: its whole frame.
+    /// Bytes of memory that the payload keeps alive: its whole frame.
     pub(crate) frame_bytes: usize,
 }
 
 /// Reorder buffer, and the bytes that are in order but not read yet.
 ///
-/// What was stored is never dropped, since its sender forgets it. Each of the two parts keeps to the
-/// bounds by itself, so both together hold twice that at worst.
+/// A stored message is never dropped, since it is acknowledged and its sender forgets it. The bounds apply to
+/// each of the two parts, so both together hold at most twice as much.
 #[derive(Debug)]
 pub(crate) struct Incoming {
     limit_bytes: usize,
@@ -71,7 +71,7 @@ impl Incoming {
         if let Some(Some(_)) = self.early.get(offset) {
             return Accepted::Duplicate;
         }
-        // The next message frees what waits behind it, so those never stand in its way.
+        // The next message in order releases the early ones, so they must not exclude it.
         let waiting = if offset == 0 { 0 } else { self.early_bytes };
         let bytes = self.readable_bytes.saturating_add(waiting).saturating_add(message.frame_bytes);
         let nothing_stored = self.readable_bytes == 0 && waiting == 0;
@@ -91,7 +91,7 @@ impl Incoming {
         if offset == 0 { Accepted::InOrder } else { Accepted::Early }
     }
 
-    /// Takes the next message of the order, once it has come.
+    /// Takes the next message in order, if it has arrived.
     pub(crate) fn next_in_order(&mut self) -> Option<Stored> {
         let message = self.early.front_mut()?.take()?;
         self.early.pop_front();
@@ -100,7 +100,7 @@ impl Incoming {
         Some(message)
     }
 
-    /// Keeps the bytes of a message for `read`.
+    /// Queues the payload of a message for `read`.
     pub(crate) fn deliver(&mut self, message: Stored) {
         if message.payload.is_empty() {
             return;
@@ -109,7 +109,7 @@ impl Incoming {
         self.readable.push_back((message.payload, message.frame_bytes));
     }
 
-    /// Takes the next bytes of the stream.
+    /// Takes the next bytes of the stream, never empty.
     pub(crate) fn read(&mut self) -> Option<Bytes> {
         let (payload, frame_bytes) = self.readable.pop_front()?;
         self.readable_bytes -= frame_bytes;
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_read_takes_room_too() {
+    fn unread_bytes_take_room_too() {
         for mut incoming in [Incoming::new(250, 100), Incoming::new(10_000, 2)] {
             for raw in [0, 1] {
                 assert_eq!(accept(&mut incoming, raw), Accepted::InOrder);
@@ -222,7 +222,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes, what is read is the sequence without gaps, and nothing stored is lost.
+        /// For any arrivals the bytes read are the sequence without gaps, and nothing stored is lost.
         #[test]
         fn the_order_is_restored(
             arrivals in vec((0_i64..60, 1_usize..300), 0..300),

@@ -1,11 +1,13 @@
-//! The SSM Session Manager data channel as a state machine without IO.
+//! The client's side of the SSM Session Manager data channel, as a state machine without IO.
 //!
 //! A data channel carries one byte stream each way between a client and the SSM agent of an instance.
-//! The service between them passes messages on, may lose some, and closes each WebSocket
-//! about once an hour; the channel numbers its messages, acknowledges and sends again, and lives on over
-//! the next WebSocket. This crate is the client's side of a port session as `AWS-StartSSHSession` opens
-//! it. It does no IO, has no clock and no randomness: time, frames and a seed come in, frames, bytes,
-//! events and deadlines come out.
+//! The service between them forwards messages, may lose some, and closes a WebSocket now and then, so the
+//! channel numbers its messages, acknowledges them, sends them again, and continues on the next WebSocket.
+//! This crate implements sessions of the document `AWS-StartSSHSession`. It does no IO and has neither clock
+//! nor randomness: time, frames and a seed are arguments; frames, bytes, events and deadlines are results.
+//!
+//! [docs/ssm-protocol.md](../docs/ssm-protocol.md) specifies the protocol and says how far each statement is
+//! proven. Comments cite its sections.
 //!
 //! ```text
 //!              handle_message ──▶ ┌─────────────┐ ──▶ read, poll_event
@@ -22,60 +24,61 @@
 //! 3. After each of them: [`DataChannel::poll_transmit`] until `None` or the socket is full,
 //!    [`DataChannel::poll_event`] and [`DataChannel::read`] until `None`.
 //! 4. When the WebSocket is lost: [`DataChannel::on_disconnected`]; open the next one; send `opening`
-//!    with its token; [`DataChannel::on_resumed`]; go on with 2.
-//! 5. Over after [`Event::Closed`], after an error of `handle_message`, or when resuming fails.
+//!    with its token; [`DataChannel::on_resumed`]; continue with 2.
+//! 5. The channel has ended after [`Event::Closed`], after an error of `handle_message`, or when resuming
+//!    fails.
 //!
 //! # States
 //!
 //! ```text
 //! AwaitingRequest ──▶ AwaitingComplete ──▶ Open ──▶ (terminate, acknowledged) ──▶ Closed
 //!        │ not supported                    handshake and stream errors ──▶ Failed
-//!        └──▶ Refused ──answer sent──▶ Failed
+//!        └──▶ Refused ──response sent──▶ Failed
 //! ```
 //!
-//! Acknowledgements are sent in all of them but `Closed`. Beside that state runs the path's: up, paused
-//! by the service, or down.
+//! Acknowledgements are sent in all states but `Closed`. The path has a state of its own: up, paused by the
+//! service, or down.
 //!
 //! # Rules for a faulty path
 //!
-//! A peer, or whoever stands between, may do anything. What it does meets one of these:
+//! Neither path nor peer is trusted. Each fault has a rule:
 //!
-//! | what comes, or does not | what is done about it |
+//! | fault | reaction |
 //! | --- | --- |
-//! | a message of ours is lost | sent again, unchanged, when its time-out has passed: 200 ms to 3 s, doubling; overdue ones oldest first and paced; the window halves |
-//! | an acknowledgement of ours is lost | the agent repeats its message, and each repetition is acknowledged, for ever if need be |
-//! | the agent's acknowledgement is lost | our message is sent again; an agent that never says so again (before 3.2.1041.0) has it set aside after five time-outs, where it blocks nothing |
+//! | an outgoing message is lost | sent again, unchanged, after its time-out: 200 ms to 3 s, doubling; overdue messages oldest first and paced; the window halves |
+//! | an outgoing acknowledgement is lost | the agent repeats its message, and each repetition is acknowledged, without limit |
+//! | an incoming acknowledgement is lost | the message is sent again; for an agent that never repeats an acknowledgement (before 3.2.1041.0) it is set aside after five time-outs, where it blocks nothing |
 //! | a message comes twice | delivered once, acknowledged each time |
-//! | messages overtake each other | early ones are stored and acknowledged at once, within the bounds of [`Config`]; beyond those they are dropped unacknowledged and come again |
-//! | a delay, also one that grows | the time-out follows the measured round trip; nothing that was sent again is measured |
-//! | a digest that does not match; a payload cut short | dropped unacknowledged and counted, so that it comes again |
-//! | a frame without a whole header, header length or date 0, a blank type, a negative number, broken JSON in an acknowledgement | dropped and counted as damaged |
-//! | 64 damaged frames in a row | the channel is over ([`ProtocolError::Damaged`]): TLS lets none through, so they were sent so |
-//! | an unknown type, or a client's own, of any size | dropped and counted; the WebSocket bounds the size |
-//! | an unknown or foreign payload type in its turn | acknowledged, and kept out of the stream; what is meant for people becomes [`Event::Notice`] |
+//! | messages come out of order | early ones are stored and acknowledged at once, within the bounds of [`Config`]; beyond those they are dropped unacknowledged, so that they come again |
+//! | a delay, also one that grows | the time-out follows the measured round trip; repeated messages are not measured |
+//! | a digest that does not match; a payload cut short | dropped unacknowledged and counted, so that the message comes again |
+//! | a frame without a whole header, header length or date 0, a blank type, a negative number, malformed JSON in an acknowledgement | dropped and counted as damaged |
+//! | 64 damaged frames in a row | the channel fails ([`ProtocolError::Damaged`]): TLS excludes damage on the way, so the sender is at fault |
+//! | an unknown type, or a type that only clients send, of any size | dropped and counted; the WebSocket bounds the size |
+//! | a stream message with a payload type that has no use here | acknowledged, and kept out of the stream; text for people becomes [`Event::Notice`] |
 //! | a number far ahead | beyond the reorder buffer: dropped unacknowledged |
-//! | an acknowledgement of what was never sent, or once more | ignored and counted |
-//! | the handshake request once more, under its number | a duplicate like any other |
-//! | a second handshake under a new number, or stream bytes before it is complete | the channel is over ([`ProtocolError::Unexpected`]) |
-//! | `pause_publication` | new bytes wait, clocks stand still, acknowledgements go on; any stream message, acknowledgement or `start_publication` ends it, at the latest 10 s after the first request, however often it is repeated |
-//! | `channel_closed`, at any moment, damaged or not | the end: nothing more is sent, what came before it can be read |
-//! | nothing at all | sent again now and then; whether the path is dead is the caller's to judge, who sees every frame |
-//! | the WebSocket is gone | nothing is sent, clocks stand still, up to the bounds bytes are still accepted; afterwards everything unacknowledged goes out in order at once |
-//! | dates of the peer that run backwards, a process that was stopped for an hour | nothing: no date of the peer is looked at, and what is due is due once |
+//! | an acknowledgement of a message never sent, or a repeated one | ignored and counted |
+//! | the handshake request again, under its number | a duplicate like any other |
+//! | a second handshake under a new number, or stream bytes before it is complete | the channel fails ([`ProtocolError::Unexpected`]) |
+//! | `pause_publication` | new bytes are held and clocks stand still, acknowledgements continue; any stream message, acknowledgement or `start_publication` ends the pause, at the latest 10 s after the first request, however often it is repeated |
+//! | `channel_closed`, at any moment, damaged or not | the end: nothing more is sent, bytes received before it can be read |
+//! | silence | messages in flight are sent again from time to time; whether the path is dead is for the caller to decide, which sees every frame |
+//! | the WebSocket is lost | nothing is sent, clocks stand still, bytes are accepted up to the bound; on the next one everything unacknowledged is sent in order and at once |
+//! | dates of the peer that run backwards, a process that was stopped for an hour | no effect: dates of the peer are not used, and overdue work is done once |
 //! | numbers up to the end of the field | like any other; after the last one, 9 zettabytes on, nothing is accepted |
 //!
-//! What follows the rules to the letter cannot be told from the truth: that is for TLS to keep out.
-//! `tests/faulty_path.rs` lets all of it happen at once, on thousands of seeds.
+//! A forged message that is valid in every respect is not detected: TLS has to exclude it.
+//! `src/tests/faulty_path.rs` combines all faults, on thousands of seeds.
 //!
-//! # What never happens
+//! # Invariants
 //!
-//! Bytes are never delivered twice, out of order or with a gap; a message is never acknowledged before it
-//! is stored, and never dropped after; nothing but acknowledgements and the handshake response is sent
-//! before the agent has completed the handshake, since it throws such input away.
+//! Bytes are never delivered twice, out of order or with a gap. A message is never acknowledged before it
+//! is stored, and never dropped afterwards. Before the agent has completed the handshake nothing is sent but
+//! acknowledgements and the handshake response, since the agent discards such input (section 6).
 
 #![cfg_attr(
     any(test, fuzzing),
-    expect(clippy::disallowed_methods, reason = "tests begin at some time")
+    expect(clippy::disallowed_methods, reason = "tests need a start time")
 )]
 
 mod channel;

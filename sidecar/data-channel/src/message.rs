@@ -1,10 +1,11 @@
-//! The envelope of every message: a header of fixed fields, all big-endian, then the payload.
+//! The format of every message: a header of fixed fields, all big-endian, then the payload
+//! (docs/ssm-protocol.md, section 4).
 //!
 //! ```text
-//!   0  u32       HeaderLength, 116: where PayloadLength stands; the payload starts 4 bytes behind it
+//!   0  u32       HeaderLength, 116: the offset of PayloadLength; the payload starts at HeaderLength + 4
 //!   4  32 bytes  MessageType, padded with spaces
 //!  36  u32       SchemaVersion, 1
-//!  40  u64       CreatedDate, ms since the epoch
+//!  40  u64       CreatedDate, ms since the Unix epoch
 //!  48  i64       SequenceNumber
 //!  56  u64       Flags, bit 0 SYN, bit 1 FIN
 //!  64  16 bytes  MessageId, its last 8 bytes first
@@ -14,45 +15,45 @@
 //! 120            Payload, to the end of the frame
 //! ```
 //!
-//! Layout as in the official programs: `src/message` of `aws/session-manager-plugin`,
+//! The official programs have it in `src/message` of `aws/session-manager-plugin` and
 //! `agent/session/contracts` of `aws/amazon-ssm-agent`.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-/// A message as it was received.
+/// A received message.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Message {
-    /// What the message is for.
+    /// Type of the message.
     pub message_type: MessageType,
-    /// Version of the layout; 1 is written, anything is read.
+    /// Version of the format; 1 is written, anything is read.
     pub schema_version: u32,
-    /// When the sender made the message, in ms since the epoch.
+    /// When the sender created the message, in ms since the Unix epoch.
     pub created_date_ms: u64,
     /// The raw field; see [`crate::SequenceNumber`].
     pub sequence_number: i64,
     /// Bit 0 SYN, bit 1 FIN; read by neither side.
     pub flags: u64,
-    /// Name that the sender gave the message.
+    /// Id that the sender gave the message.
     pub message_id: Uuid,
-    /// SHA-256 of the payload, as the sender claims.
+    /// SHA-256 of the payload according to the sender.
     pub payload_digest: [u8; 32],
-    /// Sort of payload of a stream message, 0 elsewhere; see [`crate::PayloadType`].
+    /// Payload type of a stream message, 0 elsewhere; see [`crate::PayloadType`].
     pub payload_type: u32,
-    /// Length of the payload as the sender claims. The payload itself reaches to the end of the frame.
+    /// Length of the payload according to the sender, in bytes. The payload itself extends to the end of the frame.
     pub payload_length: u32,
     /// A slice of the frame: shares its memory.
     pub payload: Bytes,
 }
 
 impl Message {
-    /// Reads one WebSocket frame. The digest is not computed here, see [`Message::is_intact`].
+    /// Decodes one WebSocket frame. The digest is not checked here, see [`Message::is_intact`].
     ///
     /// # Errors
     ///
-    /// [`DecodeError::UnknownType`] if the type means nothing to a data channel, otherwise the first
-    /// check that the frame fails.
+    /// [`DecodeError::UnknownType`] if the type is none of [`MessageType`], otherwise the error of the first
+    /// check that fails.
     pub fn decode(frame: &Bytes) -> Result<Self, DecodeError> {
         let actual = frame.len();
         let mut fields = Fields(frame);
@@ -79,7 +80,7 @@ impl Message {
             flags,
             id,
             digest,
-            sort,
+            payload_type,
             length,
         ) = read().ok_or(DecodeError::Truncated { required: PAYLOAD_OFFSET, actual })?;
 
@@ -91,7 +92,7 @@ impl Message {
             return Err(DecodeError::Truncated { required: start, actual });
         }
         let message_type = MessageType::from_field(&name)?;
-        // The official plugin validates nothing in the two messages that carry nothing.
+        // The plugin validates nothing in the two publication messages (docs/ssm-protocol.md, section 4.2).
         if created_date_ms == 0 && !message_type.is_publication() {
             return Err(DecodeError::NoCreatedDate);
         }
@@ -103,39 +104,40 @@ impl Message {
             flags,
             message_id: Uuid::from_u128(u128::from_be_bytes(id).rotate_left(64)),
             payload_digest: digest,
-            payload_type: sort,
+            payload_type,
             payload_length: length,
             payload: frame.slice(start..),
         })
     }
 
-    /// Whether the payload has the digest that the header claims.
+    /// Whether the payload matches the digest in the header.
     ///
-    /// A `PayloadLength` of 0 claims none, as in the official plugin.
+    /// With a `PayloadLength` of 0 the digest is not checked, as in the plugin (docs/ssm-protocol.md,
+    /// section 4.2).
     pub fn is_intact(&self) -> bool {
         self.payload_length == 0 || digest(&self.payload) == self.payload_digest
     }
 }
 
-/// What a message is for.
+/// Type of a message (docs/ssm-protocol.md, section 5.1).
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum MessageType {
     /// Stream message from the client to the agent.
     InputStreamData,
     /// Stream message from the agent to the client.
     OutputStreamData,
-    /// Says that one stream message has been stored.
+    /// Confirms that one stream message has been stored.
     Acknowledge,
     /// The service has ended the session.
     ChannelClosed,
-    /// The service lets stream messages pass again.
+    /// The service asks to send stream messages again.
     StartPublication,
-    /// The service asks to hold stream messages back: the other side is away.
+    /// The service asks to hold stream messages (docs/ssm-protocol.md, section 9.1).
     PausePublication,
 }
 
 impl MessageType {
-    /// Every type that a data channel knows.
+    /// Every type.
     pub const ALL: [Self; 6] = [
         Self::InputStreamData,
         Self::OutputStreamData,
@@ -162,7 +164,7 @@ impl MessageType {
         matches!(self, Self::StartPublication | Self::PausePublication)
     }
 
-    /// Reads the padded field: NULs are cut at both ends, then white space.
+    /// Reads the padded field: NULs are trimmed at both ends, then white space.
     fn from_field(field: &[u8; 32]) -> Result<Self, DecodeError> {
         let mut name: &[u8] = field;
         while let [0, rest @ ..] | [rest @ .., 0] = name {
@@ -177,25 +179,25 @@ impl MessageType {
     }
 }
 
-/// What an outgoing message says in its header; digest and lengths follow from the payload.
+/// The header of an outgoing message; digest and length are computed from the payload.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Envelope {
-    /// What the message is for.
+    /// Type of the message.
     pub message_type: MessageType,
-    /// When the message is made, in ms since the epoch, not 0.
+    /// When the message is created, in ms since the Unix epoch, not 0.
     pub created_date_ms: u64,
     /// The raw field; see [`crate::SequenceNumber`].
     pub sequence_number: i64,
     /// 0 in stream messages, [`ACKNOWLEDGE_FLAGS`] in acknowledgements.
     pub flags: u64,
-    /// Name of the message.
+    /// Id of the message.
     pub message_id: Uuid,
-    /// Sort of payload of a stream message, 0 elsewhere.
+    /// Payload type of a stream message, 0 elsewhere.
     pub payload_type: u32,
 }
 
 impl Envelope {
-    /// Appends the whole message to `frame`, which needs room for [`PAYLOAD_OFFSET`] bytes more than `payload`.
+    /// Appends the whole message to `frame`: [`PAYLOAD_OFFSET`] bytes of header and `payload`.
     pub fn encode(&self, payload: &[u8], frame: &mut BytesMut) {
         let name = self.message_type.name();
         frame.reserve(PAYLOAD_OFFSET + payload.len());
@@ -209,19 +211,19 @@ impl Envelope {
         frame.put_u128(self.message_id.as_u128().rotate_left(64));
         frame.put_slice(&digest(payload));
         frame.put_u32(self.payload_type);
-        // No payload of ours comes near the field's limit; readers don't cut by it.
+        // Outgoing payloads are at most 64 KiB, and readers do not cut by this field.
         frame.put_u32(u32::try_from(payload.len()).unwrap_or(u32::MAX));
         frame.put_slice(payload);
     }
 }
 
-/// Why a frame is not a message. None of these ends a channel by itself.
+/// Why a frame was not accepted. None of these ends a channel by itself.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum DecodeError {
     /// The frame ends before its header does.
     #[error("frame has {actual} bytes, its header needs {required}")]
     Truncated {
-        /// Bytes that header and header length ask for.
+        /// Bytes that header and header length require.
         required: usize,
         /// Bytes in the frame.
         actual: usize,
@@ -232,19 +234,19 @@ pub enum DecodeError {
     /// The type is blank.
     #[error("message type is empty")]
     NoType,
-    /// The type is none that a data channel knows; both official programs drop such messages.
+    /// The type is unknown; both official programs drop such messages (docs/ssm-protocol.md, section 5.1).
     #[error("message type is `{0}`")]
     UnknownType(String),
     /// The date is 0, which both official programs refuse.
     #[error("creation date is zero")]
     NoCreatedDate,
-    /// The payload is not the one the digest was made of.
+    /// The payload does not match its digest.
     #[error("payload does not match its digest")]
     Digest,
     /// A stream message or an acknowledgement has a negative number.
     #[error("sequence number is {0}")]
     SequenceNumber(i64),
-    /// The JSON of a payload is not what its type calls for.
+    /// The payload is not valid JSON of its type.
     #[error("payload is not the JSON of an `{0}` message")]
     Json(&'static str),
 }
@@ -253,7 +255,7 @@ fn digest(payload: &[u8]) -> [u8; 32] {
     Sha256::digest(payload).into()
 }
 
-/// Takes fields of fixed size from the front of what is left.
+/// Reads fields of fixed size from the front of the remaining bytes.
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {
@@ -272,13 +274,13 @@ impl Fields<'_> {
     }
 }
 
-/// Bytes before the payload in every message that is written here.
+/// Bytes before the payload in every outgoing message.
 pub const PAYLOAD_OFFSET: usize = 120;
 
-/// SYN and FIN, as the official programs send acknowledgements.
+/// SYN and FIN, as in acknowledgements of the official programs (docs/ssm-protocol.md, section 4.2).
 pub const ACKNOWLEDGE_FLAGS: u64 = 3;
 
-/// Offset of `PayloadLength`, and the smallest header length that makes sense.
+/// Offset of `PayloadLength` in bytes. With a smaller header length the payload would start inside the header.
 const HEADER_LENGTH: u32 = 116;
 
 const TYPE_LENGTH: usize = 32;

@@ -1,5 +1,5 @@
-//! The stream towards the agent: bytes into messages, a window, and sending again what is not
-//! acknowledged.
+//! The outgoing stream: splits bytes into messages, keeps to the window, and repeats what is not acknowledged
+//! (docs/ssm-protocol.md, sections 8.2 and 9.2).
 
 use std::{
     collections::VecDeque,
@@ -19,12 +19,12 @@ use crate::{
     window::Window,
 };
 
-/// What an acknowledgement meant.
+/// Result of an acknowledgement.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Acknowledged {
-    /// A message is done with.
+    /// A message that was in flight.
     Message,
-    /// The flag that ends the session has arrived.
+    /// The TerminateSession flag has arrived.
     Termination,
     /// Not in flight: acknowledged before, or never sent.
     Nothing,
@@ -34,50 +34,51 @@ pub(crate) enum Acknowledged {
 #[derive(Clone, Debug)]
 pub(crate) struct Transmit {
     pub(crate) frame: Bytes,
-    /// Payload bytes if this is its first sending.
+    /// Payload bytes if this is the first sending, `None` for a retransmission.
     pub(crate) first: Option<usize>,
 }
 
-/// Everything between `write` and the agent's acknowledgement.
+/// The outgoing stream, from `write` to the agent's acknowledgement.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     message_bytes: usize,
     limit_bytes: usize,
-    /// Accepted, without a number yet.
+    /// Accepted bytes that are not in a message yet.
     unsent: BytesMut,
-    /// Goes before everything else.
+    /// Sent before any new bytes.
     handshake_response: Option<Vec<u8>>,
     termination: Termination,
     /// `None` once the numbers are used up.
     next: Option<SequenceNumber>,
     in_flight: InFlight,
-    /// Overdue and missing messages, oldest first.
+    /// Overdue and missing messages, oldest first, to be sent again.
     resend: VecDeque<SequenceNumber>,
-    /// From here on the acknowledgement of a later message has said nothing yet of those sent once.
-    unjudged: SequenceNumber,
-    /// Messages sent again, with the moment, of which the same is true.
+    /// Messages before this one were checked for being missing after their first sending.
+    unchecked: SequenceNumber,
+    /// Messages sent again, with the moment, that were not checked since.
     sent_again: VecDeque<(SequenceNumber, Instant)>,
     pacing: Pacing,
     window: Window,
-    /// Whether the window held bytes back when something was to be sent last.
-    limited: bool,
-    /// One message may go beyond the window, to find out whether the agent still takes any.
+    /// Whether the window held bytes back at the last call of `poll_transmit`.
+    window_limited: bool,
+    /// Whether one message may exceed the window, as a probe whether the agent still accepts messages.
     probe: bool,
     rtt: RoundTrip,
-    /// No deadline in flight is earlier; it may be that none is there any more.
+    /// Lower bound of the deadlines in flight; the message that had it may be acknowledged.
     earliest_due: Option<Instant>,
-    /// While set, no time passes for what is in flight.
+    /// Since when the clocks of messages in flight stand still.
     frozen_since: Option<Instant>,
-    /// Highest number that was acknowledged, and when the last acknowledgement came.
+    /// Highest acknowledged number, and the time of the last acknowledgement.
     progress: Option<(SequenceNumber, Instant)>,
 }
 
-/// How far the end of the session has got.
+/// State of the request to end the session.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Termination {
-    Unwanted,
-    Wanted,
-    InFlight(SequenceNumber),
+    None,
+    Requested,
+    /// The flag is in flight under this number.
+    Sent(SequenceNumber),
     Acknowledged,
 }
 
@@ -88,15 +89,15 @@ impl Outgoing {
             limit_bytes,
             unsent: BytesMut::new(),
             handshake_response: None,
-            termination: Termination::Unwanted,
+            termination: Termination::None,
             next: Some(SequenceNumber::FIRST),
             in_flight: InFlight::new(limit_bytes.saturating_mul(ASIDE_LIMITS)),
             resend: VecDeque::new(),
-            unjudged: SequenceNumber::FIRST,
+            unchecked: SequenceNumber::FIRST,
             sent_again: VecDeque::new(),
             pacing: Pacing::default(),
             window: Window::new(),
-            limited: false,
+            window_limited: false,
             probe: false,
             rtt: RoundTrip::new(),
             earliest_due: None,
@@ -111,7 +112,7 @@ impl Outgoing {
         self.next = Some(next);
     }
 
-    pub(crate) fn answer_handshake(&mut self, response: Vec<u8>) {
+    pub(crate) fn respond_to_handshake(&mut self, response: Vec<u8>) {
         self.handshake_response = Some(response);
     }
 
@@ -120,14 +121,14 @@ impl Outgoing {
     }
 
     pub(crate) fn writable(&self) -> usize {
-        if self.next.is_none() || self.termination != Termination::Unwanted {
+        if self.next.is_none() || self.termination != Termination::None {
             return 0;
         }
         let held = self.unsent.len() + self.in_flight.counted_bytes();
         let room = self.limit_bytes.saturating_sub(held);
         if self.probe && self.unsent.is_empty() {
-            // Without something to send there is nothing to find out with.
-            let limit = self.limit_bytes.saturating_add(PROBES * self.message_bytes);
+            // A probe needs bytes to send.
+            let limit = self.limit_bytes.saturating_add(MAXIMUM_PROBES * self.message_bytes);
             return room.max(limit.saturating_sub(held).min(self.message_bytes));
         }
         room
@@ -139,17 +140,17 @@ impl Outgoing {
         taken
     }
 
-    /// Wants the session ended: nothing is accepted any more, and what the window has no room for
-    /// by then is dropped, since a full window must not outlive the session.
+    /// Requests the end of the session: `write` accepts nothing from now on, and bytes for which the window
+    /// has no room are dropped, since a full window must not delay the end.
     pub(crate) fn terminate(&mut self) {
-        if self.termination == Termination::Unwanted {
-            self.termination = Termination::Wanted;
+        if self.termination == Termination::None {
+            self.termination = Termination::Requested;
         }
     }
 
-    /// Returns what is to be sent next: what is overdue, then what is new.
+    /// Returns the next message to send: retransmissions first, then new ones.
     ///
-    /// `held` keeps back new bytes of the stream, unless the session is to end.
+    /// `held` holds new bytes of the stream back, unless the session is to end.
     pub(crate) fn poll_transmit(
         &mut self,
         now: Instant,
@@ -162,9 +163,9 @@ impl Outgoing {
         if let Some(response) = self.handshake_response.take() {
             return self.send(PayloadType::HandshakeResponse, &response, now, encoder);
         }
-        let ending = self.termination == Termination::Wanted;
+        let ending = self.termination == Termination::Requested;
         let room = self.has_room();
-        self.limited = !room && !self.unsent.is_empty();
+        self.window_limited = !room && !self.unsent.is_empty();
         if !self.unsent.is_empty() && (ending || !held) && (room || mem::take(&mut self.probe)) {
             let mut unsent = mem::take(&mut self.unsent);
             let length = self.message_bytes.min(unsent.len());
@@ -177,21 +178,21 @@ impl Outgoing {
         if ending {
             self.unsent.clear();
             let number = self.next?;
-            self.termination = Termination::InFlight(number);
+            self.termination = Termination::Sent(number);
             let flag = Flag::TerminateSession.to_wire().to_be_bytes();
             return self.send(PayloadType::Flag, &flag, now, encoder);
         }
         None
     }
 
-    /// Takes the acknowledgement of a message, whatever its id and type say: both official programs go by
-    /// the number alone.
+    /// Handles the acknowledgement of a message. Its id and type are ignored, as in both official programs
+    /// (docs/ssm-protocol.md, section 7).
     pub(crate) fn on_acknowledged(&mut self, number: SequenceNumber, now: Instant) -> Acknowledged {
         let Some(sent) = self.in_flight.remove(number) else { return Acknowledged::Nothing };
         if sent.timed {
             self.rtt.on_sample(now.saturating_duration_since(sent.at));
         }
-        self.window.on_acknowledged(self.limited, &self.rtt, now);
+        self.window.on_acknowledged(self.window_limited, &self.rtt, now);
         let highest = self.progress.map_or(number, |(highest, _)| highest.max(number));
         self.progress = Some((highest, now));
         if self.in_flight.is_empty() {
@@ -199,16 +200,16 @@ impl Outgoing {
             self.resend.clear();
             self.sent_again.clear();
         } else if sent.timed && self.frozen_since.is_none() {
-            self.find_missing(number, sent.at, now);
+            self.mark_missing(number, sent.at, now);
         }
-        if self.termination == Termination::InFlight(number) {
+        if self.termination == Termination::Sent(number) {
             self.termination = Termination::Acknowledged;
             return Acknowledged::Termination;
         }
         Acknowledged::Message
     }
 
-    /// Finds what is overdue and queues it to be sent again.
+    /// Queues overdue messages to be sent again, and sets those aside that will not be acknowledged.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         self.pacing.handle_timeout(now);
         if self.frozen_since.is_some() || self.earliest_due.is_none_or(|due| due > now) {
@@ -216,7 +217,7 @@ impl Outgoing {
         }
         let oldest = self.in_flight.oldest_counted();
         let mut newest_lost = None;
-        let mut hopeless = Vec::new();
+        let mut set_aside = Vec::new();
         self.earliest_due = None;
         for (number, counted, sent) in self.in_flight.iter_mut() {
             match sent.due {
@@ -236,20 +237,20 @@ impl Outgoing {
             if sent.timeouts == 1 {
                 newest_lost = newest_lost.max(Some(sent.at));
             }
-            if !counted || sent.timeouts < HOPELESS_TIMEOUTS {
+            if !counted || sent.timeouts < SET_ASIDE_TIMEOUTS {
                 continue;
             }
             if others_progress {
-                sent.timeouts = HOPELESS_TIMEOUTS;
-                hopeless.push(number);
+                sent.timeouts = SET_ASIDE_TIMEOUTS;
+                set_aside.push(number);
             } else if oldest == Some(number) {
-                // Nothing moves. One new message shows whether the agent has all these and merely does
-                // not say so again.
+                // No progress. One new message shows whether the agent has all of these and merely does not
+                // acknowledge duplicates.
                 self.probe = true;
             }
         }
         self.resend.make_contiguous().sort_unstable();
-        for number in hopeless {
+        for number in set_aside {
             self.in_flight.set_aside(number);
         }
         if let Some(sent_at) = newest_lost
@@ -259,30 +260,30 @@ impl Outgoing {
         }
     }
 
-    /// Finds what has no acknowledgement though `number`, sent at `sent_at`, has: each message is
-    /// acknowledged by itself, so a gap shows at once (RACK, RFC 8985).
+    /// Queues messages to be sent again that are not acknowledged although `number`, sent later at `sent_at`,
+    /// is. Acknowledgements are per message, so a gap shows at once (RACK, RFC 8985).
     ///
-    /// Only so often for each message: agents before 3.2.1041.0 never acknowledge again what they have.
-    fn find_missing(&mut self, number: SequenceNumber, sent_at: Instant, now: Instant) {
-        // What was sent later than this may only have been overtaken.
+    /// Limited per message, since agents before 3.2.1041.0 do not acknowledge duplicates.
+    fn mark_missing(&mut self, number: SequenceNumber, sent_at: Instant, now: Instant) {
+        // A message sent after `limit` may merely have been overtaken.
         let Some(limit) = sent_at.checked_sub(self.rtt.allowance()) else { return };
         let known = self.resend.len();
-        self.unjudged = self.unjudged.max(self.in_flight.oldest_counted().unwrap_or(number));
-        while self.unjudged < number {
-            if let Some((true, sent)) = self.in_flight.get_mut(self.unjudged) {
+        self.unchecked = self.unchecked.max(self.in_flight.oldest_counted().unwrap_or(number));
+        while self.unchecked < number {
+            if let Some((true, sent)) = self.in_flight.get_mut(self.unchecked) {
                 if sent.at > limit {
                     break;
                 }
-                if sent.is_to_be_found_missing() {
-                    self.resend.push_back(self.unjudged);
+                if sent.mark_missing() {
+                    self.resend.push_back(self.unchecked);
                 }
             }
-            self.unjudged = self.unjudged.advanced_by(1);
+            self.unchecked = self.unchecked.advanced_by(1);
         }
         while let Some((again, _)) = self.sent_again.pop_front_if(|(_, at)| *at <= limit) {
             if let Some((true, sent)) = self.in_flight.get_mut(again)
                 && sent.at <= limit
-                && sent.is_to_be_found_missing()
+                && sent.mark_missing()
             {
                 self.resend.push_back(again);
             }
@@ -294,7 +295,7 @@ impl Outgoing {
         }
     }
 
-    /// Stops the clocks of what is in flight.
+    /// Stops the clocks of messages in flight.
     pub(crate) fn freeze(&mut self, now: Instant) {
         self.frozen_since.get_or_insert(now);
         for (_, _, sent) in self.in_flight.iter_mut() {
@@ -302,14 +303,14 @@ impl Outgoing {
         }
     }
 
-    /// Lets the clocks run on from where they stopped.
+    /// Lets the clocks continue from where they stopped.
     pub(crate) fn thaw(&mut self, now: Instant) {
         let Some(since) = self.frozen_since.take() else { return };
         self.earliest_due = self.in_flight.prolong(now.saturating_duration_since(since), now);
     }
 
-    /// Queues everything that is not acknowledged, in order and at once: the path is new, and nothing is
-    /// known of what the old one still delivered.
+    /// Queues everything unacknowledged, in order and without pacing: what the old path still delivered is
+    /// unknown.
     pub(crate) fn on_new_path(&mut self) {
         self.frozen_since = None;
         self.probe = false;
@@ -333,7 +334,7 @@ impl Outgoing {
         if self.frozen_since.is_some() { None } else { self.earliest_due }
     }
 
-    /// When overdue messages may be sent that had to wait for others before them.
+    /// When the next burst of retransmissions may be sent.
     pub(crate) fn pacing_deadline(&self) -> Option<Instant> {
         if self.resend.is_empty() { None } else { self.pacing.next_burst() }
     }
@@ -372,7 +373,7 @@ impl Outgoing {
             due: Some(due),
             timeouts: 0,
             times_missing: 0,
-            // What is sent while the clocks stand still meets a path that does, too.
+            // A message sent during a pause gives no valid sample.
             timed: self.frozen_since.is_none(),
         };
         self.in_flight.push(number, sent);
@@ -398,7 +399,7 @@ impl Outgoing {
             let timeout = if counted {
                 self.rtt.timeout_after(sent.timeouts)
             } else {
-                let more = sent.timeouts.saturating_sub(HOPELESS_TIMEOUTS).min(8);
+                let more = sent.timeouts.saturating_sub(SET_ASIDE_TIMEOUTS).min(8);
                 (MAXIMUM_TIMEOUT * (2 << more)).min(ASIDE_TIMEOUT)
             };
             let due = now + timeout;
@@ -418,23 +419,24 @@ impl Outgoing {
     }
 }
 
-/// After so many timeouts of one message, the last of them while later ones were acknowledged, waiting for
-/// it helps nobody: 0.2 + 0.4 + 0.8 + 1.6 + 3 s on a fast path.
-const HOPELESS_TIMEOUTS: u32 = 5;
+/// Time-outs after which a message is set aside, if later ones were acknowledged meanwhile. Our choice:
+/// 0.2 + 0.4 + 0.8 + 1.6 + 3 s on a fast path.
+const SET_ASIDE_TIMEOUTS: u32 = 5;
 
-/// The wait of a message that was set aside doubles from 6 s up to this. Agents before 3.2.1041.0 have it and
-/// will never say so; should another one lack it, it comes late, but it comes.
+/// Maximum time-out of a message that was set aside; it doubles from 6 s. Agents before 3.2.1041.0 have the
+/// message and will never acknowledge it; should an agent lack it, it still arrives, if late. Our choice.
 const ASIDE_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// What is set aside is at most so many times what is accepted and not acknowledged: the windows of as many
-/// lost sockets, all whose acknowledgements went with them.
+/// Bound of the bytes set aside, as a multiple of the bound of accepted bytes. Our choice: the windows of four
+/// lost sockets whose acknowledgements were all lost.
 const ASIDE_LIMITS: usize = 4;
 
-/// Messages beyond the bound that find out whether the agent takes any; one is enough unless the
-/// acknowledgement of that one is lost, too.
-const PROBES: usize = 8;
+/// Maximum number of probe messages beyond the bound of bytes. Our choice; one is enough unless its
+/// acknowledgement is lost.
+const MAXIMUM_PROBES: usize = 8;
 
-/// The agent stores 100,000 messages behind a gap; with a margin.
+/// Maximum distance in messages from the oldest message in flight to the newest. The agent buffers 100,000
+/// messages after a gap (docs/ssm-protocol.md, section 7); with a margin.
 const MAXIMUM_SPAN: usize = 65_536;
 
 #[cfg(test)]
@@ -458,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_never_grows_beyond_what_the_agent_stores() {
+    fn a_gap_never_exceeds_the_buffer_of_the_agent() {
         let now = Instant::now();
         let mut encoder = Encoder::new(1, now, 1);
         let mut outgoing = Outgoing::new(256, 1 << 30);

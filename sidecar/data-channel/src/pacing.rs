@@ -1,18 +1,18 @@
-//! Spreads what is sent again, so that a path that has just lost messages is not flooded.
+//! Paces retransmissions, so that a path that has just lost messages is not overloaded.
 
 use std::time::{Duration, Instant};
 
-/// Bursts of a part of the window with a pause behind each.
+/// Bursts of a fraction of the window, with a pause after each.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Pacing {
-    /// So many go at once: all that was in flight when a new path began.
+    /// Number of messages that are not paced: all that were in flight when a new path began.
     exempt: usize,
-    /// What is left of the current burst, and when the next one may start.
+    /// Messages left in the current burst, and when the next one may start.
     burst: Option<(usize, Instant)>,
 }
 
 impl Pacing {
-    /// Whether one more message may be sent again now; counts it if so.
+    /// Whether one more message may be sent again now. Counts it if so.
     pub(crate) fn admits(&mut self, window: usize, now: Instant) -> bool {
         if self.exempt > 0 {
             self.exempt -= 1;
@@ -26,34 +26,35 @@ impl Pacing {
         left > 0
     }
 
-    /// Lets the next `messages` go at once.
+    /// Exempts the next `messages` from pacing.
     pub(crate) fn exempt(&mut self, messages: usize) {
         self.exempt = messages;
     }
 
-    /// Takes back what was not used of it.
+    /// Ends the exemption.
     pub(crate) fn end_exemption(&mut self) {
         self.exempt = 0;
     }
 
-    /// Forgets a burst whose time is over, so that its end is no deadline any more.
+    /// Forgets a burst that is over, so that its end is not a deadline.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         self.burst.take_if(|(_, next)| *next <= now);
     }
 
-    /// When the next message may be sent, `None` if it may at once.
+    /// When the next message may be sent; `None` if at once.
     pub(crate) fn next_burst(&self) -> Option<Instant> {
         let (_, next) = self.burst.filter(|(left, _)| *left == 0 && self.exempt == 0)?;
         Some(next)
     }
 }
 
-/// Overdue messages go in bursts of this part of the window.
+/// A burst is this fraction of the window. Our choice.
 const BURST_FRACTION: usize = 8;
 
-/// Never fewer at once.
+/// Minimum burst in messages. Our choice: the minimum window.
 const MINIMUM_BURST: usize = 16;
 
+/// Time between bursts. Our choice.
 const BURST_INTERVAL: Duration = Duration::from_millis(10);
 
 #[cfg(test)]
@@ -65,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn bursts_are_a_part_of_the_window_every_ten_milliseconds() {
+    fn bursts_are_a_fraction_of_the_window_every_ten_milliseconds() {
         let (mut pacing, start) = (Pacing::default(), Instant::now());
         for (window, burst) in [(16, 16), (64, 16), (128, 16), (136, 17), (4_096, 512)] {
             pacing.handle_timeout(start + Duration::from_hours(1));
@@ -80,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_exempt_goes_at_once() {
+    fn exempt_messages_are_sent_at_once() {
         let (mut pacing, now) = (Pacing::default(), Instant::now());
         assert_eq!(admitted(&mut pacing, 64, now), 16);
         pacing.exempt(1_000);

@@ -1,6 +1,8 @@
-//! What messages carry: stream payload types, flags, and the JSON of the control messages.
+//! Payloads: types of stream messages, flags, and the JSON of handshake and control messages
+//! (docs/ssm-protocol.md, section 5).
 //!
-//! The peer is a Go program: unknown fields are ignored and names match without regard to case.
+//! The peer is a Go program: unknown fields are ignored and names match without regard to case
+//! (section 5.3).
 
 use std::borrow::Cow;
 
@@ -10,28 +12,28 @@ use uuid::Uuid;
 
 use crate::message::{DecodeError, MessageType};
 
-/// Sort of payload of a stream message.
+/// Payload type of a stream message (docs/ssm-protocol.md, section 5.2).
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum PayloadType {
-    /// Bytes of the stream, both ways.
+    /// Bytes of the stream, in both directions.
     Output,
-    /// Text of an error, agent to client.
+    /// Text of an error, agent to client; shell sessions only.
     Error,
     /// Size of a terminal; shell sessions only.
     Size,
     /// Parameters; shell sessions only.
     Parameter,
-    /// The agent asks what the client can do.
+    /// The agent requests a session type and further actions.
     HandshakeRequest,
-    /// The client's answer.
+    /// The client's response: a status for each requested action.
     HandshakeResponse,
-    /// The agent is content; the stream begins.
+    /// The agent accepts the response; the stream begins.
     HandshakeComplete,
-    /// The agent asks for proof that the client holds the session key.
+    /// The agent requests proof that the client has the session key.
     EncryptionChallengeRequest,
     /// The client's proof.
     EncryptionChallengeResponse,
-    /// A number that stands for a request or an event; see [`Flag`].
+    /// A number; see [`Flag`].
     Flag,
     /// Standard error of a command, agent to client; not in port sessions.
     StdErr,
@@ -40,7 +42,7 @@ pub enum PayloadType {
 }
 
 impl PayloadType {
-    /// Every type, in the order of the numbers from 1.
+    /// Every type, in the order of the wire numbers, which begin at 1.
     pub const ALL: [Self; 12] = [
         Self::Output,
         Self::Error,
@@ -56,7 +58,7 @@ impl PayloadType {
         Self::ExitCode,
     ];
 
-    /// Reads the wire field, `None` for a number without meaning.
+    /// Reads the wire field, `None` for an unknown number.
     pub fn from_wire(raw: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|known| known.to_wire() == raw)
     }
@@ -81,14 +83,14 @@ impl PayloadType {
     }
 }
 
-/// Meaning of the four bytes of a [`PayloadType::Flag`] payload.
+/// The number in a [`PayloadType::Flag`] payload (docs/ssm-protocol.md, section 5.2).
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Flag {
-    /// The client's connection is gone. Ends an SSH session as failed, so it is never sent here.
+    /// The client's local connection has closed. Ends an SSH session as failed, so it is never sent here.
     DisconnectToPort,
-    /// The client asks to end the session.
+    /// The client requests the end of the session.
     TerminateSession,
-    /// The agent could not connect; multiplexed sessions only.
+    /// The agent could not connect to the target; multiplexed sessions only.
     ConnectToPortError,
 }
 
@@ -114,8 +116,9 @@ impl Flag {
 
 /// Appends the payload of an acknowledgement of the message `id` with the number `sequence_number`.
 ///
-/// Written by hand: there is one for each received message. The official programs always claim
-/// `IsSequentialMessage`, for early messages too, and match by the number alone.
+/// Written without serde for speed: there is one for each received message. The official programs always set
+/// `IsSequentialMessage`, for early messages too, and match by the number alone (docs/ssm-protocol.md,
+/// sections 5.3 and 7).
 pub fn write_acknowledgement(
     acknowledged: MessageType,
     id: Uuid,
@@ -138,7 +141,7 @@ fn write_decimal(value: i64, text: &mut Vec<u8>) {
     let start = text.len();
     let mut rest = value.unsigned_abs();
     loop {
-        // A remainder of ten always fits.
+        // A remainder below ten always fits.
         text.push(b'0' + u8::try_from(rest % 10).unwrap_or_default());
         rest /= 10;
         if rest == 0 {
@@ -150,7 +153,8 @@ fn write_decimal(value: i64, text: &mut Vec<u8>) {
     }
 }
 
-/// Reads the number that an acknowledgement is about; its other fields are compared by neither side.
+/// Reads the acknowledged number; neither official program compares the other fields (docs/ssm-protocol.md,
+/// section 7).
 ///
 /// # Errors
 ///
@@ -171,26 +175,26 @@ pub fn parse_acknowledgement(payload: &[u8]) -> Result<i64, DecodeError> {
     number.ok_or(DecodeError::Json(MessageType::Acknowledge.name()))
 }
 
-/// What the agent says and asks in its handshake request.
+/// Content of a handshake request.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct HandshakeRequest {
     /// Version of the agent, four numbers.
     pub agent_version: String,
-    /// What the client is asked to do, in order.
+    /// Requested actions, in order.
     pub actions: Vec<RequestedAction>,
 }
 
-/// One thing that the client is asked to do.
+/// An action requested in the handshake.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum RequestedAction {
-    /// Speak this sort of session.
+    /// Use this session type.
     SessionType {
-        /// `Port` is the sort that carries a byte stream.
+        /// `Port` is the type that carries a byte stream.
         session_type: String,
         /// `type` of the properties: absent for a plain stream, `LocalPortForwarding` for smux.
         forwarding: Option<String>,
     },
-    /// Anything else, by its name: `KMSEncryption`, or what later agents think of.
+    /// Any other action, by its name: `KMSEncryption`, or an action of a later agent.
     Other(String),
 }
 
@@ -237,14 +241,14 @@ fn parse_action(fields: &Map<String, Value>) -> Option<RequestedAction> {
     })
 }
 
-/// Writes the payload of a handshake response: for each action `None` if it was done, or why it is
-/// not supported (status 3).
+/// Returns the payload of a handshake response. Each action comes with `None` if it succeeded (status 1), or
+/// with the reason why it is unsupported (status 3).
 #[must_use]
 pub fn handshake_response(
     client_version: &str,
     actions: &[(RequestedAction, Option<String>)],
 ) -> Vec<u8> {
-    // By hand, since the official client's order of fields is kept; `Value` sorts them.
+    // Not by `Value`, which sorts the fields: they keep the plugin's order.
     let quote = |text: &str| Value::from(text).to_string();
     let processed: Vec<String> = actions
         .iter()
@@ -269,7 +273,7 @@ pub fn handshake_response(
     .into_bytes()
 }
 
-/// Reads the message for people out of a handshake completion, empty if there is none.
+/// Reads the message for people from a handshake completion, empty if there is none.
 ///
 /// # Errors
 ///
@@ -279,9 +283,9 @@ pub fn parse_handshake_complete(payload: &[u8]) -> Result<String, DecodeError> {
     Ok(text(&fields, "CustomerMessage").map(|message| excerpt(&message)).unwrap_or_default())
 }
 
-/// Reads why the service closed the channel, for people: without the `ERROR` line, often empty.
+/// Reads the reason for a close, for people: without the `ERROR` line, often empty.
 ///
-/// Lenient on purpose: the channel is closed whatever its last message looks like.
+/// Accepts any payload: the channel is closed whatever the message contains (docs/ssm-protocol.md, section 5.3).
 #[must_use]
 pub fn parse_channel_closed(payload: &[u8]) -> String {
     let output = match object(payload) {
@@ -292,22 +296,22 @@ pub fn parse_channel_closed(payload: &[u8]) -> String {
     excerpt(lines.collect::<Vec<_>>().join("\n").trim())
 }
 
-/// Whether this is the agent's `----------ERROR-------`, by itself on a line.
+/// Whether this line consists of the agent's `----------ERROR-------`.
 fn is_error_line(line: &str) -> bool {
     let line = line.trim();
     line.starts_with("---") && line.ends_with("---") && line.trim_matches('-') == "ERROR"
 }
 
-/// Returns text of a peer as it may be shown: cut to [`EXCERPT_CHARACTERS`], a blank for each control character but the
-/// end of a line.
+/// Returns text of a peer made printable: at most [`EXCERPT_CHARACTERS`] characters, with a space for each
+/// control character but line feed.
 pub(crate) fn excerpt(text: &str) -> String {
     let printable = |c: char| if c.is_control() && c != '\n' { ' ' } else { c };
     text.chars().take(EXCERPT_CHARACTERS).map(printable).collect()
 }
 
-/// Returns bytes of a peer as text that may be shown.
+/// Returns bytes of a peer as printable text.
 pub(crate) fn excerpt_of_bytes(bytes: &[u8]) -> String {
-    // Four bytes a character at most, so that a huge payload is not converted to be thrown away.
+    // A character has at most four bytes: do not convert more of a large payload than is kept.
     let start = bytes.get(..4 * EXCERPT_CHARACTERS).unwrap_or(bytes);
     excerpt(&String::from_utf8_lossy(start))
 }
@@ -322,7 +326,7 @@ fn field<'a>(fields: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
     })
 }
 
-/// A string field; other values that are there as their JSON.
+/// Returns a string field; a value of another type as its JSON, null as `None`.
 fn text(fields: &Map<String, Value>, name: &str) -> Option<String> {
     let text = match field(fields, name)? {
         Value::Null => return None,
@@ -332,13 +336,14 @@ fn text(fields: &Map<String, Value>, name: &str) -> Option<String> {
     Some(text.into_owned())
 }
 
-/// The action was done.
+/// The action succeeded.
 const STATUS_SUCCESS: u8 = 1;
 
-/// The client does not know the action. The official client sends 0 here, by a slip.
+/// The client does not support the action. The plugin sends 0 here, by mistake (docs/ssm-protocol.md, section 5.3).
 const STATUS_UNSUPPORTED: u8 = 3;
 
-/// Enough for a sentence or two of the agent, too little to fill a log.
+/// Maximum length of a text of the peer in events and errors. Our choice: enough for a few sentences of the
+/// agent, too little to fill a log.
 const EXCERPT_CHARACTERS: usize = 1024;
 
 #[cfg(test)]

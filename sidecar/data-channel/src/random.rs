@@ -1,4 +1,4 @@
-//! Pseudo-random numbers for tests: small, and the same everywhere.
+//! Pseudo-random numbers for tests: small, and the same on every platform.
 
 /// The generator `SplitMix64`.
 #[derive(Clone, Debug)]
@@ -17,12 +17,12 @@ impl Random {
         value ^ (value >> 31)
     }
 
-    /// A number below `bound`, 0 if that is 0.
+    /// A number below `bound`; 0 if `bound` is 0.
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next().checked_rem(bound).unwrap_or_default()
     }
 
-    /// True `per_mille` times in a thousand.
+    /// True with a probability of `per_mille` in a thousand.
     pub(crate) fn chance(&mut self, per_mille: u64) -> bool {
         self.below(1_000) < per_mille
     }

@@ -1,17 +1,17 @@
-//! Round-trip time and the retransmission timeout that follows from it (RFC 6298).
+//! Round-trip time and retransmission time-out (RFC 6298; docs/ssm-protocol.md, section 8.2).
 
 use std::time::Duration;
 
-/// Smoothed round-trip time, its variation, and the smallest one of the path.
+/// Smoothed round-trip time, its variation, and the minimum of the path.
 ///
-/// The caller leaves out messages that were sent more than once (Karn's algorithm).
+/// The caller omits messages that were sent more than once (Karn's algorithm).
 #[derive(Clone, Debug)]
 pub(crate) struct RoundTrip {
     estimate: Option<Estimate>,
     minimum: Option<Duration>,
-    /// As the estimate has it.
+    /// Time-out according to the estimate.
     timeout: Duration,
-    /// The same, doubled for each time that it turned out to be too short since the last sample.
+    /// The same, doubled for each loss since the last sample.
     backed_off: Duration,
 }
 
@@ -37,7 +37,7 @@ impl RoundTrip {
         Self { estimate: None, minimum: None, timeout, backed_off: timeout }
     }
 
-    /// Takes the time from the only sending of a message to its acknowledgement.
+    /// Adds the time from the only sending of a message to its acknowledgement.
     pub(crate) fn on_sample(&mut self, sample: Duration) {
         let estimate = match self.estimate {
             None => Estimate { smoothed: sample, variation: sample / 2 },
@@ -54,24 +54,24 @@ impl RoundTrip {
 
     /// Doubles the timeout until the next sample (RFC 6298, 5.5 and 5.7).
     ///
-    /// Without it a path that has become slower than the timeout would have every message sent twice,
-    /// and so never give a sample again.
+    /// Otherwise, on a path that has become slower than the time-out, every message would be sent twice and
+    /// none would give a sample.
     pub(crate) fn on_timeout(&mut self) {
         self.backed_off = (self.backed_off * 2).min(MAXIMUM_TIMEOUT);
     }
 
-    /// Forgets what belongs to the old path: its minimum, and doublings that came from its end.
+    /// Resets what belongs to the old path: its minimum, and the doublings caused by its end.
     pub(crate) fn on_new_path(&mut self) {
         self.minimum = None;
         self.backed_off = self.timeout;
     }
 
-    /// How long a message that was overdue `timeouts` times waits for its acknowledgement.
+    /// Time-out of a message that was overdue `timeouts` times.
     pub(crate) fn timeout_after(&self, timeouts: u32) -> Duration {
         self.timeout.saturating_mul(1 << timeouts.min(16)).max(self.backed_off).min(MAXIMUM_TIMEOUT)
     }
 
-    /// How long a new message waits for its acknowledgement.
+    /// Time-out of a new message.
     pub(crate) const fn retransmission_timeout(&self) -> Duration {
         self.backed_off
     }
@@ -84,12 +84,12 @@ impl RoundTrip {
         self.minimum
     }
 
-    /// By how much two round trips differ at most, but for few.
+    /// Difference between two round trips that few exceed.
     pub(crate) fn allowance(&self) -> Duration {
         self.estimate.map_or(self.timeout, Estimate::allowance)
     }
 
-    /// What a round trip takes at most, but for one in many.
+    /// Round-trip time that few exceed.
     pub(crate) fn bound(&self) -> Option<Duration> {
         self.estimate.map(Estimate::bound)
     }
@@ -98,13 +98,14 @@ impl RoundTrip {
 /// Before the first sample (RFC 6298, 2.1).
 const INITIAL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Not less, so that an agent that is busy for a moment is not sent everything twice.
+/// Our choice, above the jitter of a busy agent, so that it does not get everything twice. The official
+/// programs begin with 200 ms, too (docs/ssm-protocol.md, section 8.1).
 const MINIMUM_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Not more, so that a path that comes back is noticed soon.
+/// Our choice, so that a recovered path is noticed soon.
 pub(crate) const MAXIMUM_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Least allowance for variation; the official programs use the same.
+/// Minimum allowance for variation, as in the official programs (docs/ssm-protocol.md, section 8.1).
 const GRANULARITY: Duration = Duration::from_millis(10);
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! Numbers of stream messages: where the quirks of the wire's signed field end.
+//! Sequence numbers of stream messages; the wire field is signed (docs/ssm-protocol.md, section 7).
 
-/// Position of a stream message within its direction, counted in messages from zero.
+/// Position of a stream message within its direction, counted in messages from 0.
 ///
 /// The wire field is a signed 64-bit integer, so the largest number is `i64::MAX`.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -10,10 +10,10 @@ impl SequenceNumber {
     /// Number of the first message of each direction.
     pub const FIRST: Self = Self(0);
 
-    /// Largest number that the wire field holds.
+    /// Largest number of the wire field.
     pub const LAST: Self = Self(i64::MAX.unsigned_abs());
 
-    /// Reads the signed wire field; negative values are not sequence numbers.
+    /// Reads the wire field; `None` for a negative value.
     pub fn from_wire(raw: i64) -> Option<Self> {
         u64::try_from(raw).ok().map(Self)
     }
@@ -21,20 +21,20 @@ impl SequenceNumber {
     /// Returns the value of the wire field.
     #[must_use]
     pub fn to_wire(self) -> i64 {
-        // Both ways to make a number keep it within the field.
+        // Every constructor keeps the number within the field.
         i64::try_from(self.0).unwrap_or(i64::MAX)
     }
 
-    /// Returns the number after this one, `None` once the wire field is used up.
+    /// Returns the number after this one; `None` after [`SequenceNumber::LAST`].
     #[must_use]
     pub fn next(self) -> Option<Self> {
         (self < Self::LAST).then_some(Self(self.0 + 1))
     }
 
-    /// Returns how many messages after `earlier` this one is, `None` if it comes before.
+    /// Returns the distance from `earlier` in messages; `None` if this number is smaller.
     #[must_use]
     pub fn offset_from(self, earlier: Self) -> Option<usize> {
-        // An offset that does not fit is farther away than any buffer reaches.
+        // An offset that does not fit `usize` is beyond every buffer.
         self.0.checked_sub(earlier.0).map(|offset| usize::try_from(offset).unwrap_or(usize::MAX))
     }
 

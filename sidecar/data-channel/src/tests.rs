@@ -1,4 +1,4 @@
-//! Two endpoints on a virtual clock, and what the channel promises of them.
+//! Tests of a channel and a model of the agent on a virtual clock.
 
 mod agent;
 mod ending;

@@ -1,19 +1,19 @@
-//! Every deadline of a channel, in one table.
+//! All deadlines of a channel, in one table.
 
 use std::time::Instant;
 
-/// What a deadline is for.
+/// Name of a deadline.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Timer {
     /// The first message in flight may be overdue.
     Retransmission,
     /// The next burst of overdue messages may be sent.
     Pacing,
-    /// `start_publication` has not come, and is not waited for any longer.
+    /// The pause ends although `start_publication` has not arrived.
     Pause,
 }
 
-/// The deadlines that run.
+/// The running deadlines.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Timers {
     retransmission: Option<Instant>,
@@ -26,7 +26,7 @@ impl Timers {
         *self.slot(timer) = deadline;
     }
 
-    /// Stops `timer` and returns true if it has run out.
+    /// Returns true if `timer` has expired, and stops it.
     pub(crate) fn take_expired(&mut self, timer: Timer, now: Instant) -> bool {
         self.slot(timer).take_if(|deadline| *deadline <= now).is_some()
     }

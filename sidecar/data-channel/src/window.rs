@@ -1,27 +1,28 @@
-//! How many messages may be in flight.
+//! The congestion window: how many messages may be in flight.
 
 use std::time::{Duration, Instant};
 
 use crate::rtt::RoundTrip;
 
-/// Window in messages: doubles each round trip at first, then grows by a fraction of itself, as long as
-/// the round trip stays near its minimum; halves when messages are overdue. A message that is missing while
-/// later ones have arrived costs a little: below the WebSocket is TCP, so it was lost inside the service, and
-/// not in a queue of the path, which shows in the round trip.
+/// Congestion window in messages.
 ///
-/// The agent has no window of its own to announce: it stores 100,000 messages and stops reading while
-/// sshd does not. What a full path looks like from here is a round trip that grows, so growth is bounded
-/// by that.
+/// It doubles each round trip at first, then grows by a fraction of itself, as long as the round trip stays near
+/// its minimum; it halves when messages are overdue. A message that is missing while later ones have arrived
+/// costs little: below the WebSocket is TCP, so it was lost inside the service and not in a full queue of the
+/// path, which would show in the round trip.
+///
+/// The agent announces no window: it buffers 100,000 messages and stops reading while sshd does not
+/// (docs/ssm-protocol.md, section 9.2). A full path shows only as a growing round trip, so that bounds growth.
 #[derive(Clone, Debug)]
 pub(crate) struct Window {
     messages: usize,
-    /// Up to here the window doubles.
+    /// Below this the window doubles each round trip.
     threshold: usize,
     /// Acknowledgements since the last step of slow growth.
     credit: usize,
-    /// When the window was last made smaller: what was sent before does not count against it again.
+    /// When the window was last reduced. Losses of messages sent before do not reduce it again.
     cut_at: Option<Instant>,
-    /// When the current round trip began, and to what the messages missing in it may make the window at least.
+    /// Start of the current round trip, and the lower bound to which missing messages may reduce the window in it.
     missing: Option<(Instant, usize)>,
 }
 
@@ -34,20 +35,20 @@ impl Window {
         self.messages
     }
 
-    /// Takes the acknowledgement of a message. `limited`: the window, not the writer, held more back; one
-    /// that was not used up proves nothing about a larger one.
-    pub(crate) fn on_acknowledged(&mut self, limited: bool, rtt: &RoundTrip, now: Instant) {
+    /// Handles the acknowledgement of a message. `window_limited`: the window held bytes back. A window that was
+    /// not used up proves nothing about a larger one.
+    pub(crate) fn on_acknowledged(&mut self, window_limited: bool, rtt: &RoundTrip, now: Instant) {
         let (Some(smoothed), Some(minimum)) = (rtt.smoothed(), rtt.minimum()) else { return };
         if smoothed > minimum * 2 + SLACK * 2 {
-            // Once a round trip, or one queue would be paid for many times.
-            let rested =
+            // Once a round trip, or one queue would reduce the window many times.
+            let due =
                 self.cut_at.is_none_or(|cut_at| now.saturating_duration_since(cut_at) >= smoothed);
-            if rested {
+            if due {
                 self.shrink_to(self.messages - self.messages / 8, now);
             }
             return;
         }
-        if !limited || smoothed > minimum + minimum / 2 + SLACK {
+        if !window_limited || smoothed > minimum + minimum / 2 + SLACK {
             return;
         }
         self.credit += 1;
@@ -58,7 +59,7 @@ impl Window {
         }
     }
 
-    /// Takes the loss of a message sent at `sent_at`; returns false if that was already paid for.
+    /// Handles the loss of a message sent at `sent_at`; false if the window was reduced for it already.
     pub(crate) fn on_lost(&mut self, sent_at: Instant, now: Instant) -> bool {
         let counted = self.cut_at.is_some_and(|cut_at| sent_at <= cut_at);
         if !counted {
@@ -67,8 +68,8 @@ impl Window {
         !counted
     }
 
-    /// Takes `count` messages that are missing while later ones have arrived: at most half of the window in
-    /// a round trip.
+    /// Handles `count` messages that are missing while later ones have arrived. Reduces the window by at most half
+    /// in a round trip.
     pub(crate) fn on_missing(&mut self, count: usize, rtt: &RoundTrip, now: Instant) {
         let round_trip = rtt.smoothed().unwrap_or_default();
         let least = match self.missing {
@@ -80,7 +81,7 @@ impl Window {
             }
         };
         let least = least.max(MINIMUM).min(self.messages);
-        self.messages = self.messages.saturating_sub(count * MISSING_PRICE).max(least);
+        self.messages = self.messages.saturating_sub(count * MISSING_DECREMENT).max(least);
     }
 
     fn shrink_to(&mut self, messages: usize, now: Instant) {
@@ -91,23 +92,25 @@ impl Window {
     }
 }
 
-/// Enough for 1 MB/s at 60 ms, small enough for any path.
+/// Messages. Our choice: with 1,024 bytes each enough for 1 MB/s at 60 ms, small enough for any path.
 const INITIAL: usize = 64;
 
-/// Never less, however bad the path.
+/// Messages. Our choice: at a round trip of 0 ms 16 are enough (docs/ssm-protocol.md, section 9.2).
 const MINIMUM: usize = 16;
 
-/// At 25 ms one way 1,024 messages brought 13.2 MB/s and 4,096 no more than 15.2.
+/// Messages. At 25 ms one way 1,024 in flight gave 13.2 MB/s, 4,096 only 15.2 (docs/ssm-protocol.md,
+/// section 9.2).
 const MAXIMUM: usize = 4_096;
 
-/// Queueing that is no sign of a full path: a busy agent, a timer of its system.
+/// Delay that is no sign of a full path: a busy agent, timers of its system. Our choice.
 const SLACK: Duration = Duration::from_millis(10);
 
-/// After the first loss the window grows by a message for so many acknowledgements.
+/// After the first loss the window grows by one message per this many acknowledgements. Our choice.
 const GROWTH_FRACTION: usize = 8;
 
-/// What a missing message costs: less than what the window grows by until one in sixteen is missing.
-const MISSING_PRICE: usize = 2;
+/// Messages by which a missing one reduces the window. Our choice: less than the growth unless more than one in
+/// sixteen is missing.
+const MISSING_DECREMENT: usize = 2;
 
 #[cfg(test)]
 mod tests {
@@ -179,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_messages_cost_two_each_and_at_most_half_in_a_round_trip() {
+    fn missing_messages_reduce_the_window_by_two_each_and_at_most_half_in_a_round_trip() {
         let (mut window, now, rtt) = (Window::new(), Instant::now(), path(50, 50));
         window.on_missing(1, &rtt, now);
         assert_eq!(window.messages(), 62);

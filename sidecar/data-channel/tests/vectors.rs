@@ -1,4 +1,4 @@
-//! Messages of the official client, read and written byte for byte.
+//! Messages of the official plugin, read and written byte for byte (docs/ssm-protocol.md, section 4.3).
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a broken vector fails its test")]
 
 use bytes::{Bytes, BytesMut};
@@ -151,7 +151,7 @@ fn acknowledgements_are_written_as_the_official_ones() {
 }
 
 #[test]
-fn the_handshake_is_read_and_answered_as_the_official_one() {
+fn the_handshake_is_read_and_the_response_written_as_the_official_one() {
     let request = payload::parse_handshake_request(&vector("handshake_request_ssh").payload());
     let port = RequestedAction::SessionType { session_type: "Port".into(), forwarding: None };
     let actions = vec![port.clone()];

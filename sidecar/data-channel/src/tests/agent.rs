@@ -1,5 +1,5 @@
-//! A model of the SSM agent, written from its behaviour and not from the client: what it does with what
-//! it gets, and how badly it repairs.
+//! A model of the SSM agent (docs/ssm-protocol.md, sections 6 to 8, 10 and 16), written independently of the
+//! client: its receiver, and its retransmission of the oldest message only.
 
 use std::{
     cmp::Ordering,
@@ -16,20 +16,20 @@ use crate::{
     message::{ACKNOWLEDGE_FLAGS, Envelope},
 };
 
-/// How this agent is made.
+/// Variants of the agent.
 #[derive(Clone, Debug)]
 pub(super) struct Behaviour {
-    /// Agents since 3.2.1041.0 acknowledge again what they have seen.
+    /// Whether it acknowledges duplicates, as agents since 3.2.1041.0 do.
     pub(super) acknowledges_again: bool,
-    /// It acknowledges the messages whose numbers are multiples of this, and no others.
+    /// It acknowledges only messages whose numbers are multiples of this.
     pub(super) acknowledges_every: i64,
-    /// Input within this time after the handshake is refused without acknowledgement.
+    /// Time to connect to sshd. Input before that is neither acknowledged nor kept.
     pub(super) dial: Duration,
-    /// What it asks for in the handshake.
+    /// Requested actions of the handshake.
     pub(super) actions: Value,
-    /// It never books the acknowledgement of this message, and sends it again for ever.
+    /// It ignores acknowledgements of this message, and repeats it for ever.
     pub(super) resends_for_ever: Option<i64>,
-    /// Each message is dated before the one before it.
+    /// Each message has an earlier date than its predecessor.
     pub(super) clock_runs_back: bool,
 }
 
@@ -57,7 +57,7 @@ pub(super) struct Agent {
     expected: i64,
     early: BTreeMap<i64, (u32, Bytes)>,
     next: i64,
-    /// Number, frame, when it was sent last.
+    /// By number: frame, and when it was last sent.
     unacknowledged: BTreeMap<i64, (Bytes, Instant)>,
     source: VecDeque<u8>,
     read_at: Instant,
@@ -67,17 +67,17 @@ pub(super) struct Agent {
     timeout: Duration,
     out: VecDeque<Bytes>,
     ids: u128,
-    /// What reached sshd.
+    /// Bytes written to sshd.
     pub(super) written: Vec<u8>,
-    /// Input that came before the handshake was complete: acknowledged and thrown away.
-    pub(super) thrown_away: usize,
-    /// Payloads of the handshake responses that were processed.
+    /// Number of messages that came before the handshake was complete: acknowledged and discarded.
+    pub(super) discarded: usize,
+    /// Payloads of the processed handshake responses.
     pub(super) responses: Vec<Bytes>,
     pub(super) terminated: bool,
     close_at: Option<Instant>,
-    /// Stream messages as they came, with the moment.
+    /// Numbers of received stream messages, with the time.
     pub(super) seen: Vec<(Instant, i64)>,
-    /// Numbers that the client has acknowledged, as they came.
+    /// Numbers acknowledged by the client, in order of arrival.
     pub(super) acknowledged: Vec<i64>,
 }
 
@@ -99,7 +99,7 @@ impl Agent {
             out: VecDeque::new(),
             ids: 1,
             written: Vec::new(),
-            thrown_away: 0,
+            discarded: 0,
             responses: Vec::new(),
             terminated: false,
             close_at: None,
@@ -112,23 +112,23 @@ impl Agent {
         agent
     }
 
-    /// Changes what it acknowledges from now on.
+    /// Changes [`Behaviour::acknowledges_every`].
     pub(super) fn acknowledge_every(&mut self, messages: i64) {
         self.behaviour.acknowledges_every = messages;
     }
 
-    /// Goes on with these numbers, as if as many messages had gone to and fro; nothing is in flight.
+    /// Continues with these numbers. Nothing may be in flight.
     pub(super) fn skip_to(&mut self, expected: i64, next: i64) {
         assert!(self.unacknowledged.is_empty() && self.early.is_empty());
         (self.expected, self.next) = (expected, next);
     }
 
-    /// Gives sshd something to say.
+    /// Adds bytes that sshd sends.
     pub(super) fn offer(&mut self, bytes: &[u8]) {
         self.source.extend(bytes);
     }
 
-    /// The same in place of what it had to say.
+    /// Replaces the bytes that sshd has still to send.
     pub(super) fn offer_instead(&mut self, bytes: &[u8]) {
         self.source.clear();
         self.offer(bytes);
@@ -163,7 +163,7 @@ impl Agent {
     pub(super) fn handle_timeout(&mut self, now: Instant) {
         if now >= self.tick_at {
             self.tick_at = now + TICK;
-            // The oldest alone, whatever else is missing.
+            // Only the oldest, whatever else is missing.
             if let Some((_, (frame, sent_at))) = self.unacknowledged.iter_mut().next()
                 && now - *sent_at > self.timeout
             {
@@ -193,14 +193,14 @@ impl Agent {
         self.out.pop_front()
     }
 
-    /// What the service says in the agent's name when the session ends.
+    /// Sends `channel_closed`, as the service does at the end of the session.
     pub(super) fn close(&mut self, output: &str) {
         let closed = json!({ "Output": output, "SchemaVersion": 1 }).to_string();
-        self.say(MessageType::ChannelClosed, closed.as_bytes());
+        self.send_control(MessageType::ChannelClosed, closed.as_bytes());
     }
 
-    /// Any message without a number.
-    pub(super) fn say(&mut self, message_type: MessageType, payload: &[u8]) {
+    /// Sends a message without a number.
+    pub(super) fn send_control(&mut self, message_type: MessageType, payload: &[u8]) {
         let frame = self.message(message_type, 0, 0, 0, payload);
         self.out.push_back(frame);
     }
@@ -266,7 +266,7 @@ impl Agent {
                     self.close("handshake failed");
                 }
             }
-            _ if self.complete_at.is_none() => self.thrown_away += 1,
+            _ if self.complete_at.is_none() => self.discarded += 1,
             _ if !self.is_ready(now) => return false,
             PayloadType::Output => self.written.extend_from_slice(&payload),
             PayloadType::Flag => {

@@ -8,11 +8,11 @@ use crate::{Event, MessageType};
 #[test]
 fn the_flag_follows_what_was_written_and_its_acknowledgement_is_reported() {
     let mut pair = Pair::open(Behaviour::default(), Faults::default());
-    assert_eq!(pair.client.write(b"last words"), 10);
+    assert_eq!(pair.client.write(b"last bytes"), 10);
     assert!(pair.client.terminate());
     assert_eq!((pair.client.write(b"more"), pair.client.writable()), (0, 0));
     pair.run_until(|pair| pair.events.contains(&Event::Terminated));
-    assert_eq!(pair.agent.written, b"last words");
+    assert_eq!(pair.agent.written, b"last bytes");
     pair.run_until(|pair| pair.events.contains(&Event::Closed { reason: String::new() }));
 }
 
@@ -41,7 +41,7 @@ fn a_full_window_does_not_hold_the_flag_back() {
 }
 
 #[test]
-fn acknowledgements_go_on_between_the_flag_and_the_close() {
+fn acknowledgements_continue_between_the_flag_and_the_close() {
     let mut pair = Pair::open(Behaviour::default(), Faults::default());
     pair.client.terminate();
     pair.settle();
@@ -53,7 +53,7 @@ fn acknowledgements_go_on_between_the_flag_and_the_close() {
 }
 
 #[test]
-fn a_closed_channel_says_why_and_nothing_else() {
+fn a_closed_channel_reports_the_reason_and_sends_nothing() {
     let mut pair = Pair::open(Behaviour::default(), Faults::default());
     pair.unwritten = b"in flight".to_vec();
     pair.set_faults(Faults { loss: 1_000, ..Faults::default() });
@@ -70,12 +70,16 @@ fn a_closed_channel_says_why_and_nothing_else() {
     assert_eq!(pair.client.poll_event(), Some(Event::Closed { reason }));
     assert_eq!(pair.client.poll_transmit(pair.now), None, "no acknowledgement either");
     assert_eq!(pair.client.poll_timeout(), None);
-    assert_eq!(pair.client.read().as_deref(), Some(&b"the last rows"[..]), "what came can be read");
+    assert_eq!(
+        pair.client.read().as_deref(),
+        Some(&b"the last rows"[..]),
+        "received bytes can be read"
+    );
     assert!(!pair.client.is_open() && !pair.client.terminate());
     for frame in frames {
         assert_eq!(pair.client.handle_message(pair.now, frame), Ok(()), "ignored");
     }
-    assert_eq!(pair.client.poll_event(), None, "said once");
+    assert_eq!(pair.client.poll_event(), None, "reported once");
 }
 
 #[test]
@@ -90,7 +94,7 @@ fn a_close_before_the_handshake_is_reported() {
 #[test]
 fn a_damaged_close_is_a_close() {
     let mut pair = Pair::new();
-    pair.agent.say(MessageType::ChannelClosed, b"{\"Output\":");
+    pair.agent.send_control(MessageType::ChannelClosed, b"{\"Output\":");
     pair.set_faults(Faults { damage: 1_000, ..Faults::default() });
     pair.run_until(|pair| !pair.events.is_empty());
     assert_eq!(pair.events, [Event::Closed { reason: "{\"Output\":".into() }]);

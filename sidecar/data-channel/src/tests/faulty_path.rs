@@ -1,5 +1,5 @@
-//! Every rule for a faulty path (see the crate's documentation) at once, by chance, and those that chance does
-//! not meet one by one.
+//! All rules for a faulty path (see the documentation of the crate) at once in random runs, and single tests of
+//! those that random runs do not reach.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ fn numbers_near_the_end_of_the_field_are_like_any_other() {
         let mut random = Random::new(seed);
         let faults = Faults { forgery: 0, ..any_faults(&mut random) };
         let mut transfer = Transfer::new(Behaviour::default(), faults, &mut random, seed);
-        // Room for what both streams and their end need, and little more.
+        // Few more numbers than both streams and the end of the session need.
         transfer.skip(i64::MAX - 1_000, i64::MAX - 100 - i64::try_from(random.below(100)).unwrap());
         transfer.disrupt(faults, &mut random);
         transfer.finish();
@@ -50,7 +50,7 @@ fn a_close_at_any_moment_is_the_end_and_what_came_before_it_can_be_read() {
         let quiet = random.below(3_000);
         transfer.pair.run_for(ms(random.below(quiet + 1)));
         let pair = &mut transfer.pair;
-        // It comes once: lost or without its header it leaves a socket that closes.
+        // It is sent only once; if it is lost, the client sees only a closed socket.
         pair.set_faults(Faults { loss: 0, truncation: 0, ..faults });
         pair.agent.close("the end");
         pair.run_until(|pair| {
@@ -63,17 +63,17 @@ fn a_close_at_any_moment_is_the_end_and_what_came_before_it_can_be_read() {
             pair.resume();
         }
         pair.run_for(Duration::from_secs(20));
-        assert_eq!(pair.sent.len(), sent, "said something after the end");
+        assert_eq!(pair.sent.len(), sent, "sent something after the end");
         assert_eq!(pair.client.poll_timeout(), None);
         assert_eq!((pair.client.write(b"x"), pair.client.terminate()), (0, false));
         let closed = |event: &&Event| matches!(event, Event::Closed { .. });
-        assert_eq!(pair.events.iter().filter(closed).count(), 1, "said once");
+        assert_eq!(pair.events.iter().filter(closed).count(), 1, "reported once");
         transfer.assert_prefixes();
     });
 }
 
 #[test]
-fn an_agent_that_sends_again_for_ever_is_answered_each_time_and_does_no_harm() {
+fn an_agent_that_repeats_for_ever_is_acknowledged_each_time_and_does_no_harm() {
     let behaviour = Behaviour { resends_for_ever: Some(3), ..Behaviour::default() };
     let mut pair = Pair::open(behaviour, Faults { delay: ms(20), ..Faults::default() });
     let download: Vec<u8> = (0..100 * 1_024).map(|index: u32| index.to_be_bytes()[3]).collect();
@@ -81,15 +81,15 @@ fn an_agent_that_sends_again_for_ever_is_answered_each_time_and_does_no_harm() {
     pair.unwritten.clone_from(&download);
     pair.run_for(Duration::from_hours(1));
     assert!(pair.read == download && pair.agent.written == download);
-    let answers = pair.agent.acknowledged.iter().filter(|number| **number == 3).count() as u64;
+    let acknowledged = pair.agent.acknowledged.iter().filter(|number| **number == 3).count() as u64;
     let duplicates = pair.client.statistics().duplicates;
-    // The last answer is under way.
-    assert!(duplicates > 3_000 && answers >= duplicates, "{answers} of {duplicates}");
+    // The last acknowledgement is under way.
+    assert!(duplicates > 3_000 && acknowledged >= duplicates, "{acknowledged} of {duplicates}");
     assert_eq!(pair.client.unacknowledged(), 0);
 }
 
 #[test]
-fn a_path_that_stands_still_for_a_minute_goes_on_where_it_was() {
+fn a_path_that_stalls_for_a_minute_continues() {
     let mut pair = Pair::open(Behaviour::default(), Faults { delay: ms(30), ..Faults::default() });
     let bytes = Random::new(1).bytes(300 * 1_024);
     pair.agent.offer(&bytes);
@@ -105,20 +105,20 @@ fn a_path_that_stands_still_for_a_minute_goes_on_where_it_was() {
 }
 
 #[test]
-fn a_process_that_was_stopped_for_an_hour_goes_on_where_it_was() {
+fn a_process_that_was_stopped_for_an_hour_continues() {
     let mut pair = Pair::open(Behaviour::default(), Faults { delay: ms(30), ..Faults::default() });
     let bytes = Random::new(2).bytes(300 * 1_024);
     pair.agent.offer(&bytes);
     pair.unwritten.clone_from(&bytes);
     pair.run_for(ms(100));
-    // Nobody calls anything meanwhile; then everything is due at once.
+    // No calls meanwhile; then everything is due at once.
     pair.now += Duration::from_hours(1);
     pair.agent.handle_timeout(pair.now);
     pair.client.handle_timeout(pair.now);
     pair.run_until(|pair| pair.read == bytes && pair.agent.written == bytes);
 }
 
-/// Loss up to 10 %, delays up to 400 ms and as much jitter, and everything else.
+/// All faults, with loss up to 10 %, delays up to 400 ms and as much jitter.
 fn any_faults(random: &mut Random) -> Faults {
     let mut up_to = |bound: u64| random.below(2) * random.below(bound + 1);
     Faults {
@@ -133,7 +133,7 @@ fn any_faults(random: &mut Random) -> Faults {
     }
 }
 
-/// Bytes to be carried both ways.
+/// A transfer of random bytes both ways.
 struct Transfer {
     pair: Pair,
     upload: Vec<u8>,
@@ -153,7 +153,7 @@ impl Transfer {
         Self { pair, upload, download }
     }
 
-    /// Goes on with other numbers once the handshake is done.
+    /// Continues with other sequence numbers after the handshake.
     fn skip(&mut self, outgoing: i64, incoming: i64) {
         let pair = &mut self.pair;
         let (upload, download) = (std::mem::take(&mut pair.unwritten), self.download.clone());
@@ -162,7 +162,7 @@ impl Transfer {
         pair.run_until(|pair| {
             pair.client.unacknowledged() == 0 && pair.agent.has_sent_everything()
         });
-        // What is still under way bears old numbers.
+        // Frames still under way have old numbers.
         pair.disconnect();
         pair.resume();
         let number = |raw| SequenceNumber::from_wire(raw).unwrap();
@@ -172,7 +172,7 @@ impl Transfer {
         pair.agent.offer_instead(&download);
     }
 
-    /// Lets some time pass, and then happens what chance wants.
+    /// Lets some time pass, then disturbs the path at random.
     fn disrupt(&mut self, faults: Faults, random: &mut Random) {
         let pair = &mut self.pair;
         let quiet = random.below(2_000);
@@ -184,9 +184,9 @@ impl Transfer {
                 pair.resume();
             }
             1 => {
-                pair.agent.say(MessageType::PausePublication, b"{}");
+                pair.agent.send_control(MessageType::PausePublication, b"{}");
                 pair.run_for(ms(random.below(60_000)));
-                pair.agent.say(MessageType::StartPublication, b"{}");
+                pair.agent.send_control(MessageType::StartPublication, b"{}");
             }
             2 => {
                 let until = pair.now + ms(random.below(60_000));
@@ -203,11 +203,11 @@ impl Transfer {
     }
 
     fn assert_prefixes(&self) {
-        assert!(self.upload.starts_with(&self.pair.agent.written), "what sshd got differs");
-        assert!(self.download.starts_with(&self.pair.read), "what the client read differs");
+        assert!(self.upload.starts_with(&self.pair.agent.written), "the bytes at sshd differ");
+        assert!(self.download.starts_with(&self.pair.read), "the bytes read by the client differ");
     }
 
-    /// Runs to the end of both streams and ends the session.
+    /// Runs until both streams have arrived, and ends the session.
     fn finish(mut self) {
         let (upload, download) = (self.upload.len(), self.download.len());
         self.pair
@@ -215,7 +215,7 @@ impl Transfer {
         self.assert_prefixes();
         let pair = &mut self.pair;
         assert_eq!(pair.error, None);
-        assert_eq!((pair.agent.thrown_away, pair.agent.responses.len()), (0, 1));
+        assert_eq!((pair.agent.discarded, pair.agent.responses.len()), (0, 1));
         assert!(pair.client.terminate());
         pair.run_until(|pair| pair.agent.terminated);
         let opened = pair.events.iter().filter(|event| matches!(event, Event::Open { .. })).count();

@@ -1,4 +1,4 @@
-//! The handshake on a path, in order and out of it.
+//! The handshake over a faulty path.
 
 use std::time::Duration;
 
@@ -8,17 +8,17 @@ use super::{agent::Behaviour, link::Faults, pair::Pair};
 use crate::{Event, MessageType, PayloadType, ProtocolError, message::PAYLOAD_OFFSET};
 
 #[test]
-fn nothing_but_the_answer_and_acknowledgements_is_sent_before_the_handshake_is_complete() {
+fn only_the_response_and_acknowledgements_are_sent_before_the_handshake_is_complete() {
     let mut pair = Pair::new();
     assert_eq!((pair.client.write(b"too early"), pair.client.writable()), (0, 0));
-    assert!(!pair.client.terminate(), "the agent would throw the flag away");
+    assert!(!pair.client.terminate(), "the agent would discard the flag");
     pair.unwritten = b"SSH-2.0-x\r\n".to_vec();
     pair.run_until(|pair| !pair.agent.written.is_empty());
 
     let sent: Vec<_> = pair.messages_sent(MessageType::InputStreamData).collect();
     let kinds: Vec<_> = sent.iter().map(|message| message.payload_type).collect();
     assert_eq!(kinds, [PayloadType::HandshakeResponse.to_wire(), PayloadType::Output.to_wire()]);
-    assert_eq!(pair.agent.thrown_away, 0);
+    assert_eq!(pair.agent.discarded, 0);
     assert_eq!(pair.agent.written, b"SSH-2.0-x\r\n");
     assert_eq!(pair.agent.acknowledged, [0, 1]);
     let (agent_version, customer_message) = ("3.3.0.0".into(), String::new());
@@ -44,34 +44,34 @@ fn the_opening_message_keeps_its_client_and_renews_its_request() {
 }
 
 #[test]
-fn repeated_handshake_messages_are_acknowledged_again_and_answered_once() {
+fn repeated_handshake_messages_are_acknowledged_again_and_get_one_response() {
     let faults = Faults { duplication: 1_000, ..Faults::default() };
     let mut pair = Pair::open(Behaviour::default(), faults);
     pair.run_for(Duration::from_secs(1));
     assert_eq!(pair.agent.responses.len(), 1);
-    // Each of the two messages came twice, and each acknowledgement was doubled by the path.
+    // Each of the two messages came twice, and each acknowledgement was duplicated by the path.
     assert_eq!(pair.agent.acknowledged.len(), 8);
     assert_eq!(pair.client.statistics().duplicates, 2);
     assert_eq!(pair.events.len(), 1);
 }
 
 #[test]
-fn a_lost_answer_is_sent_again_unchanged() {
+fn a_lost_response_is_sent_again_unchanged() {
     let mut pair = Pair::new();
-    // The acknowledgement of the request goes first.
+    // Position 0 is the acknowledgement of the request.
     pair.up.lose([1]);
     pair.run_until(|pair| pair.client.is_open());
-    let answers: Vec<_> = pair.sent.iter().filter(|frame| frame[4] == b'i').collect();
-    assert_eq!(answers.len(), 2);
-    assert_eq!(answers[0], answers[1]);
-    assert_eq!(answers[0].as_ptr(), answers[1].as_ptr(), "retained without a copy");
+    let responses: Vec<_> = pair.sent.iter().filter(|frame| frame[4] == b'i').collect();
+    assert_eq!(responses.len(), 2);
+    assert_eq!(responses[0], responses[1]);
+    assert_eq!(responses[0].as_ptr(), responses[1].as_ptr(), "retained without a copy");
     assert_eq!(pair.now - pair.start, Duration::from_secs(1), "the initial timeout of RFC 6298");
 }
 
 #[test]
-fn messages_that_overtake_the_handshake_wait_for_it() {
+fn messages_that_overtake_the_handshake_are_buffered() {
     let mut pair = Pair::new();
-    // The agent hears the answer, but its completion is lost while data comes.
+    // The response arrives; the completion is lost while data comes.
     pair.down.lose([1]);
     pair.agent.offer(b"SSH-2.0-OpenSSH\r\n");
     pair.run_until(|pair| pair.client.statistics().out_of_order > 0);
@@ -82,7 +82,7 @@ fn messages_that_overtake_the_handshake_wait_for_it() {
 }
 
 #[test]
-fn what_is_not_supported_is_refused_with_status_three_and_then_an_error() {
+fn unsupported_actions_get_status_three_and_then_an_error() {
     let session = json!({ "ActionType": "SessionType",
         "ActionParameters": { "SessionType": "Port", "Properties": {} } });
     let shell = json!({ "ActionType": "SessionType",
@@ -113,13 +113,13 @@ fn what_is_not_supported_is_refused_with_status_three_and_then_an_error() {
 #[test]
 fn stream_bytes_without_a_handshake_are_a_failure() {
     let mut pair = Pair::new();
-    // The request is never seen: replaced by what an agent without a handshake would send first.
+    // The request becomes Output, which an agent without a handshake would send first.
     let mut frame = pair.agent.poll_transmit().unwrap().to_vec();
     frame[115] = 1;
     assert!(frame.len() > PAYLOAD_OFFSET);
     let error = pair.client.handle_message(pair.now, frame.into()).unwrap_err();
     assert!(matches!(error, ProtocolError::Unexpected { message: "stream bytes", .. }), "{error}");
     let frame = pair.client.poll_transmit(pair.now);
-    assert!(frame.is_some(), "what was stored is acknowledged all the same");
+    assert!(frame.is_some(), "a stored message is acknowledged all the same");
     assert_eq!(pair.client.poll_transmit(pair.now), None);
 }

@@ -1,4 +1,4 @@
-//! A peer that does what it should not.
+//! A peer that violates the protocol.
 
 use std::time::{Duration, Instant};
 
@@ -61,7 +61,7 @@ fn single_bad_frames_are_dropped_and_counted() {
 }
 
 #[test]
-fn sixty_four_bad_frames_in_a_row_are_too_many() {
+fn sixty_four_bad_frames_in_a_row_end_the_channel() {
     let mut pair = open();
     for _ in 0..3 {
         for _ in 0..63 {
@@ -74,7 +74,7 @@ fn sixty_four_bad_frames_in_a_row_are_too_many() {
     }
     let error = pair.receive(Bytes::from_static(b"?")).unwrap_err();
     assert!(matches!(error, ProtocolError::Damaged { frames: 64, .. }), "{error}");
-    assert_eq!(pair.receive(output(3)), Err(error), "it stays so");
+    assert_eq!(pair.receive(output(3)), Err(error), "the error stays");
 }
 
 #[test]
@@ -121,12 +121,16 @@ fn the_reorder_buffer_is_bounded_in_bytes_and_messages() {
         assert_eq!(pair.sends(), room, "over the limit nothing is acknowledged");
         assert_eq!(pair.client.statistics().dropped_no_room, 98 - room as u64);
         pair.receive(output(2)).unwrap();
-        assert_eq!(std::iter::from_fn(|| pair.client.read()).count(), room + 1, "all that was");
+        assert_eq!(
+            std::iter::from_fn(|| pair.client.read()).count(),
+            room + 1,
+            "all that was acknowledged"
+        );
     }
 }
 
 #[test]
-fn what_is_not_read_is_bounded() {
+fn unread_bytes_are_bounded() {
     let config = Config { incoming_bytes: 10 * output(0).len(), ..Config::default() };
     let mut pair = Pair::with(config, Behaviour::default(), Faults::default(), 1);
     pair.run_until(|pair| pair.client.is_open());
@@ -140,7 +144,7 @@ fn what_is_not_read_is_bounded() {
 }
 
 #[test]
-fn acknowledgements_that_nobody_takes_are_bounded() {
+fn unsent_acknowledgements_are_bounded() {
     let mut pair = open();
     let frame = stream(0, PayloadType::Output, b"");
     for _ in 0..70_000 {
@@ -154,7 +158,7 @@ fn acknowledgements_that_nobody_takes_are_bounded() {
 }
 
 #[test]
-fn what_is_not_stream_bytes_never_gets_into_the_stream() {
+fn other_payload_types_never_get_into_the_stream() {
     let mut pair = open();
     let kinds = [
         PayloadType::Error,
@@ -192,7 +196,7 @@ fn what_is_not_stream_bytes_never_gets_into_the_stream() {
 }
 
 #[test]
-fn events_that_nobody_takes_are_bounded() {
+fn unpolled_events_are_bounded() {
     let mut pair = open();
     for number in 2..500 {
         pair.receive(stream(number, PayloadType::StdErr, &[b'x'; 3_000])).unwrap();
@@ -229,9 +233,9 @@ fn a_malformed_handshake_is_an_error() {
     assert_eq!(pair.sends(), 1, "acknowledged, since it was stored");
 }
 
-/// An agent that never acknowledges anything makes us store and send only so much.
+/// An agent that acknowledges nothing: memory and traffic stay bounded.
 #[test]
-fn silence_is_bounded_in_memory_and_in_traffic() {
+fn a_silent_agent_costs_bounded_memory_and_traffic() {
     let mut pair = open();
     pair.set_faults(Faults { loss: 1_000, ..Faults::default() });
     pair.unwritten = vec![1; 4 << 20];

@@ -1,5 +1,5 @@
-//! One direction of a path that loses, doubles, delays, swaps, damages and cuts short, that stands still, and
-//! on which somebody says what nobody sent.
+//! One direction of a path that loses, duplicates, delays, reorders, damages and truncates frames, stalls, and
+//! injects forged ones.
 
 use std::{
     collections::BTreeMap,
@@ -11,22 +11,22 @@ use uuid::Uuid;
 
 use crate::{Message, MessageType, message::Envelope, random::Random};
 
-/// What one direction does to its frames, in cases of a thousand.
+/// Faults of one direction, each as cases in a thousand.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Faults {
     pub(super) loss: u64,
-    /// Acknowledgements are lost, beside `loss`.
+    /// Loss of acknowledgements, in addition to `loss`.
     pub(super) acknowledgement_loss: u64,
     pub(super) duplication: u64,
     /// A byte of the digest is changed.
     pub(super) damage: u64,
-    /// The end is cut off, sometimes with a piece of the header. Towards the client alone: the agent
-    /// looks at no digest.
+    /// The end is cut off, sometimes with part of the header. Only towards the client, since the agent does not
+    /// check digests.
     pub(super) truncation: u64,
-    /// A frame that nobody sent comes along, see [`Link::forge`]. Towards the client alone.
+    /// A forged frame is injected, see [`Link::forge`]. Only towards the client.
     pub(super) forgery: u64,
     pub(super) delay: Duration,
-    /// Up to so much more, for each frame by itself: this is what reorders.
+    /// Maximum additional delay, drawn for each frame; causes reordering.
     pub(super) jitter: Duration,
 }
 
@@ -37,13 +37,13 @@ pub(super) struct Link {
     underway: BTreeMap<(Instant, u64), Bytes>,
     count: u64,
     delivered: u64,
-    /// Frames lost by plan, counted from the first one that was put in.
+    /// Positions of frames to lose, counted from the first frame.
     planned: Vec<u64>,
-    /// Nothing arrives before.
+    /// Nothing arrives before this moment.
     held_until: Option<Instant>,
-    /// Whether it leads to the client, whose rules are tested.
+    /// Whether this is the direction towards the client.
     towards_client: bool,
-    /// Frames that have been on it, to be heard again.
+    /// Frames for [`Link::forge`] to repeat.
     past: Vec<Bytes>,
 }
 
@@ -66,13 +66,13 @@ impl Link {
         self.faults = faults;
     }
 
-    /// Loses the frames with these positions from now.
+    /// Loses the frames at these positions, counted from now.
     pub(super) fn lose(&mut self, positions: impl IntoIterator<Item = u64>) {
         let count = self.count;
         self.planned.extend(positions.into_iter().map(|position| count + position));
     }
 
-    /// Holds everything back until then; nothing is lost.
+    /// Holds everything back until `until`; nothing is lost.
     pub(super) fn hold(&mut self, until: Instant) {
         self.held_until = Some(until);
     }
@@ -107,7 +107,6 @@ impl Link {
             if self.towards_client && self.random.chance(self.faults.truncation) {
                 let length = self.random.below(frame.len() as u64);
                 frame.truncate(usize::try_from(length).unwrap());
-                // Nothing is missing from a message without payload but its header.
             }
             self.deliver(now, frame);
         }
@@ -122,34 +121,34 @@ impl Link {
         self.underway.insert((due, self.delivered), frame);
     }
 
-    /// Makes a frame that has to be dropped, whatever state the client is in: what follows the rules to the
-    /// letter cannot be told from the truth, and is for TLS to keep out.
+    /// Creates a frame that the client has to drop in any state. A forged frame that is valid in every respect
+    /// cannot be detected; TLS has to exclude it.
     fn forge(&mut self) -> Bytes {
         let length = usize::try_from(self.random.below(3) * self.random.below(70_000)).unwrap();
         let far = [i64::MAX, i64::MAX - 1, 1 << 40, 1_000_000][self.below(4)];
         let negative = [-1, i64::MIN, -1_000_000][self.below(3)];
         let output = MessageType::OutputStreamData;
         match self.random.below(12) {
-            // No header, or one that makes no sense.
+            // No header, or an invalid one.
             0 => self.random.bytes(length.min(500)).into(),
             1 => made(output, 5, b"x", |frame| frame[..4].fill(0xff)),
             2 => made(output, 5, b"x", |frame| frame[..4].fill(0)),
             3 => made(output, 5, b"x", |frame| frame[40..48].fill(0)),
             4 => made(output, 5, b"x", |frame| frame[4..36].fill(b' ')),
-            // Any size, of a type that nobody knows or of the wrong direction.
+            // Any size, of an unknown type or of the wrong direction.
             5 => made(output, 5, &vec![7; length], |frame| frame[4..10].copy_from_slice(b"tuptuo")),
             6 => made(MessageType::InputStreamData, 0, &vec![7; length], |_| ()),
-            // Numbers that are none, or that lie beyond every buffer.
+            // Invalid numbers, or numbers beyond every buffer.
             7 => made(output, negative, b"x", |_| ()),
             8 => made(output, far, b"x", |_| ()),
-            // Acknowledgements of what was never sent, or that are none.
+            // Acknowledgements of messages never sent, or malformed ones.
             9 | 10 => {
                 let number = if self.random.chance(500) { far } else { negative };
                 let text = format!(r#"{{"AcknowledgedMessageSequenceNumber":{number}}}"#);
                 let text = if self.random.chance(200) { "[]".to_owned() } else { text };
                 made(MessageType::Acknowledge, 0, text.as_bytes(), |_| ())
             }
-            // Something that was said before, the handshake included; whatever it was, it is old.
+            // A repetition of an earlier frame, which may belong to the handshake.
             _ => match self.past.len() {
                 0 => Bytes::new(),
                 past => {
@@ -173,13 +172,13 @@ impl Link {
         self.underway.first_key_value().map(|((due, _), _)| *due)
     }
 
-    /// The socket is gone, and all that was on it.
+    /// Drops everything under way, as the loss of the socket does.
     pub(super) fn cut(&mut self) {
         self.underway.clear();
     }
 }
 
-/// A message with a right digest, and then a change.
+/// Encodes a message with a correct digest, then applies a change.
 fn made(
     message_type: MessageType,
     sequence_number: i64,
@@ -194,5 +193,5 @@ fn made(
     frame.freeze()
 }
 
-/// Frames that are remembered: the first ones have the handshake among them.
+/// Number of frames kept for repetition; the first ones include the handshake.
 const PAST: usize = 64;

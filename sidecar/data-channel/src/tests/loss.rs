@@ -1,4 +1,4 @@
-//! Both streams arrive whole, whatever the path does.
+//! Loss, damage and delay: both streams arrive whole.
 
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ fn a_message_waits_twice_as_long_each_time() {
 }
 
 #[test]
-fn all_that_is_overdue_is_sent_again_oldest_first_and_paced() {
+fn overdue_messages_are_sent_again_oldest_first_and_paced() {
     let mut pair = Pair::open(Behaviour::default(), Faults::default());
     pair.up.lose(0..60);
     pair.unwritten = vec![7; 60 * 1_024];
@@ -56,7 +56,7 @@ fn all_that_is_overdue_is_sent_again_oldest_first_and_paced() {
 }
 
 #[test]
-fn a_lost_acknowledgement_of_ours_is_repeated() {
+fn a_lost_outgoing_acknowledgement_is_repeated() {
     let mut pair = Pair::open(Behaviour::default(), Faults::default());
     pair.up.lose([0]);
     pair.agent.offer(b"rows");
@@ -65,7 +65,7 @@ fn a_lost_acknowledgement_of_ours_is_repeated() {
     assert_eq!(pair.client.statistics().duplicates, 1);
 }
 
-/// The agent repairs one message in 100 ms, so this would take it five seconds.
+/// Separate repairs of 50 messages, one in 100 ms, would take 5 s.
 #[test]
 fn acknowledgements_lost_in_a_row_cost_the_agent_one_repair() {
     let mut pair = Pair::open(Behaviour::default(), Faults::default());
@@ -78,7 +78,7 @@ fn acknowledgements_lost_in_a_row_cost_the_agent_one_repair() {
     assert!(pair.now - start < ms(600), "{:?}", pair.now - start);
     let statistics = pair.client.statistics();
     assert_eq!(statistics.duplicates, 1);
-    // Two of the handshake may be among those that are repeated.
+    // The repeated ones may include two of the handshake.
     assert!(statistics.acknowledgements_sent <= 2 * 52 + 1, "{statistics:?}");
 }
 
@@ -95,7 +95,8 @@ fn a_message_missing_among_others_comes_again_without_a_timeout() {
     assert_eq!(pair.client.statistics().retransmissions, 2);
 }
 
-/// Sends a message each millisecond over 10 ms each way, and loses those; ends when all have arrived.
+/// Sends a message each millisecond over 10 ms each way, losing the frames at the positions `lost`. Ends when all
+/// messages have arrived.
 fn one_a_millisecond(lost: &[usize]) -> Pair {
     let mut pair = Pair::open(Behaviour::default(), Faults { delay: ms(10), ..Faults::default() });
     pair.start = pair.now;
@@ -109,7 +110,6 @@ fn one_a_millisecond(lost: &[usize]) -> Pair {
     pair
 }
 
-/// What is only late is not taken for lost.
 #[test]
 fn messages_that_overtake_each_other_are_not_sent_again() {
     let mut pair = Pair::open(Behaviour::default(), Faults::default());
@@ -164,7 +164,7 @@ fn a_damaged_message_is_dropped_without_acknowledgement_and_comes_again() {
 }
 
 #[test]
-fn input_that_is_refused_while_the_agent_dials_arrives_after_it() {
+fn input_refused_while_the_agent_connects_arrives_afterwards() {
     let behaviour = Behaviour { dial: Duration::from_secs(2), ..Behaviour::default() };
     let mut pair = Pair::open(behaviour, Faults::default());
     pair.unwritten = vec![9; 10 * 1_024];
@@ -172,7 +172,7 @@ fn input_that_is_refused_while_the_agent_dials_arrives_after_it() {
     assert!(pair.now - pair.start < Duration::from_millis(3_100), "{:?}", pair.now - pair.start);
 }
 
-/// Agents before 3.2.1041.0: acknowledgements that are lost never come again.
+/// Agents before 3.2.1041.0, which do not repeat a lost acknowledgement.
 #[test]
 fn messages_that_are_never_acknowledged_do_not_block_the_window() {
     let behaviour = Behaviour { acknowledges_again: false, ..Behaviour::default() };
@@ -187,13 +187,13 @@ fn messages_that_are_never_acknowledged_do_not_block_the_window() {
     assert_eq!(pair.client.statistics().in_flight, 0);
     assert_eq!(pair.client.statistics().set_aside, 64);
     assert_eq!(pair.client.unacknowledged(), 64);
-    // And they cost next to nothing from then on.
+    // From then on they cost little traffic.
     pair.sent.clear();
     pair.run_for(Duration::from_mins(2));
     assert!(pair.sent.len() <= 64 * 3, "{} messages", pair.sent.len());
 }
 
-/// The same where the bound of bytes is what blocks: not even the writer has room.
+/// The same where the bound of bytes blocks the writer.
 #[test]
 fn a_message_that_is_never_acknowledged_does_not_block_the_writer() {
     let behaviour = Behaviour { acknowledges_again: false, ..Behaviour::default() };
@@ -206,7 +206,7 @@ fn a_message_that_is_never_acknowledged_does_not_block_the_writer() {
 }
 
 #[test]
-fn a_path_that_has_become_slow_is_noticed_without_endless_repetition() {
+fn a_path_that_becomes_slow_is_measured_without_endless_repetition() {
     let mut pair = Pair::open(Behaviour::default(), Faults::default());
     pair.set_faults(Faults { delay: ms(600), ..Faults::default() });
     for _ in 0..40 {
@@ -262,19 +262,19 @@ fn run_seed(seed: u64) {
             pair.run_for(ms(random.below(6_000)));
             pair.resume();
         } else {
-            pair.agent.say(MessageType::PausePublication, b"{}");
+            pair.agent.send_control(MessageType::PausePublication, b"{}");
             pair.run_for(ms(random.below(15_000)));
-            // This may get lost like any other message.
-            pair.agent.say(MessageType::StartPublication, b"{}");
+            // It may get lost like any other message.
+            pair.agent.send_control(MessageType::StartPublication, b"{}");
         }
         assert!(upload.starts_with(&pair.agent.written) && download.starts_with(&pair.read));
     }
     pair.run_until(|pair| {
         pair.agent.written.len() >= upload.len() && pair.read.len() >= download.len()
     });
-    assert!(pair.agent.written == upload, "what sshd got differs");
-    assert!(pair.read == download, "what the client read differs");
-    assert_eq!(pair.agent.thrown_away, 0, "sent before the handshake was complete");
+    assert!(pair.agent.written == upload, "the bytes at sshd differ");
+    assert!(pair.read == download, "the bytes read by the client differ");
+    assert_eq!(pair.agent.discarded, 0, "sent before the handshake was complete");
     assert_eq!(pair.agent.responses.len(), 1);
     assert_eq!(pair.error, None);
 

@@ -1,4 +1,4 @@
-//! A client and an agent, a path each way, and one clock for all.
+//! A client, a model agent, a link each way, and one virtual clock.
 
 use std::time::{Duration, Instant};
 
@@ -21,9 +21,9 @@ pub(super) struct Pair {
     pub(super) connected: bool,
     pub(super) events: Vec<Event>,
     pub(super) error: Option<ProtocolError>,
-    /// What the client has read.
+    /// Bytes that the client has read.
     pub(super) read: Vec<u8>,
-    /// What the client has still to write.
+    /// Bytes that the client has still to write.
     pub(super) unwritten: Vec<u8>,
     /// Frames that the client has sent.
     pub(super) sent: Vec<Bytes>,
@@ -34,7 +34,7 @@ impl Pair {
         Self::with(Config::default(), Behaviour::default(), Faults::default(), 1)
     }
 
-    /// The same with a handshake behind it.
+    /// Creates a pair that has completed the handshake.
     pub(super) fn open(behaviour: Behaviour, faults: Faults) -> Self {
         let mut pair = Self::with(Config::default(), behaviour, faults, 1);
         pair.run_until(|pair| pair.client.is_open() && pair.client.unacknowledged() == 0);
@@ -68,7 +68,7 @@ impl Pair {
         self.down.set_faults(faults);
     }
 
-    /// The service closes the client's socket; the agent notices nothing.
+    /// Closes the client's WebSocket. The agent is not affected.
     pub(super) fn disconnect(&mut self) {
         self.connected = false;
         self.up.cut();
@@ -83,7 +83,7 @@ impl Pair {
         self.client.on_resumed(self.now);
     }
 
-    /// Lets both sides act on what is there, without letting time pass.
+    /// Lets both sides process everything that is due, without advancing the clock.
     pub(super) fn settle(&mut self) {
         loop {
             let mut idle = true;
@@ -123,12 +123,12 @@ impl Pair {
         }
     }
 
-    /// Jumps to the next moment at which something happens, at most to `limit`; false if that is reached.
+    /// Advances the clock to the next deadline, at most to `limit`; false once that is reached.
     pub(super) fn step(&mut self, limit: Instant) -> bool {
         self.settle();
         let next = [
             self.client.poll_timeout(),
-            // Bytes to say may have come to it since it last had any.
+            // Bytes may have been offered since its last deadline.
             self.agent.poll_timeout().map(|due| due.max(self.now)),
             self.up.next(),
             self.down.next(),
@@ -147,7 +147,7 @@ impl Pair {
         self.now < limit
     }
 
-    /// Runs until `condition` holds; an hour without it fails.
+    /// Runs until `condition` holds; fails after an hour.
     #[track_caller]
     pub(super) fn run_until(&mut self, condition: impl Fn(&Self) -> bool) {
         let limit = self.now + Duration::from_hours(1);

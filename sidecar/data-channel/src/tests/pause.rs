@@ -1,4 +1,4 @@
-//! The service asks to hold data back.
+//! `pause_publication` and `start_publication`.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use crate::{Event, MessageType};
 
 fn paused() -> Pair {
     let mut pair = Pair::open(Behaviour::default(), Faults::default());
-    pair.agent.say(MessageType::PausePublication, b"{}");
+    pair.agent.send_control(MessageType::PausePublication, b"{}");
     pair.settle();
     assert_eq!(pair.events.pop(), Some(Event::Paused));
     pair.unwritten = b"held".to_vec();
@@ -21,7 +21,7 @@ fn start_publication_lets_data_flow_again() {
     let mut pair = paused();
     pair.run_for(Duration::from_secs(5));
     assert!(pair.sent.is_empty());
-    pair.agent.say(MessageType::StartPublication, b"\0garbage");
+    pair.agent.send_control(MessageType::StartPublication, b"\0garbage");
     pair.settle();
     assert_eq!(pair.events.pop(), Some(Event::Started));
     assert_eq!(pair.agent.written, b"held");
@@ -37,14 +37,18 @@ fn a_stream_message_ends_a_pause_and_is_acknowledged() {
 }
 
 #[test]
-fn a_start_that_is_lost_holds_data_for_ten_seconds() {
+fn a_lost_start_holds_data_for_ten_seconds() {
     let mut pair = paused();
     let start = pair.now;
-    pair.agent.say(MessageType::PausePublication, b"{}");
+    pair.agent.send_control(MessageType::PausePublication, b"{}");
     pair.run_for(Duration::from_secs(5));
-    pair.agent.say(MessageType::PausePublication, b"{}");
+    pair.agent.send_control(MessageType::PausePublication, b"{}");
     pair.run_until(|pair| pair.agent.written == b"held");
-    assert_eq!(pair.now - start, Duration::from_secs(10), "a repeated request prolongs nothing");
+    assert_eq!(
+        pair.now - start,
+        Duration::from_secs(10),
+        "a repeated request does not prolong the pause"
+    );
 }
 
 #[test]
@@ -54,17 +58,17 @@ fn clocks_stand_still_during_a_pause() {
     pair.unwritten = b"lost".to_vec();
     pair.settle();
     pair.run_for(Duration::from_millis(150));
-    pair.agent.say(MessageType::PausePublication, b"{}");
+    pair.agent.send_control(MessageType::PausePublication, b"{}");
     pair.run_for(Duration::from_secs(8));
-    // Called for no reason, as a driver with other timers may do.
+    // Called before a deadline, as by a driver with other timers.
     pair.client.handle_timeout(pair.now);
     pair.settle();
     assert_eq!(pair.sent.len(), 1, "not sent again");
-    pair.agent.say(MessageType::StartPublication, b"{}");
+    pair.agent.send_control(MessageType::StartPublication, b"{}");
     pair.settle();
     let start = pair.now;
     pair.run_until(|pair| pair.agent.written == b"lost");
-    assert_eq!(pair.now - start, Duration::from_millis(50), "what was left of its timeout");
+    assert_eq!(pair.now - start, Duration::from_millis(50), "the rest of its time-out");
 }
 
 #[test]
@@ -74,12 +78,12 @@ fn an_acknowledgement_ends_a_pause() {
     pair.unwritten = b"first".to_vec();
     pair.settle();
     pair.set_faults(Faults::default());
-    pair.agent.say(MessageType::PausePublication, b"{}");
+    pair.agent.send_control(MessageType::PausePublication, b"{}");
     pair.settle();
     pair.unwritten = b" second".to_vec();
     pair.run_until(|pair| pair.agent.written == b"first second");
     assert!(pair.events.ends_with(&[Event::Paused, Event::Started]));
-    // Its round trip has a pause in it, and says nothing.
+    // Its round trip contains a pause and is no sample.
     assert_eq!(pair.client.statistics().minimum_rtt, Some(Duration::ZERO));
 }
 

@@ -1,4 +1,4 @@
-//! The WebSocket ends, the session does not.
+//! Loss of the WebSocket and resume.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ fn a_resumed_session_needs_no_new_handshake() {
 }
 
 #[test]
-fn what_the_agent_sent_meanwhile_is_repaired() {
+fn messages_that_the_agent_sent_meanwhile_are_repaired() {
     let mut pair = Pair::open(Behaviour::default(), Faults::default());
     pair.disconnect();
     pair.agent.offer(&vec![5; 20 * 1_024]);
@@ -49,7 +49,7 @@ fn what_the_agent_sent_meanwhile_is_repaired() {
 }
 
 #[test]
-fn acknowledgements_that_were_not_sent_go_over_the_next_socket() {
+fn unsent_acknowledgements_are_sent_on_the_next_socket() {
     let mut pair = Pair::open(Behaviour::default(), Faults::default());
     pair.agent.offer(b"rows");
     pair.agent.handle_timeout(pair.now + Duration::from_millis(1));
@@ -64,7 +64,7 @@ fn acknowledgements_that_were_not_sent_go_over_the_next_socket() {
 #[test]
 fn a_pause_ends_with_its_socket() {
     let mut pair = Pair::open(Behaviour::default(), Faults::default());
-    pair.agent.say(crate::MessageType::PausePublication, b"");
+    pair.agent.send_control(crate::MessageType::PausePublication, b"");
     pair.settle();
     pair.disconnect();
     pair.resume();

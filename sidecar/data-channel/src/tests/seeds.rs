@@ -1,10 +1,10 @@
-//! Runs of chance that can be repeated.
+//! Random runs that can be repeated.
 
 use std::{env, panic};
 
-/// Runs `run` on many seeds and names the one that fails.
+/// Runs `run` on many seeds and prints the one that fails.
 ///
-/// `count` of them, or as many as `DATA_CHANNEL_SEEDS` says; `DATA_CHANNEL_SEED` runs one alone:
+/// On seeds below `count`, or below `DATA_CHANNEL_SEEDS` if set; `DATA_CHANNEL_SEED` runs one alone:
 /// `DATA_CHANNEL_SEED=17 cargo test -p data-channel any_path`.
 pub(super) fn each(count: u64, run: fn(u64)) {
     let number = |name| env::var(name).ok().map(|value| value.parse::<u64>().unwrap());

@@ -1,4 +1,4 @@
-//! What is counted.
+//! Counters.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ fn duplicates_are_not_counted_as_received() {
 }
 
 #[test]
-fn what_is_in_flight_is_shown() {
+fn messages_in_flight_are_counted() {
     let mut pair = Pair::open(Behaviour::default(), Faults::default());
     pair.set_faults(Faults { loss: 1_000, ..Faults::default() });
     pair.client.write(&[1; 3_000]);
@@ -49,9 +49,9 @@ fn what_is_in_flight_is_shown() {
 fn pauses_are_counted_once_each() {
     let mut pair = Pair::open(Behaviour::default(), Faults::default());
     for _ in 0..3 {
-        pair.agent.say(MessageType::PausePublication, b"");
-        pair.agent.say(MessageType::PausePublication, b"");
-        pair.agent.say(MessageType::StartPublication, b"");
+        pair.agent.send_control(MessageType::PausePublication, b"");
+        pair.agent.send_control(MessageType::PausePublication, b"");
+        pair.agent.send_control(MessageType::StartPublication, b"");
     }
     pair.settle();
     assert_eq!(pair.client.statistics().pauses, 3);

@@ -1,4 +1,4 @@
-//! How much is sent before an answer comes.
+//! The window, and the bounds of outgoing bytes.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ fn the_first_window_is_64_messages_and_doubles_each_round_trip() {
 }
 
 #[test]
-fn small_writes_share_a_message_while_they_wait() {
+fn small_writes_share_a_message_until_it_is_sent() {
     let mut pair = Pair::open(Behaviour::default(), Faults::default());
     for _ in 0..100 {
         assert_eq!(pair.client.write(&[1; 30]), 30);
@@ -32,7 +32,7 @@ fn small_writes_share_a_message_while_they_wait() {
 }
 
 #[test]
-fn a_lone_byte_is_sent_at_once_and_nothing_is_sent_for_nothing() {
+fn a_single_byte_is_sent_at_once_and_an_empty_write_sends_nothing() {
     let mut pair = Pair::open(Behaviour::default(), Faults::default());
     assert_eq!(pair.client.write(b""), 0);
     assert_eq!(pair.client.poll_transmit(pair.now), None, "never an empty payload");
@@ -50,15 +50,15 @@ fn writing_stops_at_the_bound_until_something_is_acknowledged() {
     assert_eq!(pair.client.write(&[1; 5_000]), 3_000);
     assert_eq!((pair.client.write(b"x"), pair.client.writable()), (0, 0));
     pair.settle();
-    assert_eq!(pair.client.writable(), 0, "sent is not acknowledged");
+    assert_eq!(pair.client.writable(), 0, "sent but not acknowledged");
     pair.run_for(Duration::from_millis(20));
     pair.settle();
     assert_eq!(pair.client.writable(), 3_000);
 }
 
-/// The worst that an agent can do to our memory: it takes everything, and is silent about nearly all of it.
+/// The worst case for memory: an agent that accepts everything and acknowledges one message in eight.
 #[test]
-fn what_an_agent_is_silent_about_is_bounded_and_goes_once_it_speaks() {
+fn unacknowledged_messages_are_bounded_and_leave_once_acknowledged() {
     const BOUND: usize = 16 * 1_024;
     const MESSAGE: usize = 256;
     let behaviour = Behaviour { acknowledges_every: 8, ..Behaviour::default() };
@@ -80,17 +80,17 @@ fn what_an_agent_is_silent_about_is_bounded_and_goes_once_it_speaks() {
     assert_eq!(pair.client.statistics().set_aside * MESSAGE, 4 * BOUND);
     assert!((5 * BOUND..=5 * BOUND + 8 * MESSAGE).contains(&most), "{most} bytes");
     let written = pair.agent.written.len();
-    assert!(written < length, "all of it has passed");
+    assert!(written < length, "everything has been written");
 
-    // Nearly everything of these still waits for it.
+    // Most of the messages set aside are still unacknowledged.
     pair.agent.acknowledge_every(1);
     pair.run_until(|pair| pair.agent.written.len() == length);
     pair.run_until(|pair| pair.client.unacknowledged() == 0);
 }
 
-/// Agents before 3.2.1041.0 will never say that they have these.
+/// Agents before 3.2.1041.0 never acknowledge these messages.
 #[test]
-fn a_window_full_of_what_cannot_be_set_aside_any_more_is_still_found_out_about() {
+fn a_full_window_is_probed_when_no_more_can_be_set_aside() {
     const BOUND: usize = 4 * 1_024;
     let behaviour =
         Behaviour { acknowledges_again: false, acknowledges_every: 8, ..Behaviour::default() };
@@ -110,7 +110,7 @@ fn a_window_full_of_what_cannot_be_set_aside_any_more_is_still_found_out_about()
 }
 
 #[test]
-fn message_sizes_keep_to_their_range() {
+fn message_sizes_are_clamped_to_their_range() {
     for (asked, used) in [(0, 256), (1_024, 1_024), (usize::MAX, 65_536)] {
         let config = Config { message_bytes: asked, ..Config::default() };
         let mut pair = Pair::with(config, Behaviour::default(), Faults::default(), 1);
@@ -132,7 +132,6 @@ fn dates_follow_the_clock_of_the_caller() {
     assert_eq!(Message::decode(&frame).unwrap().created_date_ms, 1_767_225_600_000 + passed);
 }
 
-/// A run can be repeated bit by bit.
 #[test]
 fn the_same_calls_give_the_same_bytes() {
     let start = Instant::now();
