@@ -17,89 +17,11 @@ use aws_lc_rs::{
 };
 use bytes::BytesMut;
 
-use crate::{error::Error, exchange::Secret, negotiation::Direction};
-
-/// A cipher.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Cipher {
-    Aes256Gcm,
-    Aes128Gcm,
-    ChaCha20Poly1305,
-    Aes256Ctr,
-    Aes128Ctr,
-}
-
-impl Cipher {
-    /// All, in order of preference: fastest first on processors with AES instructions.
-    pub(crate) const ALL: &[Self] = &[
-        Self::Aes256Gcm,
-        Self::Aes128Gcm,
-        Self::ChaCha20Poly1305,
-        Self::Aes256Ctr,
-        Self::Aes128Ctr,
-    ];
-
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Aes256Gcm => "aes256-gcm@openssh.com",
-            Self::Aes128Gcm => "aes128-gcm@openssh.com",
-            Self::ChaCha20Poly1305 => "chacha20-poly1305@openssh.com",
-            Self::Aes256Ctr => "aes256-ctr",
-            Self::Aes128Ctr => "aes128-ctr",
-        }
-    }
-
-    pub(crate) fn needs_mac(self) -> bool {
-        matches!(self, Self::Aes256Ctr | Self::Aes128Ctr)
-    }
-
-    fn key_len(self) -> usize {
-        match self {
-            Self::Aes256Gcm | Self::Aes256Ctr => 32,
-            Self::Aes128Gcm | Self::Aes128Ctr => 16,
-            Self::ChaCha20Poly1305 => chacha::KEY_LEN,
-        }
-    }
-}
-
-/// An authentication code for ciphers without one of their own.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Mac {
-    HmacSha256Etm,
-    HmacSha512Etm,
-    HmacSha256,
-    HmacSha512,
-}
-
-impl Mac {
-    /// All, in order of preference: those over the encrypted packet first.
-    pub(crate) const ALL: &[Self] =
-        &[Self::HmacSha256Etm, Self::HmacSha512Etm, Self::HmacSha256, Self::HmacSha512];
-
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::HmacSha256Etm => "hmac-sha2-256-etm@openssh.com",
-            Self::HmacSha512Etm => "hmac-sha2-512-etm@openssh.com",
-            Self::HmacSha256 => "hmac-sha2-256",
-            Self::HmacSha512 => "hmac-sha2-512",
-        }
-    }
-
-    fn encrypt_then_mac(self) -> bool {
-        matches!(self, Self::HmacSha256Etm | Self::HmacSha512Etm)
-    }
-
-    fn algorithm(self) -> hmac::Algorithm {
-        match self {
-            Self::HmacSha256Etm | Self::HmacSha256 => hmac::HMAC_SHA256,
-            Self::HmacSha512Etm | Self::HmacSha512 => hmac::HMAC_SHA512,
-        }
-    }
-
-    fn len(self) -> usize {
-        self.algorithm().tag_len()
-    }
-}
+use crate::{
+    algorithms::{Cipher, Direction, Mac},
+    error::Error,
+    exchange::Secret,
+};
 
 /// Letters of RFC 4253 section 7.2 for one direction: initial vector, cipher key, MAC key.
 #[derive(Clone, Copy, Debug)]
@@ -263,7 +185,7 @@ impl Opener {
         match self {
             Self::Plain => 0,
             Self::Gcm { .. } | Self::ChaCha(_) => aead::AES_256_GCM.tag_len(),
-            Self::Ctr { mac, .. } => mac.mac.len(),
+            Self::Ctr { mac, .. } => mac.mac.tag_len(),
         }
     }
 
@@ -356,7 +278,7 @@ impl KeyedMac {
         letters: Letters,
     ) -> Result<Self, Error> {
         let mac = direction.mac.ok_or(FAILED)?;
-        let key = secret.derive(letters.2, session_id, mac.len());
+        let key = secret.derive(letters.2, session_id, mac.tag_len());
         Ok(Self { mac, key: hmac::Key::new(mac.algorithm(), &key) })
     }
 

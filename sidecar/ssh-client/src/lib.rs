@@ -54,6 +54,7 @@
     expect(clippy::disallowed_methods, reason = "tests begin at some time")
 )]
 
+mod algorithms;
 mod auth;
 mod channel;
 mod cipher;

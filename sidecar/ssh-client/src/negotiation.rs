@@ -4,7 +4,7 @@ use bytes::BufMut;
 use russh::keys::Algorithm;
 
 use crate::{
-    cipher::{Cipher, Mac},
+    algorithms::{Cipher, Direction, Mac},
     config::{Compression, Config},
     error::Error,
     exchange::Method,
@@ -144,14 +144,6 @@ impl Choice {
             compressed: self.outgoing.compressed,
         }
     }
-}
-
-/// Algorithms of one direction.
-#[derive(Clone, Debug)]
-pub(crate) struct Direction {
-    pub(crate) cipher: Cipher,
-    pub(crate) mac: Option<Mac>,
-    pub(crate) compressed: bool,
 }
 
 /// Names of the algorithms in use.

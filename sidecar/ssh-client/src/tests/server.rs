@@ -14,10 +14,10 @@ use russh::keys::{
 
 use crate::{
     ChannelId, Client, Compression, Config, Error, Event,
-    cipher::{Cipher, Letters, Opener, Sealer},
+    algorithms::{Cipher, Direction},
+    cipher::{Letters, Opener, Sealer},
     exchange::Secret,
     identification,
-    negotiation::Direction,
     packet::{PacketReader, PacketWriter},
     wire::{Put, Reader, message},
 };
