@@ -10,9 +10,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::{
     channel::{Channel, ChannelId, End, OpenFailure, Phase},
-    client::Event,
     config::Config,
     error::Error,
+    event::Event,
     packet::PacketWriter,
     receive_window::ReceiveWindow,
     wire::{Put, Reader, message, quoted},

@@ -63,6 +63,7 @@ mod compression;
 mod config;
 mod connection;
 mod error;
+mod event;
 mod exchange;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
@@ -80,9 +81,10 @@ mod transport;
 mod wire;
 
 pub use channel::{ChannelId, OpenFailure};
-pub use client::{Client, Event, Statistics};
+pub use client::{Client, Statistics};
 pub use config::{Compression, Config};
 pub use error::Error;
+pub use event::Event;
 pub use key::{KeyError, load_private_key, secret_parts};
 pub use negotiation::Negotiated;
 pub use pin::{HostKeyPin, PinError};
