@@ -11,7 +11,14 @@ use std::{
 use bytes::BytesMut;
 use russh::keys::{PrivateKey, ssh_key::private::Ed25519Keypair};
 
-use crate::{ChannelId, Client, Compression, Config, load_private_key, packet::PacketWriter};
+use crate::{
+    channel::ChannelId,
+    client::Client,
+    config::{Compression, Config},
+    key::load_private_key,
+    packet::PacketWriter,
+    pin::HostKeyPin,
+};
 
 /// Feeds `data` to a fresh client, in pieces whose lengths its bytes give.
 pub fn input(data: &[u8]) {
@@ -104,7 +111,7 @@ pub fn operations(data: &[u8]) {
 pub fn text(data: &[u8]) {
     if let Ok(text) = std::str::from_utf8(data) {
         drop(load_private_key(text, None));
-        drop(text.parse::<crate::HostKeyPin>());
+        drop(text.parse::<HostKeyPin>());
     }
 }
 

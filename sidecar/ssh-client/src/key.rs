@@ -107,7 +107,7 @@ fn putty(text: &str) -> Result<Sorted, KeyError> {
     }
     match header("Encryption:") {
         Some(cipher) => {
-            cost::check_putty(text)?;
+            affordable(cost::is_putty_affordable(text))?;
             Ok(Sorted { text: Zeroizing::new(text.to_owned()), encrypted: cipher != "none" })
         }
         None => Err(unreadable("it is a PuTTY key that is not whole; export it as OpenSSH key")),
@@ -202,7 +202,7 @@ fn openssh(content: &[u8]) -> Result<bool, KeyError> {
     match cipher {
         b"none" => Ok(false),
         b"3des-cbc" => Err(unreadable(ENCRYPTION)),
-        _ => cost::check_bcrypt(options).map(|()| true),
+        _ => affordable(cost::is_bcrypt_affordable(options)).map(|()| true),
     }
 }
 
@@ -212,10 +212,14 @@ fn pkcs8(content: &[u8]) -> Result<bool, KeyError> {
     let head = content.get(..256).unwrap_or(content);
     let has = |oid: &[u8]| head.windows(oid.len()).any(|window| window == oid);
     if has(PBES2) && (has(AES_128_CBC) || has(AES_256_CBC)) {
-        cost::check_pkcs8(content).map(|()| true)
+        affordable(cost::is_pkcs8_affordable(content)).map(|()| true)
     } else {
         Err(unreadable(ENCRYPTION))
     }
+}
+
+fn affordable(affordable: bool) -> Result<(), KeyError> {
+    if affordable { Ok(()) } else { Err(KeyError::Costly) }
 }
 
 const fn unreadable(why: &'static str) -> KeyError {
