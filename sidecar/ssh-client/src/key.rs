@@ -8,7 +8,8 @@ mod cost;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use russh::keys::{
-    Algorithm, PrivateKey, decode_secret_key, ssh_encoding::Mpint, ssh_key::private::KeypairData,
+    Algorithm, HashAlg, PrivateKey, decode_secret_key, ssh_encoding::Mpint,
+    ssh_key::private::KeypairData,
 };
 use zeroize::Zeroizing;
 
@@ -66,6 +67,18 @@ pub fn load_private_key(text: &str, passphrase: Option<&str>) -> Result<PrivateK
         Algorithm::Dsa => Err(unreadable(DSA)),
         _ => Err(unreadable(TYPE)),
     }
+}
+
+/// Returns the fingerprint of the key's public half as `ssh-keygen -l` prints it: `SHA256:` and 43 characters of
+/// base64.
+pub fn fingerprint(key: &PrivateKey) -> String {
+    key.public_key().fingerprint(HashAlg::Sha256).to_string()
+}
+
+/// Returns the name of the key's type, as a public key line begins: `ssh-ed25519`, `ssh-rsa`,
+/// `ecdsa-sha2-nistp256` and so on.
+pub fn key_type(key: &PrivateKey) -> String {
+    key.algorithm().as_str().to_owned()
 }
 
 /// Returns the secret numbers of `key` where they are stored, so that the caller can protect that memory.

@@ -85,7 +85,7 @@ pub use client::{Client, Statistics};
 pub use config::{Compression, Config};
 pub use error::Error;
 pub use event::Event;
-pub use key::{KeyError, load_private_key, secret_parts};
+pub use key::{KeyError, fingerprint, key_type, load_private_key, secret_parts};
 pub use negotiation::Negotiated;
 pub use pin::{HostKeyPin, PinError};
 pub use russh::keys::{PrivateKey, PublicKey};

@@ -8,7 +8,7 @@ use std::{path::Path, process::Command};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use common::{Session, Sshd, keygen};
-use ssh_client::{Event, KeyError, load_private_key};
+use ssh_client::{Event, KeyError, fingerprint, key_type, load_private_key};
 
 #[test]
 fn every_type_in_every_format_logs_in() {
@@ -51,6 +51,21 @@ fn every_type_in_every_format_logs_in() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn fingerprint_and_type_are_those_of_ssh_keygen() {
+    let dir = tempfile::tempdir().unwrap();
+    for (kind, bits) in TYPES {
+        let path = dir.path().join(format!("{kind}_{bits}"));
+        keygen(&["-q", "-t", kind, "-b", bits, "-N", "", "-f"], &path);
+        let public = std::fs::read_to_string(path.with_extension("pub")).unwrap();
+        let listed = Command::new("ssh-keygen").arg("-lf").arg(&path).output().unwrap();
+        let listed = String::from_utf8(listed.stdout).unwrap();
+        let key = common::load(&path, None);
+        assert_eq!(Some(fingerprint(&key).as_str()), listed.split(' ').nth(1), "{kind} {bits}");
+        assert_eq!(Some(key_type(&key).as_str()), public.split(' ').next(), "{kind} {bits}");
     }
 }
 
