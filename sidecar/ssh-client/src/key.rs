@@ -7,6 +7,7 @@
 mod cost;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use pem_rfc7468::LineEnding;
 use russh::keys::{
     Algorithm, HashAlg, PrivateKey, decode_secret_key, ssh_encoding::Mpint,
     ssh_key::private::KeypairData,
@@ -136,7 +137,7 @@ fn pem(text: &str) -> Result<KeyText, KeyError> {
     let mut rest = text;
     let mut other = None;
     while let Some((_, behind)) = rest.split_once(BEGIN) {
-        let (label, behind) = behind.split_once("-----").ok_or(unreadable(CUT))?;
+        let (label, behind) = behind.split_once(DASHES).ok_or(unreadable(CUT))?;
         let end = format!("-----END {label}-----");
         let (body, behind) = behind.split_once(&end).ok_or(unreadable(CUT))?;
         if label.ends_with("PRIVATE KEY") {
@@ -183,25 +184,27 @@ fn block(label: &str, body: &str) -> Result<KeyText, KeyError> {
         "PRIVATE KEY" => false,
         "ENCRYPTED PRIVATE KEY" => pkcs8(&content)?,
         "DSA PRIVATE KEY" => return Err(unreadable(DSA)),
-        _ => return Err(unreadable("its format is unknown; convert it with `ssh-keygen -p -f FILE`")),
+        _ => {
+            return Err(unreadable(
+                "its format is unknown; convert it with `ssh-keygen -p -f FILE`",
+            ));
+        }
     };
-    let mut text = Zeroizing::new(String::with_capacity(2 * base64.len() + 256));
-    text.extend(["-----BEGIN ", label, "-----\n"]);
+    let pem = pem_rfc7468::encode_string(label, LineEnding::LF, &content);
+    let mut text = Zeroizing::new(pem.map_err(|_| unreadable(DAMAGED))?);
     if let Some(cipher) = cipher {
-        text.extend(["Proc-Type: 4,ENCRYPTED\nDEK-Info: ", cipher, "\n\n"]);
+        // RFC 7468 has no headers, so those of RFC 1421 are inserted after the first line. That may leave a copy
+        // in freed memory, of an encrypted key only.
+        let headers = format!("Proc-Type: 4,ENCRYPTED\nDEK-Info: {cipher}\n\n");
+        text.insert_str(BEGIN.len() + label.len() + DASHES.len() + 1, &headers);
     }
-    for line in base64.as_bytes().chunks(64) {
-        text.extend(line.iter().map(|byte| char::from(*byte)));
-        text.push('\n');
-    }
-    text.extend(["-----END ", label, "-----\n"]);
     Ok(KeyText { text, encrypted })
 }
 
 /// Reads the unencrypted part of OpenSSH's format (PROTOCOL.key section 1) and returns whether the rest is
 /// encrypted.
 fn openssh(content: &[u8]) -> Result<bool, KeyError> {
-    let damaged = || unreadable("its content is damaged");
+    let damaged = || unreadable(DAMAGED);
     let rest = content.strip_prefix(b"openssh-key-v1\0").ok_or_else(damaged)?;
     let mut reader = Reader::new(rest, "key");
     let cipher = reader.string().map_err(|_| damaged())?;
@@ -247,6 +250,10 @@ const fn unreadable(why: &'static str) -> KeyError {
 const PUTTY: &str = "PuTTY-User-Key-File-";
 
 const BEGIN: &str = "-----BEGIN ";
+
+const DASHES: &str = "-----";
+
+const DAMAGED: &str = "its content is damaged";
 
 const CUT: &str = "it is cut off: its `-----END …-----` line is missing";
 
