@@ -1,16 +1,20 @@
-//! Ciphers and authentication codes by their names, in order of preference.
+//! The ciphers and message authentication codes (MACs) that are offered, in order of preference.
+//!
+//! Sources of the names: RFC 4344 section 4 (CTR), RFC 5647 and OpenSSH's PROTOCOL section 1.6 (GCM), OpenSSH's
+//! PROTOCOL.chacha20poly1305, RFC 6668 (MACs) and OpenSSH's PROTOCOL section 1.5 (encrypt-then-MAC).
 
 use aws_lc_rs::{aead::chacha20_poly1305_openssh as chacha, hmac};
 
-/// Algorithms of one direction.
+/// Negotiated algorithms of one direction.
 #[derive(Clone, Debug)]
 pub(crate) struct Direction {
     pub(crate) cipher: Cipher,
+    /// `None` for ciphers that authenticate by themselves.
     pub(crate) mac: Option<Mac>,
+    /// Compressed after the login.
     pub(crate) compressed: bool,
 }
 
-/// A cipher.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Cipher {
     Aes256Gcm,
@@ -21,7 +25,7 @@ pub(crate) enum Cipher {
 }
 
 impl Cipher {
-    /// All, in order of preference: fastest first on processors with AES instructions.
+    /// All, in order of preference: by speed on processors with AES instructions.
     pub(crate) const ALL: &[Self] = &[
         Self::Aes256Gcm,
         Self::Aes128Gcm,
@@ -44,6 +48,7 @@ impl Cipher {
         matches!(self, Self::Aes256Ctr | Self::Aes128Ctr)
     }
 
+    /// In bytes.
     pub(crate) fn key_len(self) -> usize {
         match self {
             Self::Aes256Gcm | Self::Aes256Ctr => 32,
@@ -53,7 +58,7 @@ impl Cipher {
     }
 }
 
-/// An authentication code for ciphers without one of their own.
+/// A MAC, for the ciphers in counter mode, which do not authenticate by themselves.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Mac {
     HmacSha256Etm,
@@ -63,7 +68,7 @@ pub(crate) enum Mac {
 }
 
 impl Mac {
-    /// All, in order of preference: those over the encrypted packet first.
+    /// All, in order of preference: encrypt-then-MAC first.
     pub(crate) const ALL: &[Self] =
         &[Self::HmacSha256Etm, Self::HmacSha512Etm, Self::HmacSha256, Self::HmacSha512];
 
@@ -76,6 +81,7 @@ impl Mac {
         }
     }
 
+    /// Whether the MAC covers the encrypted packet, not the plain one.
     pub(crate) fn encrypt_then_mac(self) -> bool {
         matches!(self, Self::HmacSha256Etm | Self::HmacSha512Etm)
     }
@@ -87,6 +93,7 @@ impl Mac {
         }
     }
 
+    /// In bytes.
     pub(crate) fn tag_len(self) -> usize {
         self.algorithm().tag_len()
     }

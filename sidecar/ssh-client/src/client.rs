@@ -376,7 +376,7 @@ impl Client {
     }
 
     fn farewell(&self, reason: u32, text: &str) -> Option<Vec<u8>> {
-        if !self.transport.has_spoken() {
+        if !self.transport.is_identified() {
             return None;
         }
         let mut payload = vec![message::DISCONNECT];
