@@ -1,44 +1,44 @@
-//! What a client tells its caller.
+//! Events of a client.
 
 use crate::{
     channel::{ChannelId, OpenFailure},
     negotiation::Negotiated,
 };
 
-/// What the caller of a [`Client`](crate::Client) learns.
+/// What happened on a connection; from [`Client::poll_event`](crate::Client::poll_event).
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Event {
-    /// The server has told its identification, e.g. `SSH-2.0-OpenSSH_9.6`.
+    /// The server's identification, such as `SSH-2.0-OpenSSH_9.6`.
     ServerIdentified(String),
-    /// The server has proven to hold this host key.
+    /// The server has proven that it holds this host key.
     HostKey {
         /// `SHA256:…`
         fingerprint: String,
-        /// Whether it was pinned; `false` only if no key was.
+        /// Whether the key is pinned; `false` only if [`Config::pins`](crate::Config::pins) is empty.
         pinned: bool,
     },
-    /// Text that the server wants the user to read; escaped, at most 2,000 characters.
+    /// Text for the user (RFC 4252 section 5.4), escaped and cut to 2,000 characters.
     Banner(String),
-    /// Logged in. Requests for channels that were made before go out now.
+    /// The login succeeded. Channels requested before it are opened now.
     Authenticated(Negotiated),
     /// The channel is open.
     ChannelOpened(ChannelId),
-    /// The server refused the channel, which is gone.
+    /// The server refused to open the channel, whose number is no longer valid.
     ChannelRefused {
         /// The channel.
         id: ChannelId,
         /// The server's reason.
         reason: OpenFailure,
-        /// The server's words, escaped and cut.
+        /// The server's description, escaped and cut to 200 characters.
         description: String,
     },
-    /// The channel has data: [`Client::read`](crate::Client::read) until it returns `None`. Not repeated before that.
+    /// The channel has data. Not repeated until [`Client::read`](crate::Client::read) has returned `None`.
     Readable(ChannelId),
-    /// The channel takes data again, after it took less than was given or was full.
+    /// The channel accepts data again, after a [`Client::write`](crate::Client::write) that filled its queue.
     Writable(ChannelId),
-    /// The server sends no more data on the channel, and all that it sent has been read.
+    /// The server sends no more data on the channel, and all of it was read.
     Eof(ChannelId),
-    /// The channel is gone, and all that the server sent has been read. Without an
-    /// [`Eof`](Self::Eof) before it, the server cut the connection off.
+    /// The channel is closed on both sides, all data was read, and its number is no longer valid. Without an
+    /// [`Eof`](Self::Eof) before it, the server aborted the forwarded connection.
     Closed(ChannelId),
 }
