@@ -19,13 +19,14 @@ use crate::{
 
 /// The state of authentication.
 ///
-/// The first request is already signed: asking first whether the server would accept the key costs a round trip and
-/// saves nothing, as there is only one key.
+/// The first request is already signed: asking first whether the server would accept the key costs a round
+/// trip and saves nothing, as there is only one key.
 ///
-/// The request does not wait for SERVICE_ACCEPT either, but only for [`HEAD_START`] after the service request. The
-/// reason for the pause: sshd uses Nagle's algorithm until a session starts, so its second answer waits until
-/// the first is acknowledged. If both requests arrived together, nothing would acknowledge the first answer for
-/// 40 ms, Linux' longest delayed acknowledgement; the authentication request does, if it arrives after it.
+/// The request does not wait for `SERVICE_ACCEPT` either, but only for [`HEAD_START`] after the service
+/// request. The reason for the pause: sshd uses Nagle's algorithm until a session starts, so its second
+/// answer waits until the first is acknowledged. If both requests arrived together, nothing would acknowledge
+/// the first answer for 40 ms, Linux' longest delayed acknowledgement; the authentication request does, if it
+/// arrives after it.
 #[derive(Debug)]
 pub(crate) struct Auth {
     user: String,
@@ -87,8 +88,8 @@ impl Auth {
 
     /// Returns the next payload to send.
     ///
-    /// The signature is made here, as late as possible, so that the server's `EXT_INFO`, which follows its NEWKEYS,
-    /// can still decide the hash.
+    /// The signature is made here, as late as possible, so that the server's `EXT_INFO`, which follows its
+    /// NEWKEYS, can still decide the hash.
     ///
     /// # Errors
     ///
@@ -240,8 +241,8 @@ impl Auth {
                 russh::keys::EcdsaCurve::NistP384 => &["ecdsa-sha2-nistp384"],
                 russh::keys::EcdsaCurve::NistP521 => &["ecdsa-sha2-nistp521"],
             },
-            // A server without `server-sig-algs` is older than RFC 8308; SHA-256 is the hash that RFC 8332 section 3
-            // recommends.
+            // A server without `server-sig-algs` is older than RFC 8308; SHA-256 is the hash that RFC 8332
+            // section 3 recommends.
             Algorithm::Rsa { .. } if self.accepted.is_none() => &[RSA_SHA2_256, RSA_SHA2_512],
             Algorithm::Rsa { .. } => &[RSA_SHA2_512, RSA_SHA2_256],
             _ => &[],
@@ -252,8 +253,8 @@ impl Auth {
                 .as_ref()
                 .is_none_or(|accepted| accepted.iter().any(|known| known == **name))
         };
-        // One request is sent even if the list has no algorithm of this key: the list may be wrong, and the server's
-        // own answer tells more than an error of ours.
+        // One request is sent even if the list has no algorithm of this key: the list may be wrong, and the
+        // server's own answer tells more than an error of ours.
         let first = fitting.iter().filter(fresh).find(announced);
         first.or_else(|| fitting.first().filter(fresh).filter(|_| self.tried.is_empty())).copied()
     }

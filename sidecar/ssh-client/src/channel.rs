@@ -50,7 +50,7 @@ impl OpenFailure {
 /// State of a channel. `remote` is the server's channel number.
 #[derive(Debug)]
 pub(crate) enum Phase {
-    /// The payload of CHANNEL_OPEN was not sent yet.
+    /// The payload of `CHANNEL_OPEN` was not sent yet.
     Unsent(Vec<u8>),
     /// Waiting for the server's answer; `abandoned` if the consumer closed the channel meanwhile.
     Opening {
@@ -79,7 +79,7 @@ pub(crate) struct Channel {
     pub(crate) phase: Phase,
     pub(crate) incoming: Incoming,
     pub(crate) outgoing: Outgoing,
-    /// In the queue of channels that have a CHANNEL_OPEN or a window adjustment to send.
+    /// In the queue of channels that have a `CHANNEL_OPEN` or a window adjustment to send.
     pub(crate) is_urgent: bool,
     /// In the queue of channels that have data, an EOF or a CLOSE to send.
     pub(crate) is_ready: bool,
@@ -193,8 +193,8 @@ impl Incoming {
 
     /// Stores data that was [admitted](Self::admit).
     ///
-    /// Copies it: if the packet's memory was kept instead, a channel with unread data would keep whole input buffers
-    /// alive, and its window would not bound its memory.
+    /// Copies it: if the packet's memory was kept instead, a channel with unread data would keep whole input
+    /// buffers alive, and its window would not bound its memory.
     pub(crate) fn push(&mut self, mut data: &[u8]) {
         while !data.is_empty() {
             let room = self.tail.capacity() - self.tail.len();
@@ -255,8 +255,8 @@ impl Incoming {
         credit
     }
 
-    /// Credit in bytes: what was consumed, plus the growth of the window. If the window has shrunk, at least half of
-    /// what was consumed: without any credit for a while the server would not send evenly.
+    /// Credit in bytes: what was consumed, plus the growth of the window. If the window has shrunk, at least
+    /// half of what was consumed: without any credit for a while the server would not send evenly.
     fn credit(&self) -> u32 {
         let room =
             self.window.size().saturating_sub(self.remaining).saturating_sub(self.unconsumed);
@@ -300,7 +300,7 @@ impl Outgoing {
         }
     }
 
-    /// Applies the server's CHANNEL_OPEN_CONFIRMATION.
+    /// Applies the server's `CHANNEL_OPEN_CONFIRMATION`.
     pub(crate) fn confirmed(&mut self, window: u32, max_packet: u32) -> Result<(), Error> {
         if max_packet == 0 {
             return Err(Error::protocol("channel with a maximum packet size of 0"));

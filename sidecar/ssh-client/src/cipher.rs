@@ -41,8 +41,8 @@ pub(crate) type Sealer = Keyed<chacha::SealingKey, StreamingEncryptingKey>;
 /// Opens incoming packets.
 pub(crate) type Opener = Keyed<chacha::OpeningKey, StreamingDecryptingKey>;
 
-/// A cipher with its keys. The type parameters are the keys for `ChaCha20` and for counter mode, whose types differ
-/// between sealing and opening.
+/// A cipher with its keys. The type parameters are the keys for `ChaCha20` and for counter mode, whose types
+/// differ between sealing and opening.
 pub(crate) enum Keyed<ChaCha, Ctr> {
     /// Before the first key exchange.
     Plain,

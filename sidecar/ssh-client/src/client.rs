@@ -162,8 +162,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`Error::ChannelsExhausted`], after which the connection continues; [`Error::Ended`] or the error that ended
-    /// the connection.
+    /// [`Error::ChannelsExhausted`], after which the connection continues; [`Error::Ended`] or the error that
+    /// ended the connection.
     pub fn open_direct_tcpip(
         &mut self,
         host: &str,
@@ -183,15 +183,15 @@ impl Client {
         self.connection.read(id, &mut self.events)
     }
 
-    /// Reports that `bytes` of the data that was read have been passed on; only now does the server get window credit
-    /// for them.
+    /// Reports that `bytes` of the data that was read have been passed on; only now does the server get
+    /// window credit for them.
     pub fn consumed(&mut self, id: ChannelId, bytes: usize) {
         self.connection.consumed(id, bytes);
     }
 
     /// Queues data for a channel and returns how many bytes were queued; the rest may be written again after
-    /// [`Event::Writable`]. Returns 0 after [`finish`](Self::finish) or [`close`](Self::close), and once the server
-    /// has closed the channel.
+    /// [`Event::Writable`]. Returns 0 after [`finish`](Self::finish) or [`close`](Self::close), and once the
+    /// server has closed the channel.
     #[must_use]
     pub fn write(&mut self, id: ChannelId, data: &[u8]) -> usize {
         self.connection.write(id, data)
@@ -213,7 +213,8 @@ impl Client {
         self.connection.close(id, &mut self.events);
     }
 
-    /// Ends the connection: [`poll_transmit`](Self::poll_transmit) gives the DISCONNECT message and then nothing more.
+    /// Ends the connection: [`poll_transmit`](Self::poll_transmit) gives the DISCONNECT message and then
+    /// nothing more.
     pub fn disconnect(&mut self) {
         if matches!(self.state, State::Running) {
             let disconnect =
@@ -222,16 +223,18 @@ impl Client {
         }
     }
 
-    /// Restarts the keepalive interval because the path below carries nothing at present, so the server's silence does
-    /// not mean that it is gone. Call it when [`Client::poll_timeout`] is due, before [`Client::handle_timeout`].
+    /// Restarts the keepalive interval because the path below carries nothing at present, so the server's
+    /// silence does not mean that it is gone. Call it when [`Client::poll_timeout`] is due, before
+    /// [`Client::handle_timeout`].
     pub fn excuse_silence(&mut self, now: Instant) {
         if let Some(keepalive) = &mut self.keepalive {
             keepalive.excuse(now);
         }
     }
 
-    /// Sets the longest round trip of the path below without its own queues; `None`, the default, while it is unknown.
-    /// Call it before input is handled: a channel's window follows from it and from the channel's rate.
+    /// Sets the longest round trip of the path below without its own queues; `None`, the default, while it is
+    /// unknown. Call it before input is handled: a channel's window follows from it and from the channel's
+    /// rate.
     pub fn set_round_trip(&mut self, round_trip: Option<Duration>) {
         self.connection.set_round_trip(round_trip);
     }
@@ -320,8 +323,8 @@ impl Client {
             && self.auth.is_done()
             && self.transport.may_send()
         {
-            // Before the login and during a key exchange no request can be sent, but the server owes a message anyway:
-            // then the interval counts as an unanswered request without one.
+            // Before the login and during a key exchange no request can be sent, but the server owes a
+            // message anyway: then the interval counts as an unanswered request without one.
             let mut request = vec![message::GLOBAL_REQUEST];
             request.put_string(b"keepalive@openssh.com");
             request.put_bool(true);
@@ -340,8 +343,8 @@ impl Client {
             return Ok(false);
         }
         if !self.auth.is_done() {
-            // Nothing else is sent between the authentication request and its answer: the server could not know whether
-            // it was sent before compression started or after.
+            // Nothing else is sent between the authentication request and its answer: the server could not
+            // know whether it was sent before compression started or after.
             let Some(session_id) = self.transport.session_id() else { return Ok(false) };
             let Some(payload) = self.auth.poll_transmit(now, session_id)? else { return Ok(false) };
             self.transport.writer.write(out, &payload, &[])?;

@@ -124,8 +124,8 @@ impl Inflater {
             }
             let taken = usize::try_from(self.stream.total_in() - before).map_err(|_| FAILED)?;
             input = input.get(taken..).unwrap_or_default();
-            // Stops only when no more output comes: even with all input taken and space left, the inflater may hold
-            // output back when its own window of 32 KiB wraps at that moment.
+            // Stops only when no more output comes: even with all input taken and space left, the inflater
+            // may hold output back when its own window of 32 KiB wraps at that moment.
             if taken == 0 && self.out.len() == written {
                 let damaged = Error::protocol("compressed packet is damaged");
                 return if input.is_empty() { Ok(&self.out) } else { Err(damaged) };
@@ -203,8 +203,8 @@ mod tests {
         assert!(send(&rows) < rows.len() / 2, "compressed again");
     }
 
-    /// Compresses as OpenSSH does: a packet ends with a partial flush of ten bits, which the inflater may have read
-    /// together with the last data.
+    /// Compresses as OpenSSH does: a packet ends with a partial flush of ten bits, which the inflater may
+    /// have read together with the last data.
     #[test]
     fn payloads_end_where_they_end_wherever_the_window_wraps() {
         let mut compress = Compress::new(flate2::Compression::default(), true);

@@ -21,12 +21,12 @@ pub struct Config {
     /// Largest receive window of each channel, in bytes: also the most memory that a channel with unread data
     /// takes. 512 KiB by default, at least 1 byte.
     pub window: u32,
-    /// Most data that the server may send in one packet, in bytes; 4 KiB by default, 1 byte to 128 KiB. Data can be
-    /// used only when its packet is complete, so on a slow path large packets make the server wait for
+    /// Most data that the server may send in one packet, in bytes; 4 KiB by default, 1 byte to 128 KiB. Data
+    /// can be used only when its packet is complete, so on a slow path large packets make the server wait for
     /// window credit.
     pub max_packet: u32,
-    /// Bytes in either direction after which keys are exchanged again; 1 GiB by default (RFC 4253 section 9), at least
-    /// 4 KiB.
+    /// Bytes in either direction after which keys are exchanged again; 1 GiB by default (RFC 4253 section 9),
+    /// at least 4 KiB.
     pub rekey_bytes: u64,
     /// Time after which keys are exchanged again; one hour by default (RFC 4253 section 9), 10 ms to a year.
     pub rekey_interval: Duration,
@@ -34,7 +34,8 @@ pub struct Config {
     /// none. OpenSSH's `ServerAliveInterval`.
     pub keepalive_interval: Option<Duration>,
     /// Unanswered keepalive requests after which the connection fails with
-    /// [`Error::KeepaliveTimeout`](crate::Error::KeepaliveTimeout); 3 by default, as OpenSSH's `ServerAliveCountMax`.
+    /// [`Error::KeepaliveTimeout`](crate::Error::KeepaliveTimeout); 3 by default, as OpenSSH's
+    /// `ServerAliveCountMax`.
     pub keepalive_max: u32,
     /// Bytes that [`Client::write`](crate::Client::write) queues for each channel; 256 KiB by default, at least
     /// 1 byte.

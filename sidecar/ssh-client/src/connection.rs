@@ -24,8 +24,8 @@ pub(crate) struct Connection {
     /// By our channel number.
     channels: BTreeMap<u32, Channel>,
     next_id: u32,
-    /// Channels with a CHANNEL_OPEN or a window adjustment to send. These are sent before all data, so that no channel's
-    /// credit waits behind the data of others.
+    /// Channels with a `CHANNEL_OPEN` or a window adjustment to send. These are sent before all data, so that
+    /// no channel's credit waits behind the data of others.
     urgent: VecDeque<u32>,
     /// Channels with data, EOF or CLOSE to send, one packet each in turn (round-robin).
     ready: VecDeque<u32>,
@@ -367,7 +367,8 @@ impl Connection {
         channel.incoming.admit(data.len())?;
         channel.incoming.observe(data.len(), now, round_trip);
         if extended || matches!(channel.phase, Phase::CloseQueued { .. } | Phase::CloseSent) {
-            // Discarded: a forwarded connection has no second stream, and a consumer that has closed reads no more.
+            // Discarded: a forwarded connection has no second stream, and a consumer that has closed reads no
+            // more.
             channel.incoming.consumed(data.len());
         } else if !data.is_empty() {
             channel.incoming.push(data);
@@ -461,8 +462,8 @@ impl Connection {
         }
     }
 
-    /// Emits the events for EOF and close once all data before them was read, and frees a channel that is closed on
-    /// both sides.
+    /// Emits the events for EOF and close once all data before them was read, and frees a channel that is
+    /// closed on both sides.
     fn settle(&mut self, id: u32, events: &mut VecDeque<Event>) {
         let Some(channel) = self.channels.get_mut(&id) else { return };
         if !channel.incoming.is_empty() {
@@ -491,7 +492,8 @@ fn head(number: u8, remote: u32) -> Vec<u8> {
     payload
 }
 
-/// Most answers that wait to be sent. A limit of ours: sshd sends one request at a time, so only a flood reaches it.
+/// Most answers that wait to be sent. A limit of ours: sshd sends one request at a time, so only a flood
+/// reaches it.
 const MAX_REPLIES: usize = 1024;
 
 /// `SSH_OPEN_ADMINISTRATIVELY_PROHIBITED` (RFC 4254 section 5.1).

@@ -1,7 +1,7 @@
 //! The functions that the fuzz targets call.
 //!
-//! One target starts at the first byte. Another starts after the login and without encryption, so that random bytes
-//! reach the connection layer. Compiled for fuzzing, and for tests, which run the stored corpora.
+//! One target starts at the first byte. Another starts after the login and without encryption, so that random
+//! bytes reach the connection layer. Compiled for fuzzing, and for tests, which run the stored corpora.
 
 use std::{
     sync::Arc,

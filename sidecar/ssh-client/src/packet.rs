@@ -135,8 +135,8 @@ impl PacketReader {
         }
     }
 
-    /// Removes the next packet from the input and returns its payload, which is not empty; `None` until a whole packet
-    /// was received.
+    /// Removes the next packet from the input and returns its payload, which is not empty; `None` until a
+    /// whole packet was received.
     ///
     /// # Errors
     ///

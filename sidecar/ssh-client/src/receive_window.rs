@@ -1,9 +1,9 @@
 //! The size of a channel's receive window: how much the server may send on it ahead of the consumer.
 //!
-//! All channels of a connection share one queue on the path. If the path is slower than the server, data sent ahead
-//! on one channel delays all others: 512 KiB at 0.8 MB/s add 650 ms to each query on another channel. So the
-//! window of a channel that carries bulk data is limited to what arrives on it in one round trip and little more
-//! (its bandwidth-delay product); any other keeps room for a whole answer.
+//! All channels of a connection share one queue on the path. If the path is slower than the server, data sent
+//! ahead on one channel delays all others: 512 KiB at 0.8 MB/s add 650 ms to each query on another channel.
+//! So the window of a channel that carries bulk data is limited to what arrives on it in one round trip and
+//! little more (its bandwidth-delay product); any other keeps room for a whole answer.
 
 use std::time::{Duration, Instant};
 
@@ -91,15 +91,15 @@ impl ReceiveWindow {
 
     /// Least credit for which a window adjustment is sent, in bytes.
     ///
-    /// Small if little arrives: sshd uses Nagle's algorithm, so it waits for TCP acknowledgements from the SSM agent,
-    /// which are delayed by 40 ms unless data is sent the other way.
+    /// Small if little arrives: sshd uses Nagle's algorithm, so it waits for TCP acknowledgements from the
+    /// SSM agent, which are delayed by 40 ms unless data is sent the other way.
     pub(crate) fn min_credit(&self) -> u32 {
         let soon = in_time(self.best, MAX_CREDIT_DELAY).min(self.size / 8);
         soon.max(LEAST_CREDIT).min(self.size.div_ceil(2))
     }
 
-    /// Notes that `bytes` have arrived. `round_trip` is the longest round trip of the path without its queues; while it
-    /// is unknown, the window has its largest size.
+    /// Notes that `bytes` have arrived. `round_trip` is the longest round trip of the path without its
+    /// queues; while it is unknown, the window has its largest size.
     pub(crate) fn on_data(&mut self, bytes: u32, now: Instant, round_trip: Option<Duration>) {
         let recent = Recent { began: now, bytes: 0, before: 0 };
         self.recent.get_or_insert(recent).add(bytes, now);

@@ -331,7 +331,8 @@ impl Transport {
                 self.reader.switch(*opener, self.authenticated && compressed, session.strict);
                 self.exchange = Exchange::Idle { session, rekey_due: now + self.rekey_interval };
             }
-            // Also while an exchange has only started: the server may have sent this before it received our KEXINIT.
+            // Also while an exchange has only started: the server may have sent this before it received our
+            // KEXINIT.
             (
                 state @ (Exchange::Idle { .. }
                 | Exchange::Started { server: Server::Proven(_), .. }),
@@ -473,8 +474,8 @@ fn is_method_specific(number: u8) -> bool {
 /// numbers repeat, which is after 2^32.
 const MAX_PACKETS: u64 = 1 << 31;
 
-/// Least volume between exchanges, in bytes: more than an exchange itself takes, so that it does not cause the next
-/// one.
+/// Least volume between exchanges, in bytes: more than an exchange itself takes, so that it does not cause
+/// the next one.
 const MIN_REKEY_BYTES: u64 = 4 * 1024;
 
 /// Least time between exchanges. A limit of ours.

@@ -155,8 +155,8 @@ pub(crate) fn quoted(text: &[u8]) -> String {
     escaped(text, QUOTED_CHARACTERS)
 }
 
-/// Whether a character changes the direction of text (Unicode Standard Annex 9 section 2), which can make a log line
-/// read as something else.
+/// Whether a character changes the direction of text (Unicode Standard Annex 9 section 2), which can make a
+/// log line read as something else.
 fn is_direction_mark(character: char) -> bool {
     matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
