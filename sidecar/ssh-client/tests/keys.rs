@@ -1,4 +1,4 @@
-//! Private keys as `ssh-keygen` and `openssl` make them, and as people paste them.
+//! Private keys as `ssh-keygen` and `openssl` write them, and as copy and paste damages them.
 #![expect(clippy::disallowed_methods, reason = "these run on real time")]
 #![expect(clippy::unwrap_used, reason = "what fails here fails its test")]
 
@@ -76,7 +76,7 @@ fn key_whose_passphrase_takes_hours_to_try_is_refused_at_once() {
         assert_eq!(load_private_key(text, Some(PASSPHRASE)).err(), Some(KeyError::Costly));
     };
 
-    // OpenSSH's own: the last four bytes of the options are the rounds, 24 by default.
+    // OpenSSH's format: the last four bytes of the options are the number of rounds, 24 by default.
     let path = dir.path().join("openssh");
     keygen(&["-q", "-t", "ed25519", "-a", "24", "-N", PASSPHRASE, "-f"], &path);
     let text = std::fs::read_to_string(&path).unwrap();
@@ -87,7 +87,7 @@ fn key_whose_passphrase_takes_hours_to_try_is_refused_at_once() {
     content[rounds..][..4].copy_from_slice(&0x7fff_ffff_u32.to_be_bytes());
     refused(&format!("{begin}\n{}\n{end}\n", STANDARD.encode(&content)));
 
-    // PKCS#8 by openssl, which is as slow to make as to open: the number is raised here.
+    // PKCS#8 by openssl. Encrypting takes as long as decrypting, so the number of iterations is changed here.
     let path = dir.path().join("pkcs8");
     openssl(&path, "genpkey -algorithm ED25519 -aes-256-cbc -pass pass:correct");
     let text = std::fs::read_to_string(&path).unwrap();
@@ -104,13 +104,13 @@ fn key_whose_passphrase_takes_hours_to_try_is_refused_at_once() {
             ),
             Err(KeyError::PassphraseWrong)
         ),
-        "32,512 are few enough to be tried"
+        "32,512 iterations are few enough to be tried"
     );
     let longer =
         [&content[..iterations], &[2, 4, 0x7f, 0, 0, 0], &content[iterations + 4..]].concat();
     refused(&format!("{begin}\n{}\n{end}\n", STANDARD.encode(&longer)));
 
-    // Memory, in PuTTY's.
+    // PuTTY's format: memory.
     let putty = "PuTTY-User-Key-File-3: ssh-ed25519\nEncryption: aes256-cbc\nComment: x\n\
                  Public-Lines: 1\nAAAA\nKey-Derivation: Argon2id\nArgon2-Memory: 4194304\n\
                  Argon2-Passes: 1\nArgon2-Parallelism: 1\nArgon2-Salt: 00\nPrivate-Lines: 1\nAAAA\n\
@@ -156,7 +156,7 @@ fn keys_of_openssl_are_read() {
 }
 
 #[test]
-fn what_pasting_does_to_a_key_is_undone() {
+fn damage_of_copy_and_paste_is_repaired() {
     let dir = tempfile::tempdir().unwrap();
     let openssh = dir.path().join("openssh");
     keygen(&["-q", "-t", "ed25519", "-N", "", "-f"], &openssh);
@@ -187,7 +187,7 @@ fn what_pasting_does_to_a_key_is_undone() {
 }
 
 #[test]
-fn what_is_not_a_private_key_is_called_by_its_name_and_never_quoted() {
+fn text_that_is_no_private_key_is_named_and_never_quoted() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("key");
     keygen(&["-q", "-t", "ed25519", "-N", "", "-f"], &path);
