@@ -1,15 +1,15 @@
 //! An SSH client for port forwarding, as a state machine without IO.
 //!
 //! Nothing here reads a clock or a socket: bytes and time come in; bytes, events and deadlines come out. Only
-//! randomness is drawn inside, for ephemeral keys, the cookie of each key exchange and padding. So the same calls
-//! lead to the same events, though not to the same bytes.
+//! random numbers are generated inside: for ephemeral keys, the cookie of each key exchange and padding. So the
+//! same calls lead to the same events, though not to the same bytes.
 //!
 //! # What of SSH is implemented
 //!
 //! - Transport (RFC 4253): key exchange by `mlkem768x25519-sha256`, X25519 or ECDH on the NIST curves; AES-GCM,
 //!   ChaCha20-Poly1305, or AES-CTR with HMAC-SHA-2; host keys and pins of types Ed25519, ECDSA and RSA with SHA-2;
-//!   rekeying by volume, by time and on the server's request. OpenSSH's strict key exchange, always offered;
-//!   `server-sig-algs` (RFC 8308).
+//!   rekeying by volume, by time and on the server's request; OpenSSH's strict key exchange; `server-sig-algs`
+//!   (RFC 8308).
 //! - Compression `zlib@openssh.com`, which starts after the login.
 //! - Authentication (RFC 4252) by `publickey` alone, with private keys in every usual format.
 //! - Connection (RFC 4254): `direct-tcpip` channels with half-close, and keepalive requests.
@@ -32,8 +32,8 @@
 //!
 //! - Every length, window, queue and count that the server can influence is bounded; text from the server is
 //!   escaped and cut. There is no `unsafe` code, and lints forbid indexing and `unwrap`.
-//! - Strict key exchange closes prefix truncation (Terrapin, CVE-2023-48795). Compression starts only after the
-//!   login, and a packet may inflate to 256 KiB.
+//! - Strict key exchange prevents prefix truncation (Terrapin, CVE-2023-48795), if the server supports it, too.
+//!   Compression starts only after the login, and a packet may inflate to 256 KiB at most.
 //! - It is fuzzed by three targets (`fuzz/`): input from the first byte, calls and messages after the login, and
 //!   keys and pins. The tests run their corpora.
 //! - `src/tests/hostile.rs` has a server that breaks the rules: each violation must end in an error, none in
@@ -49,15 +49,15 @@
 //!    passed.
 //! 2. Take every [`Event`] from [`Client::poll_event`]; for each channel, [`Client::read`] data, report
 //!    [`Client::consumed`] once it was passed on, and [`Client::write`] what is to be sent.
-//! 3. Send what [`Client::poll_transmit`] gives, in pieces as large as the path below wants.
+//! 3. Send what [`Client::poll_transmit`] gives, in pieces whose size suits the path below.
 //!
 //! After an error from any of these calls, `poll_transmit` still gives a DISCONNECT message if the server can read
 //! one; nothing else works any more.
 //!
 //! ```text
 //! identification ─▶ key exchange ─▶ authentication ─▶ connection (channels)
-//!                        ▲ by volume, by time, or as the server wishes │
-//!                        └──────────────────────────────────────────────┘
+//!                        ▲ by volume, by time, or at the server's request │
+//!                        └────────────────────────────────────────────────┘
 //! ```
 //!
 //! # Flow control
