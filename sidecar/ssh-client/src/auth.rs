@@ -1,4 +1,4 @@
-//! Login with a key (RFC 4252 sections 5 and 7, RFC 8332).
+//! Authentication with a private key: the method `publickey` (RFC 4252 sections 5 and 7, RFC 8332).
 
 use std::{
     sync::Arc,
@@ -14,23 +14,26 @@ use russh::keys::{
 
 use crate::{
     error::Error,
-    wire::{Put, Reader, message, presentable, quoted},
+    wire::{Put, Reader, escaped, message, quoted},
 };
 
-/// The login.
+/// The state of authentication.
 ///
-/// The request goes out with its signature at once: asking first whether the key would do costs a
-/// round trip and saves nothing, as there is only one key. Nor does it wait for the service to be
-/// accepted, but for [`HEAD_START`], in which that is on its way: sshd leaves Nagle's algorithm on
-/// until a session starts, so its second answer waits until the first is acknowledged. Where both
-/// requests come at once nothing acknowledges that for 40 ms, Linux' longest delay; the login
-/// request does so if it comes behind it.
+/// The first request is already signed: asking first whether the server would accept the key costs a round
+/// trip and saves nothing, as there is only one key.
+///
+/// The request does not wait for `SERVICE_ACCEPT` either, but only for [`HEAD_START`] after the service
+/// request. The reason for the pause: sshd uses Nagle's algorithm until a session starts, so its second
+/// answer waits until the first is acknowledged. If both requests arrived together, nothing would acknowledge
+/// the first answer for 40 ms, Linux' longest delayed acknowledgement; the authentication request does, if it
+/// arrives after it.
 #[derive(Debug)]
 pub(crate) struct Auth {
     user: String,
     key: Arc<PrivateKey>,
-    /// `server-sig-algs`, once the server has told them.
+    /// `server-sig-algs` of the server's `EXT_INFO`, if it sent one (RFC 8308 section 3.1).
     accepted: Option<Vec<String>>,
+    /// Signature algorithms of the requests so far.
     tried: Vec<&'static str>,
     banners: usize,
     step: Step,
@@ -38,22 +41,22 @@ pub(crate) struct Auth {
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Step {
-    /// Keys are not exchanged yet.
-    Early,
-    /// The service request is to be sent.
+    /// Waiting for the first key exchange.
+    KeyExchange,
+    /// The service request must be sent.
     Service,
-    /// It went out, and the server has until then to accept it.
+    /// The service request was sent; waiting for its answer, at most until then.
     Accept {
         until: Instant,
     },
-    /// The login request is to be signed and sent.
+    /// The authentication request must be signed and sent.
     Request,
-    /// The server's answer is awaited.
+    /// Waiting for the answer to it.
     Waiting,
     Done,
 }
 
-/// What a message of the server has led to.
+/// Result of a message of the server.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) enum Progress {
     Nothing,
@@ -63,17 +66,17 @@ pub(crate) enum Progress {
 
 impl Auth {
     pub(crate) fn new(user: String, key: Arc<PrivateKey>) -> Self {
-        Self { user, key, accepted: None, tried: Vec::new(), banners: 0, step: Step::Early }
+        Self { user, key, accepted: None, tried: Vec::new(), banners: 0, step: Step::KeyExchange }
     }
 
-    /// Starts; keys have been exchanged.
+    /// Starts authentication, after the first key exchange.
     pub(crate) fn begin(&mut self) {
-        if self.step == Step::Early {
+        if self.step == Step::KeyExchange {
             self.step = Step::Service;
         }
     }
 
-    /// Behaves as if the login were over.
+    /// Enters the state after authentication.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn skip(&mut self) {
         self.step = Step::Done;
@@ -85,8 +88,8 @@ impl Auth {
 
     /// Returns the next payload to send.
     ///
-    /// The signature is made here, as late as possible, so that the server's `EXT_INFO`, which comes
-    /// right behind its NEWKEYS, can still choose the hash.
+    /// The signature is made here, as late as possible, so that the server's `EXT_INFO`, which follows its
+    /// NEWKEYS, can still decide the hash.
     ///
     /// # Errors
     ///
@@ -107,7 +110,7 @@ impl Auth {
                 self.step = Step::Waiting;
                 self.request(session_id).map(Some)
             }
-            Step::Early | Step::Accept { .. } | Step::Waiting | Step::Done => Ok(None),
+            Step::KeyExchange | Step::Accept { .. } | Step::Waiting | Step::Done => Ok(None),
         }
     }
 
@@ -116,7 +119,7 @@ impl Auth {
         if let Step::Accept { until } = self.step { Some(until) } else { None }
     }
 
-    /// Goes on without an answer once that has taken its time.
+    /// Continues without the answer to the service request once [`HEAD_START`] has passed.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         if self.poll_timeout().is_some_and(|until| now >= until) {
             self.step = Step::Request;
@@ -138,7 +141,7 @@ impl Auth {
         Ok(())
     }
 
-    /// Handles a message of the login.
+    /// Handles a message of the authentication layer.
     ///
     /// # Errors
     ///
@@ -159,7 +162,7 @@ impl Auth {
                     }
                     other => {
                         let name = quoted(other);
-                        Err(Error::protocol(format!("service `{name}` was not asked for")))
+                        Err(Error::protocol(format!("service `{name}` was not requested")))
                     }
                 }
             }
@@ -188,9 +191,9 @@ impl Auth {
                 }
                 let mut reader = Reader::new(payload, "USERAUTH_BANNER");
                 reader.u8()?;
-                Ok(Progress::Banner(presentable(reader.string()?, BANNER_CHARACTERS)))
+                Ok(Progress::Banner(escaped(reader.string()?, BANNER_CHARACTERS)))
             }
-            _ => Err(Error::protocol(format!("message {number} does not belong to the login"))),
+            _ => Err(Error::protocol(format!("message {number} is not allowed during the login"))),
         }
     }
 
@@ -229,7 +232,7 @@ impl Auth {
         Ok(payload)
     }
 
-    /// Chooses the signature algorithm for the next try; `None` if all have been tried.
+    /// Chooses the signature algorithm of the next request; `None` if all were tried.
     fn next_algorithm(&self) -> Option<&'static str> {
         let fitting: &[&'static str] = match self.key.algorithm() {
             Algorithm::Ed25519 => &["ssh-ed25519"],
@@ -238,8 +241,8 @@ impl Auth {
                 russh::keys::EcdsaCurve::NistP384 => &["ecdsa-sha2-nistp384"],
                 russh::keys::EcdsaCurve::NistP521 => &["ecdsa-sha2-nistp521"],
             },
-            // Servers that tell nothing are older than RFC 8308; SHA-256 is the hash that
-            // RFC 8332 recommends them to have.
+            // A server without `server-sig-algs` is older than RFC 8308; SHA-256 is the hash that RFC 8332
+            // section 3 recommends.
             Algorithm::Rsa { .. } if self.accepted.is_none() => &[RSA_SHA2_256, RSA_SHA2_512],
             Algorithm::Rsa { .. } => &[RSA_SHA2_512, RSA_SHA2_256],
             _ => &[],
@@ -250,8 +253,8 @@ impl Auth {
                 .as_ref()
                 .is_none_or(|accepted| accepted.iter().any(|known| known == **name))
         };
-        // A list without any algorithm of this key is no reason not to try: it may be wrong, and
-        // the server's own answer says more to the reader than ours would.
+        // One request is sent even if the list has no algorithm of this key: the list may be wrong, and the
+        // server's own answer tells more than an error of ours.
         let first = fitting.iter().filter(fresh).find(announced);
         first.or_else(|| fitting.first().filter(fresh).filter(|_| self.tried.is_empty())).copied()
     }
@@ -265,24 +268,25 @@ fn names(list: &str) -> Vec<String> {
         .collect()
 }
 
-/// What sshd gets to accept the service before the login request comes: it takes well below a
-/// millisecond on an idle machine. Lost where the round trip is longer, as it mostly is.
+/// Time between the service request and the authentication request: sshd needs well below a millisecond to accept
+/// the service on an idle machine. With a longer round trip, as is usual, the login takes this much longer.
 const HEAD_START: Duration = Duration::from_millis(4);
 
+/// Name of the authentication method (RFC 4252 section 7).
 const PUBLICKEY: &str = "publickey";
 
 const RSA_SHA2_256: &str = "rsa-sha2-256";
 
 const RSA_SHA2_512: &str = "rsa-sha2-512";
 
-/// Banners that are shown; a limit of ours, servers send one.
+/// Most banners. A limit of ours: servers send one.
 const MAX_BANNERS: usize = 16;
 
-/// Characters of a banner that are shown.
+/// Most characters of a banner; the rest is cut. A limit of ours.
 const BANNER_CHARACTERS: usize = 2_000;
 
-/// Extensions that are looked at.
+/// Most extensions of `EXT_INFO` that are read. A limit of ours.
 const MAX_EXTENSIONS: u32 = 64;
 
-/// Methods of the server that are repeated in an error.
+/// Most authentication methods of the server in an error. A limit of ours.
 const MAX_METHODS: usize = 16;

@@ -1,4 +1,4 @@
-//! One channel (RFC 4254 section 5): its windows, its buffers, and how far it is opened and closed.
+//! One channel (RFC 4254 section 5): its state, windows and buffers.
 
 use std::{
     collections::VecDeque,
@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::{error::Error, receive_window::ReceiveWindow};
 
-/// Names a channel; never given twice in the life of a [`Client`](crate::Client).
+/// Identifies a channel. Not used again by the same [`Client`](crate::Client).
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct ChannelId(pub(crate) u32);
 
@@ -23,15 +23,15 @@ impl fmt::Display for ChannelId {
 /// Why a server refused to open a channel (RFC 4254 section 5.1).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum OpenFailure {
-    /// Its configuration forbids it (`AllowTcpForwarding`, `PermitOpen`).
+    /// Its configuration forbids it: `AllowTcpForwarding`, `PermitOpen` or the key's options.
     AdministrativelyProhibited,
-    /// It could not connect to the target.
+    /// The server could not connect to the target.
     ConnectFailed,
-    /// It does not know this type of channel.
+    /// The server does not know this type of channel.
     UnknownChannelType,
-    /// It lacks resources.
+    /// The server lacks resources.
     ResourceShortage,
-    /// Another reason, by its number.
+    /// Another reason code.
     Other(u32),
 }
 
@@ -47,22 +47,29 @@ impl OpenFailure {
     }
 }
 
-/// How far a channel is opened and closed.
+/// State of a channel. `remote` is the server's channel number.
 #[derive(Debug)]
 pub(crate) enum Phase {
-    /// The request, which is still to be sent.
+    /// The payload of `CHANNEL_OPEN` was not sent yet.
     Unsent(Vec<u8>),
-    /// The server's answer is awaited; `abandoned` if the consumer has closed meanwhile.
-    Opening { abandoned: bool },
-    /// Open; `remote` is the server's number.
-    Open { remote: u32 },
-    /// The consumer has closed; our CLOSE is still to be sent.
-    Leaving { remote: u32 },
-    /// The server has closed; our CLOSE is still to be sent.
-    Left { remote: u32 },
-    /// Our CLOSE was sent, the server's is awaited.
-    Closing,
-    /// Both have passed; what has not been read stays until it is.
+    /// Waiting for the server's answer; `abandoned` if the consumer closed the channel meanwhile.
+    Opening {
+        abandoned: bool,
+    },
+    Open {
+        remote: u32,
+    },
+    /// The consumer closed the channel; CLOSE must be sent, and the server's has not arrived.
+    CloseQueued {
+        remote: u32,
+    },
+    /// The server's CLOSE has arrived; ours must be sent.
+    CloseReceived {
+        remote: u32,
+    },
+    /// CLOSE was sent; waiting for the server's.
+    CloseSent,
+    /// CLOSE was sent and received. Unread data is kept until it is read.
     Closed,
 }
 
@@ -72,9 +79,9 @@ pub(crate) struct Channel {
     pub(crate) phase: Phase,
     pub(crate) incoming: Incoming,
     pub(crate) outgoing: Outgoing,
-    /// Stands in the queue for an opening or a window adjustment.
+    /// In the queue of channels that have a `CHANNEL_OPEN` or a window adjustment to send.
     pub(crate) is_urgent: bool,
-    /// Stands in the queue of those that have data, an EOF or a CLOSE to send.
+    /// In the queue of channels that have data, an EOF or a CLOSE to send.
     pub(crate) is_ready: bool,
 }
 
@@ -94,17 +101,17 @@ impl Channel {
         }
     }
 
-    /// The server's number, while something may be sent on the channel.
+    /// The server's channel number, while messages may be sent on the channel.
     pub(crate) fn remote(&self) -> Option<u32> {
         match self.phase {
-            Phase::Open { remote } | Phase::Leaving { remote } | Phase::Left { remote } => {
-                Some(remote)
-            }
+            Phase::Open { remote }
+            | Phase::CloseQueued { remote }
+            | Phase::CloseReceived { remote } => Some(remote),
             _ => None,
         }
     }
 
-    /// Whether it carries data in bulk at this time, in either direction.
+    /// Whether it carries bulk data now, in either direction.
     pub(crate) fn is_in_bulk(&self, now: Instant) -> bool {
         self.remote().is_some()
             && (self.incoming.window.is_in_bulk(now) || self.outgoing.is_in_bulk())
@@ -117,7 +124,7 @@ impl Channel {
                 self.outgoing.sendable() > 0
                     || self.outgoing.end == End::Wanted && self.outgoing.is_drained()
             }
-            Phase::Leaving { .. } | Phase::Left { .. } => true,
+            Phase::CloseQueued { .. } | Phase::CloseReceived { .. } => true,
             _ => false,
         }
     }
@@ -128,19 +135,20 @@ impl Channel {
 pub(crate) struct Incoming {
     window: ReceiveWindow,
     max_packet: u32,
-    /// What the server may still send.
+    /// Bytes that the server may still send.
     remaining: u32,
-    /// What the consumer has not consumed.
+    /// Bytes that have arrived and were not consumed.
     unconsumed: u32,
-    /// What was consumed since credit was last given.
+    /// Bytes consumed since credit was last given.
     consumed: u32,
+    /// Stored data: whole chunks, then the one that is being filled.
     full: VecDeque<Bytes>,
     tail: BytesMut,
     /// The server's EOF has arrived.
     pub(crate) ended: bool,
-    /// The consumer has been told of data since it last emptied the buffer.
+    /// `Event::Readable` was emitted since the consumer last emptied the buffer.
     pub(crate) announced: bool,
-    /// The consumer has been told of the EOF.
+    /// `Event::Eof` was emitted.
     pub(crate) end_announced: bool,
 }
 
@@ -160,26 +168,33 @@ impl Incoming {
         }
     }
 
-    /// Checks that data of `length` bytes is allowed, and counts it.
+    /// Checks that the server may send `length` bytes, and counts them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Protocol`] if not.
     pub(crate) fn admit(&mut self, length: usize) -> Result<(), Error> {
         let length = u32::try_from(length).unwrap_or(u32::MAX);
         if self.ended {
-            return Err(Error::protocol("data behind the EOF of its channel"));
+            return Err(Error::protocol("data after the channel's EOF"));
         }
         if length > self.max_packet {
-            return Err(Error::protocol(format!("{length} bytes of data in one packet")));
+            let limit = self.max_packet;
+            return Err(Error::protocol(format!(
+                "{length} bytes of data in one packet, {limit} are allowed"
+            )));
         }
         self.remaining = self.remaining.checked_sub(length).ok_or_else(|| {
-            Error::protocol(format!("{length} bytes of data where {} are allowed", self.remaining))
+            Error::protocol(format!("{length} bytes of data in a window of {}", self.remaining))
         })?;
         self.unconsumed += length;
         Ok(())
     }
 
-    /// Stores admitted data.
+    /// Stores data that was [admitted](Self::admit).
     ///
-    /// It is copied, though a packet's own memory could be kept: then an unread channel would hold
-    /// on to whole input buffers, and its window would not bound its memory.
+    /// Copies it: if the packet's memory was kept instead, a channel with unread data would keep whole input
+    /// buffers alive, and its window would not bound its memory.
     pub(crate) fn push(&mut self, mut data: &[u8]) {
         while !data.is_empty() {
             let room = self.tail.capacity() - self.tail.len();
@@ -196,7 +211,7 @@ impl Incoming {
         }
     }
 
-    /// Takes stored data, `None` if there is none.
+    /// Removes stored data, `None` if there is none.
     pub(crate) fn pop(&mut self) -> Option<Bytes> {
         let tail =
             |tail: &mut BytesMut| Some(tail.split().freeze()).filter(|data| !data.is_empty());
@@ -207,32 +222,32 @@ impl Incoming {
         self.full.is_empty() && self.tail.is_empty()
     }
 
-    /// Drops what is stored.
+    /// Drops the stored data.
     pub(crate) fn discard(&mut self) {
         self.full.clear();
         self.tail = BytesMut::new();
     }
 
-    /// Notes that the consumer is done with `bytes`; more than it has got count as all.
+    /// Notes that the consumer has consumed `bytes`, at most all that has arrived.
     pub(crate) fn consumed(&mut self, bytes: usize) {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.unconsumed);
         self.unconsumed -= bytes;
         self.consumed += bytes;
     }
 
-    /// Notes when data has arrived, and what a round trip on the path takes, for the size of the window.
+    /// Adapts the size of the window to data that has arrived.
     pub(crate) fn observe(&mut self, length: usize, now: Instant, round_trip: Option<Duration>) {
         self.window.on_data(u32::try_from(length).unwrap_or(u32::MAX), now, round_trip);
     }
 
-    /// Whether credit should be given: not for every byte, but before the server stalls.
+    /// Whether a window adjustment should be sent: not for every byte, but before the server must wait.
     pub(crate) fn adjustment_due(&self) -> bool {
         let credit = self.credit();
         let nearly_shut = self.remaining < self.max_packet && credit >= self.max_packet;
-        credit > 0 && !self.ended && (credit >= self.window.grain() || nearly_shut)
+        credit > 0 && !self.ended && (credit >= self.window.min_credit() || nearly_shut)
     }
 
-    /// Gives the credit and returns it.
+    /// Gives the credit that is due and returns it, in bytes.
     pub(crate) fn adjust(&mut self) -> u32 {
         let credit = self.credit();
         self.remaining += credit;
@@ -240,8 +255,8 @@ impl Incoming {
         credit
     }
 
-    /// What the window has room for: what was consumed, and what it has grown by. Where it has become smaller
-    /// at least half of what was consumed: a server that hears nothing for a while does not send on evenly.
+    /// Credit in bytes: what was consumed, plus the growth of the window. If the window has shrunk, at least
+    /// half of what was consumed: without any credit for a while the server would not send evenly.
     fn credit(&self) -> u32 {
         let room =
             self.window.size().saturating_sub(self.remaining).saturating_sub(self.unconsumed);
@@ -254,19 +269,22 @@ impl Incoming {
 pub(crate) struct Outgoing {
     queue: BytesMut,
     limit: usize,
-    /// What the server still allows.
+    /// Bytes that the server still allows.
     window: u32,
     max_packet: u32,
     pub(crate) end: End,
-    /// The consumer found no room and is to be told when there is.
-    starved: bool,
+    /// The queue was full for the consumer, so `Event::Writable` is due once it has space.
+    blocked: bool,
 }
 
-/// Whether the end of our data is to be told.
+/// State of the end of our data.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum End {
+    /// More data may be queued.
     Open,
+    /// EOF must be sent after the queued data.
     Wanted,
+    /// EOF was sent, or no more data can be.
     Sent,
 }
 
@@ -278,53 +296,53 @@ impl Outgoing {
             window: 0,
             max_packet: 0,
             end: End::Open,
-            starved: false,
+            blocked: false,
         }
     }
 
-    /// Takes over what the server allows from its confirmation.
+    /// Applies the server's `CHANNEL_OPEN_CONFIRMATION`.
     pub(crate) fn confirmed(&mut self, window: u32, max_packet: u32) -> Result<(), Error> {
         if max_packet == 0 {
-            return Err(Error::protocol("channel without room in a packet"));
+            return Err(Error::protocol("channel with a maximum packet size of 0"));
         }
         (self.window, self.max_packet) = (window, max_packet);
         Ok(())
     }
 
-    /// Notes that the server allows more.
-    pub(crate) fn widened(&mut self, bytes: u32) -> Result<(), Error> {
-        let wider = self.window.checked_add(bytes);
-        self.window = wider.ok_or_else(|| Error::protocol("window grows beyond 2^32 - 1"))?;
+    /// Applies the server's window adjustment.
+    pub(crate) fn adjusted(&mut self, bytes: u32) -> Result<(), Error> {
+        let window = self.window.checked_add(bytes);
+        self.window = window.ok_or_else(|| Error::protocol("window grows beyond 2^32 - 1"))?;
         Ok(())
     }
 
-    /// Room in the queue.
+    /// Space in the queue, in bytes.
     pub(crate) fn room(&self) -> usize {
         if self.end == End::Open { self.limit.saturating_sub(self.queue.len()) } else { 0 }
     }
 
-    /// Takes as much of `data` as there is room for.
+    /// Queues as much of `data` as there is space for; returns how much, in bytes.
     pub(crate) fn push(&mut self, data: &[u8]) -> usize {
         let taken = self.room().min(data.len());
         self.queue.extend_from_slice(data.get(..taken).unwrap_or_default());
-        self.starved |= taken < data.len() || self.room() == 0;
+        self.blocked |= taken < data.len() || self.room() == 0;
         taken
     }
 
-    /// Drops what is queued; nothing more is taken.
+    /// Drops the queued data and accepts no more.
     pub(crate) fn discard(&mut self) {
         self.queue = BytesMut::new();
         self.end = End::Sent;
-        self.starved = false;
+        self.blocked = false;
     }
 
-    /// Bytes that the next packet can carry.
+    /// Number of bytes that the next packet can carry.
     pub(crate) fn sendable(&self) -> usize {
         let allowed = self.window.min(self.max_packet).min(MAX_DATA);
         self.queue.len().min(usize::try_from(allowed).unwrap_or(usize::MAX))
     }
 
-    /// The next bytes, to be [advanced](Self::advance) over once they are in a packet.
+    /// The bytes for the next packet; [`advance`](Self::advance) removes them.
     pub(crate) fn front(&self) -> &[u8] {
         self.queue.get(..self.sendable()).unwrap_or_default()
     }
@@ -337,7 +355,7 @@ impl Outgoing {
         }
     }
 
-    /// More is queued than a packet carries, and the server takes it.
+    /// Whether more is queued than a packet carries, and the server's window is open.
     fn is_in_bulk(&self) -> bool {
         self.queue.len() > self.sendable() && self.window > 0
     }
@@ -346,22 +364,23 @@ impl Outgoing {
         self.queue.is_empty()
     }
 
-    /// Tells once that a starved consumer has room again: half of the queue.
+    /// Returns `true` once when half of the queue is free again after it was full for the consumer.
     pub(crate) fn take_writable(&mut self) -> bool {
         let writable =
-            self.starved && self.end == End::Open && self.room() >= self.limit.div_ceil(2);
-        self.starved &= !writable;
+            self.blocked && self.end == End::Open && self.room() >= self.limit.div_ceil(2);
+        self.blocked &= !writable;
         writable
     }
 }
 
-/// Smallest allocation for incoming data, in bytes.
+/// Least allocation for incoming data, in bytes.
 const CHUNK: usize = 16 * 1024;
 
-/// Most data in one packet of ours: on a slow path a larger one would hold up the other channels.
+/// Most data in an outgoing packet, in bytes. A limit of ours: on a slow path larger packets would delay other
+/// channels.
 const MAX_DATA: u32 = 16 * 1024;
 
-/// An empty queue keeps at most this much memory, in bytes.
+/// Most memory that an empty queue keeps, in bytes.
 const MAX_IDLE: usize = 32 * 1024;
 
 #[cfg(test)]
@@ -418,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_queued_beyond_a_packet_is_bulk_unless_the_server_takes_none() {
+    fn more_than_a_packet_in_the_queue_is_bulk_unless_the_window_is_shut() {
         let mut outgoing = Outgoing::new(1_000);
         outgoing.push(&[1; 200]);
         assert!(!outgoing.is_in_bulk(), "not open yet");
@@ -439,11 +458,11 @@ mod tests {
         assert_eq!(outgoing.front().len(), 40, "packet");
         outgoing.advance(40);
         assert_eq!(outgoing.front().len(), 30, "window");
-        assert!(!outgoing.take_writable(), "too little room to be worth waking for");
+        assert!(!outgoing.take_writable(), "less than half of the queue");
         outgoing.advance(30);
         assert!(outgoing.take_writable());
-        assert!(!outgoing.take_writable(), "told once");
-        assert!(outgoing.widened(u32::MAX).is_ok());
-        assert!(outgoing.widened(1).is_err(), "overflow");
+        assert!(!outgoing.take_writable(), "once");
+        assert!(outgoing.adjusted(u32::MAX).is_ok());
+        assert!(outgoing.adjusted(1).is_err(), "overflow");
     }
 }

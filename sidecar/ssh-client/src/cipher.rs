@@ -1,4 +1,4 @@
-//! Ciphers and authentication codes: whole packets are sealed and opened in place.
+//! Encryption and authentication of whole packets, in place: outgoing packets are sealed, incoming ones opened.
 //!
 //! Sources: RFC 4253 section 6, RFC 4344 (CTR), RFC 5647 and OpenSSH's PROTOCOL section 1.6 (GCM),
 //! OpenSSH's PROTOCOL.chacha20poly1305, RFC 6668 (MACs) and OpenSSH's PROTOCOL section 1.5 (encrypt-then-MAC).
@@ -17,91 +17,14 @@ use aws_lc_rs::{
 };
 use bytes::BytesMut;
 
-use crate::{error::Error, exchange::Secret, negotiation::Direction};
+use crate::{
+    algorithms::{Cipher, Direction, Mac},
+    error::Error,
+    exchange::Secret,
+};
 
-/// A cipher.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Cipher {
-    Aes256Gcm,
-    Aes128Gcm,
-    ChaCha20Poly1305,
-    Aes256Ctr,
-    Aes128Ctr,
-}
-
-impl Cipher {
-    /// All, in order of preference: fastest first on processors with AES instructions.
-    pub(crate) const ALL: &[Self] = &[
-        Self::Aes256Gcm,
-        Self::Aes128Gcm,
-        Self::ChaCha20Poly1305,
-        Self::Aes256Ctr,
-        Self::Aes128Ctr,
-    ];
-
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Aes256Gcm => "aes256-gcm@openssh.com",
-            Self::Aes128Gcm => "aes128-gcm@openssh.com",
-            Self::ChaCha20Poly1305 => "chacha20-poly1305@openssh.com",
-            Self::Aes256Ctr => "aes256-ctr",
-            Self::Aes128Ctr => "aes128-ctr",
-        }
-    }
-
-    pub(crate) fn needs_mac(self) -> bool {
-        matches!(self, Self::Aes256Ctr | Self::Aes128Ctr)
-    }
-
-    fn key_len(self) -> usize {
-        match self {
-            Self::Aes256Gcm | Self::Aes256Ctr => 32,
-            Self::Aes128Gcm | Self::Aes128Ctr => 16,
-            Self::ChaCha20Poly1305 => chacha::KEY_LEN,
-        }
-    }
-}
-
-/// An authentication code for ciphers without one of their own.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Mac {
-    HmacSha256Etm,
-    HmacSha512Etm,
-    HmacSha256,
-    HmacSha512,
-}
-
-impl Mac {
-    /// All, in order of preference: those over the encrypted packet first.
-    pub(crate) const ALL: &[Self] =
-        &[Self::HmacSha256Etm, Self::HmacSha512Etm, Self::HmacSha256, Self::HmacSha512];
-
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::HmacSha256Etm => "hmac-sha2-256-etm@openssh.com",
-            Self::HmacSha512Etm => "hmac-sha2-512-etm@openssh.com",
-            Self::HmacSha256 => "hmac-sha2-256",
-            Self::HmacSha512 => "hmac-sha2-512",
-        }
-    }
-
-    fn encrypt_then_mac(self) -> bool {
-        matches!(self, Self::HmacSha256Etm | Self::HmacSha512Etm)
-    }
-
-    fn algorithm(self) -> hmac::Algorithm {
-        match self {
-            Self::HmacSha256Etm | Self::HmacSha256 => hmac::HMAC_SHA256,
-            Self::HmacSha512Etm | Self::HmacSha512 => hmac::HMAC_SHA512,
-        }
-    }
-
-    fn len(self) -> usize {
-        self.algorithm().tag_len()
-    }
-}
-
-/// Letters of RFC 4253 section 7.2 for one direction: initial vector, cipher key, MAC key.
+/// The letters by which the keys of one direction are derived (RFC 4253 section 7.2): initial vector, cipher key,
+/// MAC key.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Letters(u8, u8, u8);
 
@@ -118,7 +41,8 @@ pub(crate) type Sealer = Keyed<chacha::SealingKey, StreamingEncryptingKey>;
 /// Opens incoming packets.
 pub(crate) type Opener = Keyed<chacha::OpeningKey, StreamingDecryptingKey>;
 
-/// A cipher with its keys; the parameters are what seals or opens by `ChaCha20` and in counter mode.
+/// A cipher with its keys. The type parameters are the keys for `ChaCha20` and for counter mode, whose types
+/// differ between sealing and opening.
 pub(crate) enum Keyed<ChaCha, Ctr> {
     /// Before the first key exchange.
     Plain,
@@ -135,7 +59,8 @@ pub(crate) enum Keyed<ChaCha, Ctr> {
 }
 
 impl<ChaCha, Ctr> Keyed<ChaCha, Ctr> {
-    /// The multiple of which a packet must be, and whether the length field counts to it.
+    /// The block size in bytes of which a packet's length must be a multiple, and whether the length field is
+    /// counted.
     pub(crate) fn alignment(&self) -> (usize, bool) {
         match self {
             Self::Plain => (8, true),
@@ -145,7 +70,7 @@ impl<ChaCha, Ctr> Keyed<ChaCha, Ctr> {
         }
     }
 
-    /// Makes the keys of one direction from the outcome of a key exchange.
+    /// Derives the keys of one direction from the result of a key exchange.
     fn derive(
         direction: &Direction,
         secret: &Secret,
@@ -182,7 +107,7 @@ impl<ChaCha, Ctr> fmt::Debug for Keyed<ChaCha, Ctr> {
 }
 
 impl Sealer {
-    /// Makes the sealer of one direction from the outcome of a key exchange.
+    /// Derives the keys of one direction from the result of a key exchange.
     pub(crate) fn new(
         direction: &Direction,
         secret: &Secret,
@@ -194,12 +119,12 @@ impl Sealer {
         Self::derive(direction, secret, session_id, letters, chacha::SealingKey::new, ctr)
     }
 
-    /// Seals the packet that stands at `start` and reaches to the end of `out`, from its length
-    /// field to its padding; appends the tag.
+    /// Encrypts the packet from `start` to the end of `out`, which begins with its length field and ends with its
+    /// padding, and appends the tag.
     ///
     /// # Errors
     ///
-    /// [`Error::Crypto`] if the primitive fails.
+    /// [`Error::Crypto`] if encryption fails.
     pub(crate) fn seal(
         &mut self,
         sequence: u32,
@@ -239,7 +164,7 @@ impl Sealer {
 }
 
 impl Opener {
-    /// Makes the opener of one direction from the outcome of a key exchange.
+    /// Derives the keys of one direction from the result of a key exchange.
     pub(crate) fn new(
         direction: &Direction,
         secret: &Secret,
@@ -250,7 +175,7 @@ impl Opener {
         Self::derive(direction, secret, session_id, letters, chacha::OpeningKey::new, ctr)
     }
 
-    /// How many bytes of a packet must be there before its length can be told.
+    /// How many bytes of a packet are needed to read its length.
     pub(crate) fn head(&self) -> usize {
         match self {
             Self::Ctr { mac, .. } if !mac.mac.encrypt_then_mac() => 16,
@@ -258,24 +183,24 @@ impl Opener {
         }
     }
 
-    /// Bytes of the tag behind each packet.
+    /// Length of the tag after each packet, in bytes.
     pub(crate) fn tag_len(&self) -> usize {
         match self {
             Self::Plain => 0,
             Self::Gcm { .. } | Self::ChaCha(_) => aead::AES_256_GCM.tag_len(),
-            Self::Ctr { mac, .. } => mac.mac.len(),
+            Self::Ctr { mac, .. } => mac.mac.tag_len(),
         }
     }
 
-    /// Reads the length field from the packet's [head](Self::head); to be called once per packet,
-    /// as it may decrypt the head in place.
+    /// Reads the length field from the packet's [head](Self::head). Must be called once per packet, as it may
+    /// decrypt the head in place.
     pub(crate) fn length(&mut self, sequence: u32, head: &mut [u8]) -> Result<u32, Error> {
         match self {
             Self::Ctr { key, mac, scratch } if !mac.mac.encrypt_then_mac() => {
                 decrypt(key, scratch, head)?;
             }
             Self::ChaCha(key) => {
-                // The length stays as it is: the tag covers it encrypted.
+                // The length stays encrypted in place: the tag covers it so.
                 let length = *head.first_chunk().ok_or(FAILED)?;
                 return Ok(u32::from_be_bytes(key.decrypt_packet_length(sequence, length)));
             }
@@ -284,7 +209,7 @@ impl Opener {
         Ok(u32::from_be_bytes(*head.first_chunk().ok_or(FAILED)?))
     }
 
-    /// Verifies a packet with its tag and decrypts it in place, all but the length field.
+    /// Verifies a packet by its tag and decrypts it in place, except for the length field.
     ///
     /// # Errors
     ///
@@ -342,7 +267,7 @@ impl GcmNonce {
     }
 }
 
-/// An authentication code with its key.
+/// A MAC with its key.
 pub(crate) struct KeyedMac {
     mac: Mac,
     key: hmac::Key,
@@ -356,7 +281,7 @@ impl KeyedMac {
         letters: Letters,
     ) -> Result<Self, Error> {
         let mac = direction.mac.ok_or(FAILED)?;
-        let key = secret.derive(letters.2, session_id, mac.len());
+        let key = secret.derive(letters.2, session_id, mac.tag_len());
         Ok(Self { mac, key: hmac::Key::new(mac.algorithm(), &key) })
     }
 
@@ -374,7 +299,7 @@ impl KeyedMac {
     }
 }
 
-/// Decrypts in place by way of `scratch`: the primitive writes elsewhere than it reads.
+/// Decrypts in place through `scratch`, as the library does not decrypt in place.
 fn decrypt(
     key: &mut StreamingDecryptingKey,
     scratch: &mut Vec<u8>,
@@ -396,7 +321,7 @@ fn ctr_key(cipher: Cipher, key: &[u8]) -> Result<UnboundCipherKey, Error> {
     UnboundCipherKey::new(algorithm, key).map_err(failed)
 }
 
-/// Splits a packet into its length field, which stays in the clear, and the rest.
+/// Splits a packet into its length field, which is not encrypted, and the rest.
 fn split_length(packet: &mut [u8], start: usize) -> Result<(&[u8; LENGTH], &mut [u8]), Error> {
     let packet = packet.get_mut(start..).ok_or(FAILED)?;
     let (length, body) = packet.split_first_chunk_mut().ok_or(FAILED)?;
@@ -407,10 +332,10 @@ fn failed(_: Unspecified) -> Error {
     FAILED
 }
 
-/// Bytes of the packet's length field.
+/// Length of the packet's length field, in bytes (RFC 4253 section 6).
 pub(crate) const LENGTH: usize = 4;
 
-/// Bytes of the initial vector that are derived; GCM uses the first twelve (RFC 5647 section 7.1).
+/// Length of the derived initial vector, in bytes; GCM uses the first twelve (RFC 5647 section 7.1).
 const IV: usize = 16;
 
 const FAILED: Error = Error::Crypto { what: "cipher" };

@@ -1,4 +1,4 @@
-//! The state machine that joins the layers.
+//! The client: joins the layers into one state machine.
 
 use std::{
     collections::VecDeque,
@@ -10,17 +10,18 @@ use bytes::{Bytes, BytesMut};
 
 use crate::{
     auth::{Auth, Progress},
-    channel::{ChannelId, OpenFailure},
+    channel::ChannelId,
     config::Config,
     connection::Connection,
     error::{Error, reason},
+    event::Event,
     keepalive::Keepalive,
     negotiation::Negotiated,
     transport::{Incoming, Transport},
     wire::{Put, message},
 };
 
-/// An SSH client. See the [crate]'s documentation for the order of calls.
+/// An SSH client. The [crate]'s documentation gives the order of calls.
 #[derive(Debug)]
 pub struct Client {
     transport: Transport,
@@ -30,53 +31,15 @@ pub struct Client {
     keepalives: u64,
     negotiated: Option<Negotiated>,
     events: VecDeque<Event>,
-    end: End,
+    state: State,
 }
 
-/// What the caller of a [`Client`] learns.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Event {
-    /// The server has told its identification, e.g. `SSH-2.0-OpenSSH_9.6`.
-    ServerIdentified(String),
-    /// The server has proven to hold this host key.
-    HostKey {
-        /// `SHA256:…`
-        fingerprint: String,
-        /// Whether it was pinned; `false` only if no key was.
-        pinned: bool,
-    },
-    /// Text that the server wants the user to read; escaped, at most 2,000 characters.
-    Banner(String),
-    /// Logged in. Requests for channels that were made before go out now.
-    Authenticated(Negotiated),
-    /// The channel is open.
-    ChannelOpened(ChannelId),
-    /// The server refused the channel, which is gone.
-    ChannelRefused {
-        /// The channel.
-        id: ChannelId,
-        /// The server's reason.
-        reason: OpenFailure,
-        /// The server's words, escaped and cut.
-        description: String,
-    },
-    /// The channel has data: [`Client::read`] until it returns `None`. Not repeated before that.
-    Readable(ChannelId),
-    /// The channel takes data again, after it took less than was given or was full.
-    Writable(ChannelId),
-    /// The server sends no more data on the channel, and all that it sent has been read.
-    Eof(ChannelId),
-    /// The channel is gone, and all that the server sent has been read. Without an
-    /// [`Eof`](Self::Eof) before it, the server cut the connection off.
-    Closed(ChannelId),
-}
-
-/// What has happened so far.
+/// Counters since the start of the connection.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Statistics {
     /// Bytes received from the network, in whole packets.
     pub wire_received: u64,
-    /// Bytes given to the network, in packets.
+    /// Bytes sent to the network, in packets.
     pub wire_sent: u64,
     /// Packets received.
     pub packets_received: u64,
@@ -86,7 +49,7 @@ pub struct Statistics {
     pub data_received: u64,
     /// Bytes of channel data sent.
     pub data_sent: u64,
-    /// Channels that are not yet gone.
+    /// Channels that are open or being opened or closed.
     pub channels: usize,
     /// Key exchanges after the first one.
     pub rekeys: u64,
@@ -95,7 +58,7 @@ pub struct Statistics {
 }
 
 impl Client {
-    /// Makes a client that waits for the server to speak.
+    /// Makes a client that waits for the server's identification.
     pub fn new(config: Config, now: Instant) -> Self {
         Self {
             transport: Transport::new(&config),
@@ -107,17 +70,16 @@ impl Client {
             auth: Auth::new(config.user, config.key),
             negotiated: None,
             events: VecDeque::new(),
-            end: End::Running,
+            state: State::Running,
         }
     }
 
-    /// Handles what has arrived, in pieces of any size. Nothing waits: all whole packets in it are
-    /// handled before this returns.
+    /// Handles input, in pieces of any size. All whole packets in it are handled before this returns. After
+    /// [`disconnect`](Self::disconnect) input is ignored.
     ///
     /// # Errors
     ///
-    /// Whatever ends the connection; the same error comes again from later calls. After
-    /// [`disconnect`](Self::disconnect) input is ignored.
+    /// The error that ended the connection; later calls return the same one.
     pub fn handle_input(&mut self, now: Instant, data: &[u8]) -> Result<(), Error> {
         if self.check()? {
             return Ok(());
@@ -131,11 +93,11 @@ impl Client {
         self.handle_packets(now).map_err(|error| self.fail(error))
     }
 
-    /// Does what is due at `now`.
+    /// Handles the deadlines that have passed at `now`.
     ///
     /// # Errors
     ///
-    /// [`Error::KeepaliveTimeout`], or the error that has ended the connection before.
+    /// [`Error::KeepaliveTimeout`], or the error that ended the connection before.
     pub fn handle_timeout(&mut self, now: Instant) -> Result<(), Error> {
         if self.check()? {
             return Ok(());
@@ -143,10 +105,10 @@ impl Client {
         self.handle_deadlines(now).map_err(|error| self.fail(error))
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) is due, `None` if nothing is.
+    /// When [`handle_timeout`](Self::handle_timeout) is due, `None` if no deadline is set.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        if matches!(self.end, End::Over { .. }) {
+        if matches!(self.state, State::Ended { .. }) {
             return None;
         }
         let keepalive = self.keepalive.as_ref().map(Keepalive::poll_timeout);
@@ -156,15 +118,15 @@ impl Client {
             .min()
     }
 
-    /// Appends what is to be sent to `out`, in whole packets until about `limit` bytes are there;
+    /// Appends whole packets to `out` until at least `limit` bytes were appended or nothing more is to be sent;
     /// returns whether anything was appended.
     ///
-    /// Packets are made as they are asked for, so a small `limit` lets urgent ones overtake.
+    /// Packets are made when this is called, so with a small `limit` urgent ones overtake data.
     ///
     /// # Errors
     ///
-    /// [`Error::Signing`] if the private key cannot sign, [`Error::Crypto`] if a primitive fails.
-    /// After an error the farewell to the server, if any, is given and then nothing more.
+    /// [`Error::Signing`] if the private key cannot sign, [`Error::Crypto`] if encryption or compression fails.
+    /// After any error, later calls append the DISCONNECT message, if one is due, and then nothing more.
     pub fn poll_transmit(
         &mut self,
         now: Instant,
@@ -173,9 +135,9 @@ impl Client {
     ) -> Result<bool, Error> {
         let start = out.len();
         while out.len() - start < limit {
-            if let End::Over { farewell, .. } = &mut self.end {
-                if let Some(farewell) = farewell.take() {
-                    self.transport.writer.write(out, &farewell, &[])?;
+            if let State::Ended { disconnect, .. } = &mut self.state {
+                if let Some(disconnect) = disconnect.take() {
+                    self.transport.writer.write(out, &disconnect, &[])?;
                 }
                 break;
             }
@@ -188,19 +150,19 @@ impl Client {
         Ok(out.len() > start)
     }
 
-    /// Takes the next event, `None` if there is none.
+    /// Removes the next event, `None` if there is none.
     #[must_use]
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
 
-    /// Asks for a connection from the server to `host` and `port`, on behalf of `originator`. May
-    /// be called at any time; before the login it waits for it. Data may be
-    /// [written](Self::write) at once and is sent when the channel is open.
+    /// Opens a channel of type `direct-tcpip` (RFC 4254 section 7.2): the server connects to `host` and `port` on
+    /// behalf of `originator`. May be called before the login, which the request then waits for. Data may be
+    /// [written](Self::write) at once; it is sent when the channel is open.
     ///
     /// # Errors
     ///
-    /// [`Error::ChannelsExhausted`], which ends nothing else; [`Error::Ended`] or the error that
+    /// [`Error::ChannelsExhausted`], after which the connection continues; [`Error::Ended`] or the error that
     /// ended the connection.
     pub fn open_direct_tcpip(
         &mut self,
@@ -214,73 +176,76 @@ impl Client {
         self.connection.open_direct_tcpip(host, port, originator)
     }
 
-    /// Takes data that has arrived on a channel, `None` if there is none. It counts against the
-    /// window until it is [consumed](Self::consumed).
+    /// Removes data that has arrived on a channel, `None` if there is none. It counts against the channel's window
+    /// until it is [consumed](Self::consumed).
     #[must_use]
     pub fn read(&mut self, id: ChannelId) -> Option<Bytes> {
         self.connection.read(id, &mut self.events)
     }
 
-    /// Says that `bytes` of what was read have gone on for good; they make room in the window.
+    /// Reports that `bytes` of the data that was read have been passed on; only now does the server get
+    /// window credit for them.
     pub fn consumed(&mut self, id: ChannelId, bytes: usize) {
         self.connection.consumed(id, bytes);
     }
 
-    /// Queues data for a channel and returns how much of it was taken; the rest may be offered
-    /// again after [`Event::Writable`]. Nothing is taken after [`finish`](Self::finish) or
-    /// [`close`](Self::close), or once the server has closed.
+    /// Queues data for a channel and returns how many bytes were queued; the rest may be written again after
+    /// [`Event::Writable`]. Returns 0 after [`finish`](Self::finish) or [`close`](Self::close), and once the
+    /// server has closed the channel.
     #[must_use]
     pub fn write(&mut self, id: ChannelId, data: &[u8]) -> usize {
         self.connection.write(id, data)
     }
 
-    /// How much [`write`](Self::write) would take, in bytes.
+    /// How many bytes [`write`](Self::write) would queue.
     #[must_use]
     pub fn writable(&self, id: ChannelId) -> usize {
         self.connection.writable(id)
     }
 
-    /// Ends our side of a channel, behind the data that is queued. The server may go on sending.
+    /// Sends EOF after the queued data of a channel. The server may continue to send.
     pub fn finish(&mut self, id: ChannelId) {
         self.connection.finish(id);
     }
 
-    /// Closes a channel; what is queued either way is dropped. Ends with [`Event::Closed`].
+    /// Closes a channel and drops the queued data of both directions. [`Event::Closed`] follows.
     pub fn close(&mut self, id: ChannelId) {
         self.connection.close(id, &mut self.events);
     }
 
-    /// Ends the connection: [`poll_transmit`](Self::poll_transmit) gives the farewell and then
+    /// Ends the connection: [`poll_transmit`](Self::poll_transmit) gives the DISCONNECT message and then
     /// nothing more.
     pub fn disconnect(&mut self) {
-        if matches!(self.end, End::Running) {
-            let farewell = self.farewell(reason::BY_APPLICATION, "disconnected by user");
-            self.end = End::Over { farewell, error: None };
+        if matches!(self.state, State::Running) {
+            let disconnect =
+                self.disconnect_payload(reason::BY_APPLICATION, "disconnected by user");
+            self.state = State::Ended { disconnect, error: None };
         }
     }
 
-    /// Takes note that the path below carries nothing at present, so that the server's silence says nothing
-    /// about the server. To be said when [`Client::poll_timeout`] is due, and before it is handled.
+    /// Restarts the keepalive interval because the path below carries nothing at present, so the server's
+    /// silence does not mean that it is gone. Call it when [`Client::poll_timeout`] is due, before
+    /// [`Client::handle_timeout`].
     pub fn excuse_silence(&mut self, now: Instant) {
         if let Some(keepalive) = &mut self.keepalive {
             keepalive.excuse(now);
         }
     }
 
-    /// Says what a round trip on the path below takes at most, its own queues apart, `None` while that is
-    /// not known. To be said before input is handled: what the server may send ahead on a channel follows
-    /// from it and from the channel's rate.
+    /// Sets the longest round trip of the path below without its own queues; `None`, the default, while it is
+    /// unknown. Call it before input is handled: a channel's window follows from it and from the channel's
+    /// rate.
     pub fn set_round_trip(&mut self, round_trip: Option<Duration>) {
         self.connection.set_round_trip(round_trip);
     }
 
-    /// How many channels carry data in bulk at this time, in either direction: these share the path's rate.
+    /// Number of channels that carry bulk data now, in either direction: these share the path's rate.
     #[must_use]
     pub fn channels_in_bulk(&self, now: Instant) -> usize {
         self.connection.in_bulk(now)
     }
 
-    /// What has happened so far.
+    /// Counters since the start of the connection.
     pub fn statistics(&self) -> Statistics {
         let (received, sent) = (self.transport.reader.total(), self.transport.writer.total());
         let (data_received, data_sent) = self.connection.totals();
@@ -297,7 +262,7 @@ impl Client {
         }
     }
 
-    /// Behaves as if the login were over, without encryption.
+    /// Enters the state after the login, without encryption.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn skip_login(&mut self, now: Instant) {
         self.transport.skip_exchange(now);
@@ -325,7 +290,7 @@ impl Client {
         let number = payload.first().copied().unwrap_or_default();
         match number {
             message::EXT_INFO => self.auth.on_ext_info(payload),
-            // RFC 4250 section 4.1.1: transport and login below 80, connection from 80 on.
+            // RFC 4250 section 4.1.1: transport and authentication below 80, connection from 80 on.
             ..80 if !self.auth.is_done() => match self.auth.handle(payload)? {
                 Progress::Nothing => Ok(()),
                 Progress::Banner(text) => {
@@ -341,13 +306,13 @@ impl Client {
             message::GLOBAL_REQUEST..=message::CHANNEL_FAILURE if self.auth.is_done() => {
                 self.connection.handle(now, payload, &mut self.events)
             }
-            // RFC 4253 section 11.4.
+            // RFC 4253 section 11.4: unknown messages are answered with UNIMPLEMENTED.
             101.. if self.auth.is_done() => {
                 let mut reply = vec![message::UNIMPLEMENTED];
                 reply.extend(self.transport.reader.last_sequence().to_be_bytes());
                 self.connection.reply(reply)
             }
-            _ => Err(Error::protocol(format!("message {number} comes at a wrong time"))),
+            _ => Err(Error::protocol(format!("message {number} is not allowed at this time"))),
         }
     }
 
@@ -358,8 +323,8 @@ impl Client {
             && self.auth.is_done()
             && self.transport.may_send()
         {
-            // Before the login, and while keys are exchanged, the server owes a message anyway,
-            // and could not be asked: then only the silence is counted.
+            // Before the login and during a key exchange no request can be sent, but the server owes a
+            // message anyway: then the interval counts as an unanswered request without one.
             let mut request = vec![message::GLOBAL_REQUEST];
             request.put_string(b"keepalive@openssh.com");
             request.put_bool(true);
@@ -369,7 +334,7 @@ impl Client {
         self.transport.rekey_if_due(now)
     }
 
-    /// Writes one packet; returns whether there was one to write.
+    /// Writes at most one packet; returns whether it wrote one.
     fn write_packet(&mut self, now: Instant, out: &mut BytesMut) -> Result<bool, Error> {
         if self.transport.poll_transmit(out)? {
             return Ok(true);
@@ -378,8 +343,8 @@ impl Client {
             return Ok(false);
         }
         if !self.auth.is_done() {
-            // Between request and answer nothing else may be sent: where compression starts would
-            // depend on which of the two comes first.
+            // Nothing else is sent between the authentication request and its answer: the server could not
+            // know whether it was sent before compression started or after.
             let Some(session_id) = self.transport.session_id() else { return Ok(false) };
             let Some(payload) = self.auth.poll_transmit(now, session_id)? else { return Ok(false) };
             self.transport.writer.write(out, &payload, &[])?;
@@ -391,29 +356,30 @@ impl Client {
         Ok(written)
     }
 
-    /// Whether the connection was ended by us.
+    /// Whether the connection was ended by [`disconnect`](Self::disconnect).
     ///
     /// # Errors
     ///
-    /// The error that ended it.
+    /// The error that ended the connection.
     fn check(&self) -> Result<bool, Error> {
-        match &self.end {
-            End::Running => Ok(false),
-            End::Over { error: None, .. } => Ok(true),
-            End::Over { error: Some(error), .. } => Err(error.clone()),
+        match &self.state {
+            State::Running => Ok(false),
+            State::Ended { error: None, .. } => Ok(true),
+            State::Ended { error: Some(error), .. } => Err(error.clone()),
         }
     }
 
     fn fail(&mut self, error: Error) -> Error {
-        let farewell = error
+        let disconnect = error
             .disconnect_reason()
-            .and_then(|reason| self.farewell(reason, "see the client's log"));
-        self.end = End::Over { farewell, error: Some(error.clone()) };
+            .and_then(|reason| self.disconnect_payload(reason, "see the client's log"));
+        self.state = State::Ended { disconnect, error: Some(error.clone()) };
         error
     }
 
-    fn farewell(&self, reason: u32, text: &str) -> Option<Vec<u8>> {
-        if !self.transport.has_spoken() {
+    /// The payload of DISCONNECT (RFC 4253 section 11.1); `None` before the client's identification was sent.
+    fn disconnect_payload(&self, reason: u32, text: &str) -> Option<Vec<u8>> {
+        if !self.transport.is_identified() {
             return None;
         }
         let mut payload = vec![message::DISCONNECT];
@@ -424,11 +390,12 @@ impl Client {
     }
 }
 
-/// Whether the connection is over.
 #[derive(Debug)]
-enum End {
-    /// It is not.
+enum State {
     Running,
-    /// It is; the farewell that is still to be sent, and the error that ended it, if one did.
-    Over { farewell: Option<Vec<u8>>, error: Option<Error> },
+    /// Ended by an error, or by the caller. `disconnect` is the payload that must still be sent.
+    Ended {
+        disconnect: Option<Vec<u8>>,
+        error: Option<Error>,
+    },
 }

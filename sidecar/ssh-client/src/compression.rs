@@ -1,24 +1,25 @@
-//! `zlib@openssh.com`: one zlib stream for each direction, flushed at the end of every packet
+//! `zlib@openssh.com` compression: one zlib stream for each direction, flushed at the end of every packet
 //! (RFC 4253 section 6.2; OpenSSH's PROTOCOL section 1.2).
 
 use flate2::{Compress, Decompress, FlushCompress, FlushDecompress, Status};
 
 use crate::error::Error;
 
-/// Compresses outgoing payloads; what does not get smaller it stores as it is.
+/// Compresses outgoing payloads; data that does not shrink is stored uncompressed.
 ///
-/// The stream is made of raw deflate segments, each ending on a byte: those of the compressor, and stored
-/// blocks (RFC 1951 section 3.2.4) for as long as compressing comes to nothing. The compressor does not
-/// see what was stored, so it begins anew behind it, without looking back.
+/// The stream consists of raw deflate segments that end on byte boundaries: output of the compressor, and stored
+/// blocks (RFC 1951 section 3.2.4) while compression saves too little. The compressor does not see stored
+/// data, so it is reset after it and does not refer back to earlier data.
 #[derive(Debug)]
 pub(crate) struct Deflater {
     stream: Compress,
-    /// The payload under compression, reused from packet to packet.
+    /// The compressed payload. The buffer is reused for each packet.
     out: Vec<u8>,
+    /// The zlib header was written.
     begun: bool,
-    /// What the compressor was given since it was last judged, and what it made of that, in bytes.
+    /// Bytes of input and of output of the compressor since its ratio was last checked.
     sample: (usize, usize),
-    /// Bytes still to be stored before compression is tried again.
+    /// Bytes to store uncompressed before compression is tried again.
     to_store: usize,
 }
 
@@ -28,7 +29,7 @@ impl Deflater {
         Self { stream, out: Vec::new(), begun: false, sample: (0, 0), to_store: 0 }
     }
 
-    /// Compresses a payload given in two parts; what it returns inflates to exactly them.
+    /// Compresses the payload `head` + `body`.
     pub(crate) fn deflate(&mut self, head: &[u8], body: &[u8]) -> Result<&[u8], Error> {
         self.out.clear();
         if !std::mem::replace(&mut self.begun, true) {
@@ -45,7 +46,7 @@ impl Deflater {
         } else {
             self.run(head, FlushCompress::None)?;
             self.run(body, FlushCompress::Sync)?;
-            self.judge(length);
+            self.check_ratio(length);
         }
         Ok(&self.out)
     }
@@ -60,8 +61,8 @@ impl Deflater {
         }
     }
 
-    /// Gives compression up for a while where it saves less than a twentieth.
-    fn judge(&mut self, length: usize) {
+    /// Suspends compression for a while if it saves less than 5 %.
+    fn check_ratio(&mut self, length: usize) {
         self.sample = (self.sample.0 + length, self.sample.1 + self.out.len());
         let (given, made) = self.sample;
         if given >= SAMPLE {
@@ -79,7 +80,7 @@ impl Deflater {
             self.stream.compress_vec(input, &mut self.out, flush).map_err(|_| FAILED)?;
             let taken = usize::try_from(self.stream.total_in() - before).map_err(|_| FAILED)?;
             input = input.get(taken..).unwrap_or_default();
-            // Room that was left says that nothing is held back for want of it.
+            // Space is left in the output, so the compressor holds nothing back for lack of it.
             if input.is_empty() && self.out.len() < self.out.capacity() {
                 return Ok(());
             }
@@ -103,7 +104,7 @@ impl Inflater {
     ///
     /// # Errors
     ///
-    /// [`Error::Protocol`] if it is not zlib's format or inflates to more than [`LIMIT`].
+    /// [`Error::Protocol`] if it is not valid zlib data or inflates to more than [`LIMIT`].
     pub(crate) fn inflate(&mut self, mut input: &[u8]) -> Result<&[u8], Error> {
         self.out.clear();
         loop {
@@ -119,12 +120,12 @@ impl Inflater {
                 return Err(Error::protocol("compressed packet inflates beyond 256 KiB"));
             }
             if matches!(status, Status::StreamEnd) {
-                return Err(Error::protocol("compressed stream ends"));
+                return Err(Error::protocol("compressed stream has ended"));
             }
             let taken = usize::try_from(self.stream.total_in() - before).map_err(|_| FAILED)?;
             input = input.get(taken..).unwrap_or_default();
-            // Until nothing more comes: the inflater may have taken all input and still hold back output
-            // though there is room, when its own window of 32 KiB wraps at that moment.
+            // Stops only when no more output comes: even with all input taken and space left, the inflater
+            // may hold output back when its own window of 32 KiB wraps at that moment.
             if taken == 0 && self.out.len() == written {
                 let damaged = Error::protocol("compressed packet is damaged");
                 return if input.is_empty() { Ok(&self.out) } else { Err(damaged) };
@@ -133,24 +134,24 @@ impl Inflater {
     }
 }
 
-/// Most bytes that one packet may inflate to. A limit of ours, as large as OpenSSH's for packets:
-/// a peer must not turn a small packet into a large allocation.
+/// Most bytes that one packet may inflate to: a small packet must not cause a large allocation. A limit of ours,
+/// as large as OpenSSH's for packets (`PACKET_MAX_SIZE` in packet.c).
 pub(crate) const LIMIT: usize = 256 * 1024;
 
-/// First room for output, in bytes; more than the flush marker takes.
+/// Least space reserved for output, in bytes: more than the flush marker needs.
 const ROOM: usize = 4 * 1024;
 
-/// How a zlib stream begins (RFC 1950): deflate, a window of 32 KiB, the usual effort.
+/// Header of a zlib stream (RFC 1950 section 2.2): deflate, a window of 32 KiB, default level.
 const ZLIB_HEADER: [u8; 2] = [0x78, 0x9c];
 
-/// Head of a stored block that begins on a byte and is not the last.
+/// Header of a stored block that begins on a byte boundary and is not the last (RFC 1951 section 3.2.3).
 const STORED: u8 = 0;
 
-/// Compression is judged by so much input, in bytes,
+/// Input after which the compression ratio is checked, in bytes.
 const SAMPLE: usize = 64 * 1024;
 
-/// and tried again after so much without: for data that it does nothing for it takes 25 ms of a processor
-/// for each megabyte, this a fifteenth of that.
+/// Input that is stored before compression is tried again, in bytes. Compressing data that does not shrink takes
+/// 25 ms of processor time per megabyte; trying it on [`SAMPLE`] in so much takes a fifteenth of that.
 const STORE: usize = 1024 * 1024;
 
 const FAILED: Error = Error::Crypto { what: "compression" };
@@ -202,8 +203,8 @@ mod tests {
         assert!(send(&rows) < rows.len() / 2, "compressed again");
     }
 
-    /// As OpenSSH does: what ends a packet is ten bits, which the inflater may have read ahead with the
-    /// last of the data.
+    /// Compresses as OpenSSH does: a packet ends with a partial flush of ten bits, which the inflater may
+    /// have read together with the last data.
     #[test]
     fn payloads_end_where_they_end_wherever_the_window_wraps() {
         let mut compress = Compress::new(flate2::Compression::default(), true);
@@ -219,7 +220,7 @@ mod tests {
     #[test]
     fn bombs_are_refused_before_they_grow() {
         let packed = Deflater::new().deflate(&[], &vec![0; 64 * LIMIT]).unwrap().to_vec();
-        assert!(packed.len() < LIMIT, "the bomb fits into one packet");
+        assert!(packed.len() < LIMIT, "it fits into one packet");
         let mut inflater = Inflater::new();
         assert!(matches!(inflater.inflate(&packed), Err(Error::Protocol { .. })));
         assert!(inflater.out.capacity() <= 4 * LIMIT, "{}", inflater.out.capacity());

@@ -1,4 +1,4 @@
-//! What the client is told.
+//! Settings of a connection.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,44 +9,46 @@ use crate::pin::HostKeyPin;
 /// Settings of one connection.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Name to log in with.
+    /// User name for the login.
     pub user: String,
-    /// Key to log in with.
+    /// Private key for the login.
     pub key: Arc<PrivateKey>,
-    /// Host keys that are accepted; none accepts every key and leaves the judgement to whoever
-    /// reads [`Event::HostKey`](crate::Event::HostKey).
+    /// Accepted host keys. If empty, the default, every key is accepted, and the caller decides by
+    /// [`Event::HostKey`](crate::Event::HostKey).
     pub pins: Vec<HostKeyPin>,
-    /// Whether to compress after login; [`Compression::Auto`] by default.
+    /// Whether to compress after the login; [`Compression::Auto`] by default.
     pub compression: Compression,
-    /// Largest receive window of each channel in bytes, which is also the most memory that an unread
-    /// channel takes; 512 KiB by default, at least 1.
+    /// Largest receive window of each channel, in bytes: also the most memory that a channel with unread data
+    /// takes. 512 KiB by default, at least 1 byte.
     pub window: u32,
-    /// Largest payload of data that the server may send in one packet, in bytes; 4 KiB by default, 1 byte
-    /// to 128 KiB. A packet is worth nothing before it is complete, so on a slow path a large one makes the
-    /// server wait for credit.
+    /// Most data that the server may send in one packet, in bytes; 4 KiB by default, 1 byte to 128 KiB. Data
+    /// can be used only when its packet is complete, so on a slow path large packets make the server wait for
+    /// window credit.
     pub max_packet: u32,
-    /// Bytes in either direction after which keys are exchanged anew; 1 GiB by default, at least
-    /// 4 KiB.
+    /// Bytes in either direction after which keys are exchanged again; 1 GiB by default (RFC 4253 section 9),
+    /// at least 4 KiB.
     pub rekey_bytes: u64,
-    /// Time after which keys are exchanged anew; one hour by default, 10 ms to a year.
+    /// Time after which keys are exchanged again; one hour by default (RFC 4253 section 9), 10 ms to a year.
     pub rekey_interval: Duration,
-    /// Silence after which the server is asked for a sign of life; `None`, the default, never asks;
-    /// 10 ms to a year.
+    /// Time without input after which a keepalive request is sent, 10 ms to a year; `None`, the default, sends
+    /// none. OpenSSH's `ServerAliveInterval`.
     pub keepalive_interval: Option<Duration>,
-    /// Questions without an answer after which the server is given up; 3 by default.
+    /// Unanswered keepalive requests after which the connection fails with
+    /// [`Error::KeepaliveTimeout`](crate::Error::KeepaliveTimeout); 3 by default, as OpenSSH's
+    /// `ServerAliveCountMax`.
     pub keepalive_max: u32,
-    /// Bytes that [`Client::write`](crate::Client::write) takes ahead of the network, for each
-    /// channel; 256 KiB by default.
+    /// Bytes that [`Client::write`](crate::Client::write) queues for each channel; 256 KiB by default, at least
+    /// 1 byte.
     pub send_queue_bytes: usize,
-    /// Channels that may be open at once; 256 by default.
+    /// Most channels that may be open at once; 256 by default.
     pub max_channels: usize,
-    /// Host key algorithms to offer, in order of preference; `None`, the default, offers all that are known.
-    /// Unknown names are left out, and types that are pinned still come first.
+    /// Host key algorithms to offer, in order of preference; `None`, the default, offers all known ones.
+    /// Unknown names are ignored, and algorithms of pinned keys still come first.
     pub host_key_algorithms: Option<Vec<String>>,
 }
 
 impl Config {
-    /// Makes a configuration with the defaults above.
+    /// Makes settings with the defaults given at the fields.
     pub fn new(user: impl Into<String>, key: Arc<PrivateKey>) -> Self {
         Self {
             user: user.into(),
@@ -66,13 +68,14 @@ impl Config {
     }
 }
 
-/// Compression of the connection after login (`zlib@openssh.com`).
+/// Compression of the connection after the login: `zlib@openssh.com` (OpenSSH's PROTOCOL section 1.2).
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Compression {
-    /// Compresses if the server can.
+    /// Compresses if the server supports it.
     #[default]
     Auto,
-    /// Compresses, and refuses a server that cannot.
+    /// Compresses; a server without it is refused with
+    /// [`Error::NoCommonAlgorithm`](crate::Error::NoCommonAlgorithm).
     On,
     /// Does not compress.
     Off,

@@ -1,4 +1,4 @@
-//! The connection layer (RFC 4254): all channels, and whose turn it is to send.
+//! The connection layer (RFC 4254): the channels, and the order in which they send.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -10,9 +10,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::{
     channel::{Channel, ChannelId, End, OpenFailure, Phase},
-    client::Event,
     config::Config,
     error::Error,
+    event::Event,
     packet::PacketWriter,
     receive_window::ReceiveWindow,
     wire::{Put, Reader, message, quoted},
@@ -21,21 +21,23 @@ use crate::{
 /// The channels of one connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
+    /// By our channel number.
     channels: BTreeMap<u32, Channel>,
     next_id: u32,
-    /// Channels with an opening or a window adjustment to send: these go before all data, so that
-    /// no channel waits for its credit behind the data of others.
+    /// Channels with a `CHANNEL_OPEN` or a window adjustment to send. These are sent before all data, so that
+    /// no channel's credit waits behind the data of others.
     urgent: VecDeque<u32>,
-    /// Channels with data, EOF or CLOSE to send, one packet each in turn.
+    /// Channels with data, EOF or CLOSE to send, one packet each in turn (round-robin).
     ready: VecDeque<u32>,
-    /// Answers to requests of the server.
+    /// Answers to requests of the server, which are sent first.
     replies: VecDeque<Vec<u8>>,
-    /// Largest receive window.
+    /// Largest receive window, in bytes.
     window: u32,
     round_trip: Option<Duration>,
     max_packet: u32,
     send_queue_bytes: usize,
     max_channels: usize,
+    /// Bytes of channel data.
     received: u64,
     sent: u64,
 }
@@ -67,8 +69,8 @@ impl Connection {
         if self.channels.len() >= self.max_channels {
             return Err(Error::ChannelsExhausted { limit: self.max_channels });
         }
-        // Numbers are not used again while 2^32 of them last, so that nothing that is said of an
-        // old channel is taken for a new one.
+        // Numbers are not reused until all 2^32 were used, so that a late call for an old channel does not reach a
+        // new one.
         while self.channels.contains_key(&self.next_id) {
             self.next_id = self.next_id.wrapping_add(1);
         }
@@ -136,8 +138,11 @@ impl Connection {
         match &mut channel.phase {
             Phase::Unsent(_) => channel.phase = Phase::Closed,
             Phase::Opening { abandoned } => *abandoned = true,
-            Phase::Open { remote } => channel.phase = Phase::Leaving { remote: *remote },
-            Phase::Leaving { .. } | Phase::Left { .. } | Phase::Closing | Phase::Closed => {}
+            Phase::Open { remote } => channel.phase = Phase::CloseQueued { remote: *remote },
+            Phase::CloseQueued { .. }
+            | Phase::CloseReceived { .. }
+            | Phase::CloseSent
+            | Phase::Closed => {}
         }
         self.schedule(id.0);
         self.settle(id.0, events);
@@ -147,7 +152,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// [`Error::Protocol`] for whatever RFC 4254 does not allow.
+    /// [`Error::Protocol`] if the message violates RFC 4254.
     pub(crate) fn handle(
         &mut self,
         now: Instant,
@@ -157,7 +162,7 @@ impl Connection {
         let number = payload.first().copied().unwrap_or_default();
         match number {
             message::GLOBAL_REQUEST => self.on_global_request(payload),
-            // Answers to our keepalives: that they came was noted with their bytes.
+            // Answers to our keepalive requests: their arrival was noted with the input.
             message::REQUEST_SUCCESS | message::REQUEST_FAILURE => Ok(()),
             message::CHANNEL_OPEN => self.on_open(payload),
             message::CHANNEL_OPEN_CONFIRMATION => self.on_confirmation(payload, events),
@@ -169,7 +174,7 @@ impl Connection {
             message::CHANNEL_EOF => self.on_eof(payload, events),
             message::CHANNEL_CLOSE => self.on_close(payload, events),
             message::CHANNEL_REQUEST => self.on_request(payload),
-            _ => Err(Error::protocol(format!("message {number} was not asked for"))),
+            _ => Err(Error::protocol(format!("unexpected message {number}"))),
         }
     }
 
@@ -177,16 +182,16 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// [`Error::Protocol`] if the server asks on without reading answers.
+    /// [`Error::Protocol`] if more than [`MAX_REPLIES`] answers wait to be sent.
     pub(crate) fn reply(&mut self, payload: Vec<u8>) -> Result<(), Error> {
         if self.replies.len() >= MAX_REPLIES {
-            return Err(Error::protocol("too many requests without reading the answers"));
+            return Err(Error::protocol("too many requests while answers are not read"));
         }
         self.replies.push_back(payload);
         Ok(())
     }
 
-    /// Writes at most one packet; returns whether anything was written.
+    /// Writes at most one packet; returns whether it wrote one.
     pub(crate) fn poll_transmit(
         &mut self,
         writer: &mut PacketWriter,
@@ -239,16 +244,16 @@ impl Connection {
                         }
                     }
                 }
-                Phase::Leaving { remote } => {
-                    channel.phase = Phase::Closing;
+                Phase::CloseQueued { remote } => {
+                    channel.phase = Phase::CloseSent;
                     writer.write(out, &head(message::CHANNEL_CLOSE, remote), &[])?;
                 }
-                Phase::Left { remote } => {
+                Phase::CloseReceived { remote } => {
                     channel.phase = Phase::Closed;
                     writer.write(out, &head(message::CHANNEL_CLOSE, remote), &[])?;
                     self.settle(id, events);
                 }
-                Phase::Unsent(_) | Phase::Opening { .. } | Phase::Closing | Phase::Closed => {}
+                Phase::Unsent(_) | Phase::Opening { .. } | Phase::CloseSent | Phase::Closed => {}
             }
             self.schedule(id);
             return Ok(true);
@@ -261,12 +266,12 @@ impl Connection {
         (self.received, self.sent)
     }
 
-    /// Channels that carry data in bulk at this time.
+    /// Number of channels that carry bulk data now.
     pub(crate) fn in_bulk(&self, now: Instant) -> usize {
         self.channels.values().filter(|channel| channel.is_in_bulk(now)).count()
     }
 
-    /// Channels that are not yet freed.
+    /// Number of channels that are not freed yet.
     pub(crate) fn len(&self) -> usize {
         self.channels.len()
     }
@@ -275,28 +280,28 @@ impl Connection {
         let mut reader = Reader::new(payload, "GLOBAL_REQUEST");
         reader.u8()?;
         reader.string()?;
-        // Whatever it is, we don't do it; sshd takes this answer to its keepalive for a sign of
-        // life. `hostkeys-00@openssh.com` wants none.
+        // No global request is supported; for sshd's keepalive a failure is as good an answer as a success.
+        // `hostkeys-00@openssh.com` wants no answer.
         if reader.bool()? {
             return self.reply(vec![message::REQUEST_FAILURE]);
         }
-        // Yet sshd's next packet, which may be what we wait for, waits until this one is acknowledged: for
-        // 40 ms, unless something travels the other way.
-        let awaited = |channel: &Channel| matches!(channel.phase, Phase::Opening { .. });
-        if self.replies.is_empty() && self.channels.values().any(awaited) {
+        // sshd's next packet, which may be the awaited one, waits until TCP has acknowledged this one (Nagle's
+        // algorithm), which is delayed by 40 ms unless data is sent the other way.
+        let is_opening = |channel: &Channel| matches!(channel.phase, Phase::Opening { .. });
+        if self.replies.is_empty() && self.channels.values().any(is_opening) {
             self.replies.push_back(vec![message::IGNORE, 0, 0, 0, 0]);
         }
         Ok(())
     }
 
-    /// Refuses a channel that the server wants to open: nothing was asked to be forwarded to us.
+    /// Refuses a channel that the server wants to open: this client requests no remote forwarding.
     fn on_open(&mut self, payload: &[u8]) -> Result<(), Error> {
         let mut reader = Reader::new(payload, "CHANNEL_OPEN");
         reader.u8()?;
         reader.string()?;
         let mut reply = head(message::CHANNEL_OPEN_FAILURE, reader.u32()?);
         reply.put_u32(ADMINISTRATIVELY_PROHIBITED);
-        reply.put_string(b"this client opens channels only by itself");
+        reply.put_string(b"this client accepts no channels");
         reply.put_string(b"");
         self.reply(reply)
     }
@@ -308,12 +313,12 @@ impl Connection {
     ) -> Result<(), Error> {
         let (id, channel, mut reader) = self.addressed(payload, "CHANNEL_OPEN_CONFIRMATION")?;
         let Phase::Opening { abandoned } = channel.phase else {
-            return Err(Error::protocol("channel was confirmed that was not to be opened"));
+            return Err(Error::protocol("confirmation for a channel that is not being opened"));
         };
         let remote = reader.u32()?;
         channel.outgoing.confirmed(reader.u32()?, reader.u32()?)?;
         if abandoned {
-            channel.phase = Phase::Leaving { remote };
+            channel.phase = Phase::CloseQueued { remote };
         } else {
             channel.phase = Phase::Open { remote };
             events.push_back(Event::ChannelOpened(ChannelId(id)));
@@ -325,7 +330,7 @@ impl Connection {
     fn on_failure(&mut self, payload: &[u8], events: &mut VecDeque<Event>) -> Result<(), Error> {
         let (id, channel, mut reader) = self.addressed(payload, "CHANNEL_OPEN_FAILURE")?;
         let Phase::Opening { abandoned } = channel.phase else {
-            return Err(Error::protocol("channel was refused that was not to be opened"));
+            return Err(Error::protocol("refusal of a channel that is not being opened"));
         };
         let reason = OpenFailure::from_wire(reader.u32()?);
         let description = quoted(reader.string()?);
@@ -341,7 +346,7 @@ impl Connection {
 
     fn on_window_adjust(&mut self, payload: &[u8]) -> Result<(), Error> {
         let (id, channel, mut reader) = self.established(payload, "CHANNEL_WINDOW_ADJUST")?;
-        channel.outgoing.widened(reader.u32()?)?;
+        channel.outgoing.adjusted(reader.u32()?)?;
         self.schedule(id);
         Ok(())
     }
@@ -361,9 +366,9 @@ impl Connection {
         let data = reader.string()?;
         channel.incoming.admit(data.len())?;
         channel.incoming.observe(data.len(), now, round_trip);
-        if extended || matches!(channel.phase, Phase::Leaving { .. } | Phase::Closing) {
-            // Nobody reads it: forwarded connections have no second stream, and who has closed
-            // wants no more.
+        if extended || matches!(channel.phase, Phase::CloseQueued { .. } | Phase::CloseSent) {
+            // Discarded: a forwarded connection has no second stream, and a consumer that has closed reads no
+            // more.
             channel.incoming.consumed(data.len());
         } else if !data.is_empty() {
             channel.incoming.push(data);
@@ -389,9 +394,9 @@ impl Connection {
         channel.phase = match channel.phase {
             Phase::Open { remote } => {
                 channel.outgoing.discard();
-                Phase::Left { remote }
+                Phase::CloseReceived { remote }
             }
-            Phase::Leaving { remote } => Phase::Left { remote },
+            Phase::CloseQueued { remote } => Phase::CloseReceived { remote },
             _ => Phase::Closed,
         };
         self.schedule(id);
@@ -424,7 +429,7 @@ impl Connection {
         }
     }
 
-    /// Finds the channel that a message is for, which must be open from the server's side.
+    /// Finds the channel that a message is for, which must be open in the server's direction.
     fn established<'a>(
         &mut self,
         payload: &'a [u8],
@@ -432,14 +437,14 @@ impl Connection {
     ) -> Result<(u32, &mut Channel, Reader<'a>), Error> {
         let (id, channel, reader) = self.addressed(payload, message)?;
         match channel.phase {
-            Phase::Open { .. } | Phase::Leaving { .. } | Phase::Closing => {
+            Phase::Open { .. } | Phase::CloseQueued { .. } | Phase::CloseSent => {
                 Ok((id, channel, reader))
             }
             _ => Err(Error::protocol(format!("{message} for channel {id}, which is not open"))),
         }
     }
 
-    /// Enters a channel into the queues that it belongs to.
+    /// Puts a channel into the send queues that it belongs to.
     fn schedule(&mut self, id: u32) {
         let Some(channel) = self.channels.get_mut(&id) else { return };
         let urgent = match channel.phase {
@@ -457,15 +462,15 @@ impl Connection {
         }
     }
 
-    /// Tells the consumer of EOF and close once it has read everything before them, and frees the
-    /// channel when both closes have passed.
+    /// Emits the events for EOF and close once all data before them was read, and frees a channel that is
+    /// closed on both sides.
     fn settle(&mut self, id: u32, events: &mut VecDeque<Event>) {
         let Some(channel) = self.channels.get_mut(&id) else { return };
         if !channel.incoming.is_empty() {
             return;
         }
         channel.incoming.announced = false;
-        let abandoned = matches!(channel.phase, Phase::Leaving { .. } | Phase::Closing);
+        let abandoned = matches!(channel.phase, Phase::CloseQueued { .. } | Phase::CloseSent);
         if channel.incoming.ended
             && !abandoned
             && !std::mem::replace(&mut channel.incoming.end_announced, true)
@@ -487,12 +492,12 @@ fn head(number: u8, remote: u32) -> Vec<u8> {
     payload
 }
 
-/// Answers that wait to be sent; a limit of ours. sshd asks one at a time, so this is reached only
-/// by a server that floods.
+/// Most answers that wait to be sent. A limit of ours: sshd sends one request at a time, so only a flood
+/// reaches it.
 const MAX_REPLIES: usize = 1024;
 
-/// RFC 4254 section 5.1.
+/// `SSH_OPEN_ADMINISTRATIVELY_PROHIBITED` (RFC 4254 section 5.1).
 const ADMINISTRATIVELY_PROHIBITED: u32 = 1;
 
-/// Largest payload of data that we may ask for, in bytes: half of the largest packet.
+/// Largest value of [`Config::max_packet`], in bytes: half of the largest packet that is accepted.
 const MAX_PACKET: u32 = 128 * 1024;

@@ -1,22 +1,22 @@
-//! What can go wrong, and through whose fault.
+//! Errors: why a connection ended or a call was refused.
 
 use std::time::Duration;
 
-/// Why the connection has ended or a request was refused.
+/// Why the connection has ended, or why a call was refused.
 ///
-/// Text from the peer is escaped and cut to 200 characters before it gets here.
+/// Text from the server is escaped and cut to 200 characters.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Error {
-    /// The peer broke the SSH protocol.
+    /// The server broke the SSH protocol.
     #[error("server broke the SSH protocol: {what}")]
     Protocol {
-        /// What it did.
+        /// The message and what was wrong with it.
         what: String,
     },
-    /// A packet's authentication code was wrong: the path altered bytes.
+    /// A packet's authentication code was wrong: bytes were changed on the way.
     #[error("packet failed its integrity check")]
     Integrity,
-    /// What answered is not an SSH 2.0 server.
+    /// The peer is not an SSH 2.0 server.
     #[error("peer does not speak SSH 2.0, it sent `{received}`")]
     NotSsh {
         /// The line that should have been its identification.
@@ -25,25 +25,25 @@ pub enum Error {
     /// Client and server have no algorithm in common.
     #[error("no common {kind}: client offers `{ours}`, server offers `{theirs}`")]
     NoCommonAlgorithm {
-        /// Which kind of algorithm: key exchange, host key, cipher, MAC or compression.
+        /// `key exchange method`, `host key algorithm`, `cipher`, `MAC` or `compression`.
         kind: &'static str,
-        /// Our list, in order of preference.
+        /// The client's list, in order of preference.
         ours: String,
-        /// The server's list, in its order.
+        /// The server's list, in its order of preference.
         theirs: String,
     },
-    /// The server's host key is none of those that were pinned.
+    /// The server's host key is none of the pinned ones, or changed since the first key exchange.
     #[error("SSH host key is `{actual}`, expected `{expected}`")]
     HostKeyMismatch {
-        /// Fingerprints that were pinned, separated by commas.
+        /// Pinned fingerprints, or that of the first key exchange; separated by commas.
         expected: String,
-        /// Fingerprint of the key that the server presented, with its type.
+        /// Fingerprint and type of the key that the server presented.
         actual: String,
     },
-    /// The server could not prove that it holds its host key.
+    /// The server's signature does not prove that it holds the private half of its host key.
     #[error("server's signature does not match its host key `{fingerprint}`")]
     HostKeyUnproven {
-        /// Fingerprint of the key that it presented.
+        /// Fingerprint of the key that the server presented.
         fingerprint: String,
     },
     /// The server accepts neither this user nor this key.
@@ -52,25 +52,25 @@ pub enum Error {
         Listed(methods)
     )]
     AuthRejected {
-        /// Name we logged in with.
+        /// User name of the login.
         user: String,
         /// Signature algorithms that were tried, separated by commas.
         tried: String,
-        /// Methods by which the server says login can go on.
+        /// Authentication methods that can continue (RFC 4252 section 5.1).
         methods: Vec<String>,
     },
-    /// The server took the key but demands a further method.
+    /// The server accepted the key but requires a further method.
     #[error("server accepted the key but also demands: {}", Listed(methods))]
     AuthIncomplete {
-        /// Methods by which the server says login can go on.
+        /// Authentication methods that can continue (RFC 4252 section 5.1).
         methods: Vec<String>,
     },
     /// The private key could not sign.
     #[error("private key cannot sign with {algorithm}: {why}")]
     Signing {
-        /// Signature algorithm.
+        /// The signature algorithm.
         algorithm: String,
-        /// The reason, free of key material.
+        /// The reason, without key material.
         why: String,
     },
     /// The server ended the connection.
@@ -78,39 +78,39 @@ pub enum Error {
     Disconnected {
         /// Reason code of RFC 4253 section 11.1.
         reason: u32,
-        /// What it said.
+        /// The server's description.
         text: String,
     },
-    /// The server has been silent although it was asked to answer.
+    /// Nothing was received, although keepalive requests were sent.
     #[error("server has been silent for {} s", silent.as_secs())]
     KeepaliveTimeout {
         /// Time since anything was received.
         silent: Duration,
     },
-    /// As many channels are open as the configuration allows.
+    /// [`Config::max_channels`](crate::Config::max_channels) channels are open.
     #[error("{limit} channels are open already")]
     ChannelsExhausted {
         /// The limit.
         limit: usize,
     },
-    /// The connection has ended before this call.
+    /// The connection ended before this call.
     #[error("SSH connection has ended")]
     Ended,
-    /// A cryptographic primitive failed for no fault of the peer's.
+    /// A cryptographic operation or the compressor failed, through no fault of the server.
     #[error("cryptographic operation failed: {what}")]
     Crypto {
-        /// Which.
+        /// The operation.
         what: &'static str,
     },
 }
 
 impl Error {
-    /// Makes the error of a peer that broke the protocol.
+    /// The error for a server that broke the protocol.
     pub(crate) fn protocol(what: impl Into<String>) -> Self {
         Self::Protocol { what: what.into() }
     }
 
-    /// Reason code for our DISCONNECT (RFC 4253 section 11.1), if the peer should get one.
+    /// Reason code of the DISCONNECT message to send (RFC 4253 section 11.1); `None` to send none.
     pub(crate) fn disconnect_reason(&self) -> Option<u32> {
         match self {
             Self::Protocol { .. } => Some(reason::PROTOCOL_ERROR),
@@ -143,7 +143,7 @@ pub(crate) mod reason {
     pub(crate) const NO_MORE_AUTH_METHODS_AVAILABLE: u32 = 14;
 }
 
-/// A list of names as a message shows it.
+/// Shows a list of names in a message.
 struct Listed<'a>(&'a [String]);
 
 impl std::fmt::Display for Listed<'_> {

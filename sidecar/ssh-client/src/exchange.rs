@@ -1,4 +1,5 @@
-//! Key exchange: our ephemeral key, the shared secret, the exchange hash, and the keys that follow.
+//! Key exchange: the client's ephemeral keys, the shared secret, the exchange hash, and the keys derived from
+//! them.
 //!
 //! Sources: RFC 4253 sections 7.2 and 8, RFC 5656 section 4, RFC 8731, and
 //! draft-ietf-sshm-mlkem-hybrid-kex for `mlkem768x25519-sha256`.
@@ -16,7 +17,6 @@ use crate::{
     wire::{Put, message},
 };
 
-/// A key exchange method.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Method {
     MlKem768X25519,
@@ -28,7 +28,7 @@ pub(crate) enum Method {
 }
 
 impl Method {
-    /// All, in order of preference.
+    /// All, in order of preference: the post-quantum hybrid first.
     pub(crate) const ALL: &[Self] = &[
         Self::MlKem768X25519,
         Self::X25519,
@@ -69,21 +69,22 @@ impl Method {
     }
 }
 
-/// Our half of an exchange under way.
+/// The client's half of a key exchange.
 pub(crate) struct Ephemeral {
     method: Method,
     curve: agreement::PrivateKey,
-    lattice: Option<DecapsulationKey<kem::AlgorithmId>>,
+    /// The post-quantum part of the hybrid method.
+    ml_kem: Option<DecapsulationKey<kem::AlgorithmId>>,
     public: Vec<u8>,
 }
 
 impl Ephemeral {
-    /// Makes fresh keys for `method`.
+    /// Generates keys for `method`.
     pub(crate) fn generate(method: Method) -> Result<Self, Error> {
         let failed = |_: error::Unspecified| Error::Crypto { what: "making an ephemeral key" };
         let curve = agreement::PrivateKey::generate(method.curve()).map_err(failed)?;
         let mut public = Vec::new();
-        let lattice = if method == Method::MlKem768X25519 {
+        let ml_kem = if method == Method::MlKem768X25519 {
             let key = DecapsulationKey::generate(&ML_KEM_768).map_err(failed)?;
             let encapsulation = key.encapsulation_key().map_err(failed)?;
             public.extend_from_slice(encapsulation.key_bytes().map_err(failed)?.as_ref());
@@ -92,38 +93,38 @@ impl Ephemeral {
             None
         };
         public.extend_from_slice(curve.compute_public_key().map_err(failed)?.as_ref());
-        Ok(Self { method, curve, lattice, public })
+        Ok(Self { method, curve, ml_kem, public })
     }
 
-    /// The payload that starts the exchange.
+    /// The payload of `KEX_ECDH_INIT`.
     pub(crate) fn init_payload(&self) -> Vec<u8> {
         let mut payload = vec![message::KEX_ECDH_INIT];
         payload.put_string(&self.public);
         payload
     }
 
-    /// Computes shared secret and exchange hash from the server's half.
+    /// Computes the shared secret and the exchange hash from the server's half.
     ///
     /// # Errors
     ///
-    /// [`Error::Protocol`] if its half is not a valid key.
+    /// [`Error::Protocol`] if the server's half is not a valid key.
     pub(crate) fn finish(self, transcript: &Transcript<'_>) -> Result<Secret, Error> {
-        let invalid = || Error::protocol("ephemeral key of the server is not valid");
+        let invalid = || Error::protocol("server's ephemeral key is invalid");
         let hash = self.method.hash();
         let mut encoded = Zeroizing::new(Vec::new());
-        if let Some(lattice) = self.lattice {
+        if let Some(ml_kem) = self.ml_kem {
             let (ciphertext, point) = transcript
                 .server_public
                 .split_at_checked(ML_KEM_768_CIPHERTEXT)
                 .ok_or_else(invalid)?;
-            let first = lattice.decapsulate(Ciphertext::from(ciphertext)).map_err(|_| invalid())?;
+            let first = ml_kem.decapsulate(Ciphertext::from(ciphertext)).map_err(|_| invalid())?;
             let mut context = digest::Context::new(hash);
             context.update(first.as_ref());
             let secret = agree(self.method, &self.curve, point, |secret| {
                 context.update(secret);
                 Zeroizing::new(context.finish().as_ref().to_vec())
             });
-            // The hybrid's secret is a string, not a number.
+            // The shared secret of the hybrid method is a `string`, not an `mpint`.
             encoded.put_string(&secret.ok_or_else(invalid)?);
         } else {
             let secret = agree(self.method, &self.curve, transcript.server_public, |secret| {
@@ -153,8 +154,8 @@ impl fmt::Debug for Ephemeral {
     }
 }
 
-/// Agrees on a secret with the holder of `point`; `None` if that is not a point of the curve or, on
-/// X25519, one of small order.
+/// Computes the shared secret of `key` and the server's `point`; `None` if `point` is not on the curve or, on
+/// X25519, of small order.
 fn agree(
     method: Method,
     key: &agreement::PrivateKey,
@@ -163,7 +164,7 @@ fn agree(
 ) -> Option<Zeroizing<Vec<u8>>> {
     let point = agreement::UnparsedPublicKey::new(method.curve(), point);
     agreement::agree(key, point, (), |secret| {
-        // RFC 8731 section 3: an all-zero secret must end the exchange.
+        // RFC 8731 section 3: an all-zero secret must abort the exchange.
         if secret.iter().all(|byte| *byte == 0) {
             return Err(());
         }
@@ -172,7 +173,7 @@ fn agree(
     .ok()
 }
 
-/// What both sides have said; the exchange hash binds it.
+/// What the exchange hash covers (RFC 4253 section 8).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Transcript<'a> {
     pub(crate) client_identification: &'a [u8],
@@ -183,34 +184,34 @@ pub(crate) struct Transcript<'a> {
     pub(crate) server_public: &'a [u8],
 }
 
-/// The outcome of an exchange.
+/// The result of a key exchange.
 pub(crate) struct Secret {
     hash: &'static digest::Algorithm,
-    /// The shared secret as it enters hashes.
+    /// The shared secret as it is hashed: as an `mpint`, or as a `string` for the hybrid method.
     encoded: Zeroizing<Vec<u8>>,
     exchange_hash: Vec<u8>,
 }
 
 impl Secret {
-    /// Makes the outcome of an exchange that a test has computed as the server.
+    /// For a test that computed the exchange as the server.
     #[cfg(test)]
     pub(crate) fn new(encoded: Vec<u8>, exchange_hash: Vec<u8>) -> Self {
         Self { hash: &digest::SHA256, encoded: Zeroizing::new(encoded), exchange_hash }
     }
 
-    /// What the server signs; the first one is the session's id.
+    /// The hash that the server signs. That of the first exchange is the session identifier.
     pub(crate) fn exchange_hash(&self) -> &[u8] {
         &self.exchange_hash
     }
 
-    /// Derives `length` bytes for the purpose that `letter` names (RFC 4253 section 7.2).
+    /// Derives a key of `length` bytes; `letter` stands for its purpose (RFC 4253 section 7.2).
     pub(crate) fn derive(
         &self,
         letter: u8,
         session_id: &[u8],
         length: usize,
     ) -> Zeroizing<Vec<u8>> {
-        // Room for the last block as a whole, so that no copy is left behind by growing.
+        // Reserves space for the whole last block: growing would leave an unwiped copy in memory.
         let mut key = Zeroizing::new(Vec::with_capacity(length + digest::SHA512_OUTPUT_LEN));
         while key.len() < length {
             let mut context = digest::Context::new(self.hash);
@@ -235,5 +236,5 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Bytes of an ML-KEM-768 ciphertext (FIPS 203 table 3).
+/// Length of an ML-KEM-768 ciphertext, in bytes (FIPS 203 table 3).
 const ML_KEM_768_CIPHERTEXT: usize = 1_088;

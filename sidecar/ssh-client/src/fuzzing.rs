@@ -1,7 +1,7 @@
-//! What the fuzz targets call: the client from its first byte, and the client behind a finished
-//! login, without encryption, so that random bytes get past it.
+//! The functions that the fuzz targets call.
 //!
-//! Compiled for tests, which run the kept corpora, and for fuzzing, which searches.
+//! One target starts at the first byte. Another starts after the login and without encryption, so that random
+//! bytes reach the connection layer. Compiled for fuzzing, and for tests, which run the stored corpora.
 
 use std::{
     sync::Arc,
@@ -11,9 +11,16 @@ use std::{
 use bytes::BytesMut;
 use russh::keys::{PrivateKey, ssh_key::private::Ed25519Keypair};
 
-use crate::{ChannelId, Client, Compression, Config, load_private_key, packet::PacketWriter};
+use crate::{
+    channel::ChannelId,
+    client::Client,
+    config::{Compression, Config},
+    key::load_private_key,
+    packet::PacketWriter,
+    pin::HostKeyPin,
+};
 
-/// Feeds `data` to a fresh client, in pieces whose lengths its bytes give.
+/// Feeds `data` to a new client, in pieces whose lengths are bytes of `data`.
 pub fn input(data: &[u8]) {
     let now = Instant::now();
     let mut client = Client::new(config(), now);
@@ -100,11 +107,11 @@ pub fn operations(data: &[u8]) {
     }
 }
 
-/// Reads `data` as a private key and as a pin.
+/// Parses `data` as a private key and as a host key pin.
 pub fn text(data: &[u8]) {
     if let Ok(text) = std::str::from_utf8(data) {
         drop(load_private_key(text, None));
-        drop(text.parse::<crate::HostKeyPin>());
+        drop(text.parse::<HostKeyPin>());
     }
 }
 
@@ -131,7 +138,7 @@ fn config() -> Config {
 mod tests {
     use std::{fs, path::Path};
 
-    /// Inputs that a fuzzer found to reach something new, or to break something once.
+    /// Runs the inputs that a fuzzer found to reach new code or, once, to fail.
     fn replay(target: &str, run: fn(&[u8])) {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
         let mut count = 0;
@@ -143,17 +150,17 @@ mod tests {
     }
 
     #[test]
-    fn kept_inputs_hold_from_the_first_byte() {
+    fn stored_inputs_pass_from_the_first_byte() {
         replay("input", super::input);
     }
 
     #[test]
-    fn kept_inputs_hold_behind_the_login() {
+    fn stored_inputs_pass_after_the_login() {
         replay("operations", super::operations);
     }
 
     #[test]
-    fn kept_inputs_hold_as_keys_and_pins() {
+    fn stored_inputs_pass_as_keys_and_pins() {
         replay("text", super::text);
     }
 }

@@ -1,5 +1,5 @@
-//! The server's host key: whether it is of the kind that was agreed on, and whether its holder is who we
-//! talk to (RFC 4253 section 8).
+//! The server's host key: checks that it has the negotiated type and that the server holds its private half
+//! (RFC 4253 section 8).
 
 use russh::keys::{
     HashAlg, PublicKey,
@@ -9,25 +9,25 @@ use russh::keys::{
 
 use crate::{error::Error, wire::Reader};
 
-/// Reads a key, which must be one that signs with `algorithm`.
+/// Reads a public key, which must sign with `algorithm`.
 ///
 /// # Errors
 ///
-/// [`Error::Protocol`] if it is not.
+/// [`Error::Protocol`] if it cannot be read or is of another type.
 pub(crate) fn read(blob: &[u8], algorithm: &str) -> Result<PublicKey, Error> {
     let unreadable = |_| Error::protocol("host key cannot be read");
     let key = PublicKey::from_bytes(blob).map_err(unreadable)?;
     if !algorithm.starts_with(family(&key)) {
-        return Err(Error::protocol(format!("host key is not for {algorithm} as was agreed")));
+        return Err(Error::protocol(format!("host key is not of the negotiated type {algorithm}")));
     }
     Ok(key)
 }
 
-/// Demands that the holder of `key` has signed the exchange hash, with `algorithm`.
+/// Checks that `signature` is one of the exchange hash by `key`, with `algorithm`.
 ///
 /// # Errors
 ///
-/// [`Error::HostKeyUnproven`] if not, [`Error::Protocol`] if the signature cannot be read.
+/// [`Error::HostKeyUnproven`] if it is not, [`Error::Protocol`] if it cannot be read.
 pub(crate) fn prove(
     key: &PublicKey,
     algorithm: &str,
@@ -43,10 +43,9 @@ pub(crate) fn prove(
     Err(Error::HostKeyUnproven { fingerprint: key.fingerprint(HashAlg::Sha256).to_string() })
 }
 
-/// Verifies the server's signature of the exchange hash.
 fn is_signed(key: &PublicKey, algorithm: &str, signature: &[u8], raw: &[u8], hash: &[u8]) -> bool {
     if let KeyData::Rsa(rsa) = key.key_data() {
-        // By aws-lc, which takes keys of 2,048 to 8,192 bits.
+        // Verified by aws-lc, which accepts keys of 2,048 to 8,192 bits.
         let (Some(n), Some(e)) = (rsa.n().as_positive_bytes(), rsa.e().as_positive_bytes()) else {
             return false;
         };
@@ -61,7 +60,7 @@ fn is_signed(key: &PublicKey, algorithm: &str, signature: &[u8], raw: &[u8], has
         .is_ok_and(|signature| key.key_data().verify(hash, &signature).is_ok())
 }
 
-/// How the names of a key's signature algorithms start.
+/// The prefix of the names of a key's signature algorithms.
 fn family(key: &PublicKey) -> &str {
     match key.key_data() {
         KeyData::Rsa(_) => "rsa-sha2-",
@@ -71,6 +70,7 @@ fn family(key: &PublicKey) -> &str {
             russh::keys::EcdsaCurve::NistP384 => "ecdsa-sha2-nistp384",
             russh::keys::EcdsaCurve::NistP521 => "ecdsa-sha2-nistp521",
         },
-        _ => "none of ours",
+        // No algorithm that is offered begins like this.
+        _ => "unsupported",
     }
 }

@@ -1,16 +1,16 @@
-//! The lines that open a connection (RFC 4253 section 4.2).
+//! The identification lines at the start of a connection (RFC 4253 section 4.2).
 
 use bytes::{Buf, BytesMut};
 
 use crate::{error::Error, wire::quoted};
 
-/// Takes lines off `input` until the server's identification, which it returns without its line
-/// end; `skipped` counts the bytes of lines that came before.
+/// Removes lines from `input` up to the server's identification and returns that without its line end;
+/// `None` until all of it was received. `skipped` counts the bytes of the lines before it.
 ///
 /// # Errors
 ///
-/// [`Error::NotSsh`] if the server speaks another version or too much comes before;
-/// [`Error::Protocol`] if its line breaks the rules.
+/// [`Error::NotSsh`] if the server has another version of SSH, or if there is no identification within
+/// [`PREAMBLE`] bytes; [`Error::Protocol`] if the line is too long or has control characters.
 pub(crate) fn take(input: &mut BytesMut, skipped: &mut usize) -> Result<Option<String>, Error> {
     loop {
         let Some(end) = input.iter().position(|byte| *byte == b'\n') else {
@@ -39,15 +39,15 @@ fn parse(line: &[u8]) -> Result<String, Error> {
     if line.len() + 2 > LINE {
         return Err(Error::protocol("identification is longer than 255 bytes"));
     }
-    // RFC 4253 section 5.1: servers that also speak 1.x say 1.99.
+    // RFC 4253 section 5.1: servers that also support SSH 1.x identify as 1.99.
     if !line.starts_with(b"SSH-2.0-") && !line.starts_with(b"SSH-1.99-") {
         return Err(Error::NotSsh { received: quoted(line) });
     }
-    // The exact bytes enter the exchange hash, so nothing may be lost in the text. OpenSSH allows
-    // whatever bytes; control characters are refused since they would only serve to deceive.
+    // The exchange hash covers the exact bytes, so the text must keep them all. OpenSSH allows any bytes;
+    // control characters are refused here because they can only mislead readers of a log.
     match std::str::from_utf8(line) {
         Ok(text) if !text.chars().any(char::is_control) => Ok(text.to_owned()),
-        _ => Err(Error::protocol("identification holds control characters")),
+        _ => Err(Error::protocol("identification has control characters")),
     }
 }
 
@@ -55,13 +55,13 @@ fn is_identification(line: &[u8]) -> bool {
     line.starts_with(b"SSH-")
 }
 
-/// Our identification, without the line end.
+/// The client's identification, without the line end.
 pub(crate) const OURS: &str = concat!("SSH-2.0-ssm-sidecar_", env!("CARGO_PKG_VERSION"));
 
-/// Longest identification with its line end (RFC 4253 section 4.2).
+/// Longest identification with its line end, in bytes (RFC 4253 section 4.2).
 const LINE: usize = 255;
 
-/// Most bytes before the identification. A limit of ours: legal notices take a few KiB at most.
+/// Most bytes before the identification. A limit of ours: legal notices have a few KiB at most.
 const PREAMBLE: usize = 16 * 1024;
 
 #[cfg(test)]

@@ -1,45 +1,44 @@
-//! Silence of the server: when to ask for a sign of life, when to give up.
+//! Keepalive: when to send a request to a silent server, and when to fail.
 
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
 
-/// Watches for silence.
 #[derive(Debug)]
 pub(crate) struct Keepalive {
     interval: Duration,
     max: u32,
+    /// When anything was last received.
     received: Instant,
     due: Instant,
     unanswered: u32,
 }
 
 impl Keepalive {
-    /// Starts watching at `now`; gives up once `max` questions have each stayed without any answer
-    /// for `interval`.
+    /// Starts at `now`; fails after `max` requests without an answer within `interval` each.
     pub(crate) fn new(interval: Duration, max: u32, now: Instant) -> Self {
         let interval = interval.clamp(MIN_INTERVAL, MAX_INTERVAL);
         Self { interval, max, received: now, due: now + interval, unanswered: 0 }
     }
 
-    /// Notes that something has arrived; whatever it is, the server lives.
+    /// Notes that something was received. Any input shows that the server is alive.
     pub(crate) fn on_received(&mut self, now: Instant) {
         self.received = now;
         self.due = now + self.interval;
         self.unanswered = 0;
     }
 
-    /// Lets the clock begin anew without a sign of life: no question can have reached the server.
+    /// Restarts the interval without input: the path carries nothing, so no request can have reached the server.
     pub(crate) fn excuse(&mut self, now: Instant) {
         self.due = now + self.interval;
         self.unanswered = 0;
     }
 
-    /// Whether to ask the server now.
+    /// Returns whether to send a request now.
     ///
     /// # Errors
     ///
-    /// [`Error::KeepaliveTimeout`] if it has been asked often enough.
+    /// [`Error::KeepaliveTimeout`] if `max` requests were not answered.
     pub(crate) fn handle_timeout(&mut self, now: Instant) -> Result<bool, Error> {
         if now < self.due {
             return Ok(false);
@@ -60,10 +59,10 @@ impl Keepalive {
     }
 }
 
-/// Least time between questions: with less, the questions would be all that is sent.
+/// Least time between requests: with less, nothing but requests would be sent.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Longest time between questions: sums with it stay within what an `Instant` can hold.
+/// Longest time between requests: a year can be added to any `Instant`.
 const MAX_INTERVAL: Duration = Duration::from_hours(24 * 365);
 
 #[cfg(test)]
@@ -71,12 +70,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn asks_after_silence_and_gives_up_after_the_last_question() {
+    fn sends_requests_after_silence_and_fails_after_the_last_one() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut keepalive = Keepalive::new(Duration::from_secs(10), 2, start);
         assert_eq!(keepalive.handle_timeout(at(9)), Ok(false), "not yet");
-        assert_eq!(keepalive.handle_timeout(at(10)), Ok(true), "first question");
+        assert_eq!(keepalive.handle_timeout(at(10)), Ok(true), "first request");
         assert_eq!(keepalive.handle_timeout(at(11)), Ok(false), "once per interval");
         keepalive.on_received(at(15));
         assert_eq!(keepalive.poll_timeout(), at(25));
@@ -87,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_that_is_excused_is_counted_from_its_excuse() {
+    fn excused_silence_is_counted_from_the_excuse() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut keepalive = Keepalive::new(Duration::from_secs(10), 1, start);

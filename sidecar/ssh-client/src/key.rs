@@ -1,28 +1,32 @@
-//! Private keys, as people paste them.
+//! Loads private keys from text, also from text that copy and paste has damaged.
 //!
-//! The decoder's errors do not tell an encrypted key from a damaged one, and it wants its text just
-//! so. Hence the text is brought into shape first, and what it holds is told by its own headers.
+//! russh's decoder (`decode_secret_key`) accepts only exact PEM lines, and its errors do not distinguish an
+//! encrypted key from a damaged one. So the text is normalized first, and the key's own headers tell whether
+//! it is encrypted, how, and at which cost.
 
 mod cost;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use pem_rfc7468::LineEnding;
 use russh::keys::{
-    Algorithm, PrivateKey, decode_secret_key, ssh_encoding::Mpint, ssh_key::private::KeypairData,
+    Algorithm, HashAlg, PrivateKey, decode_secret_key, ssh_encoding::Mpint,
+    ssh_key::private::KeypairData,
 };
 use zeroize::Zeroizing;
 
 use crate::wire::Reader;
 
-/// Why a private key cannot be used; never quotes any of its text.
+/// Why a private key cannot be used. The message never quotes any of the key's text.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum KeyError {
     /// It is encrypted and no passphrase was given.
     #[error("private key is encrypted, its passphrase is needed")]
     PassphraseRequired,
-    /// It is encrypted and the passphrase does not open it.
+    /// It is encrypted and the passphrase does not decrypt it.
     #[error("passphrase of the private key is wrong")]
     PassphraseWrong,
-    /// To try a passphrase on it would take too long, minutes or hours; its author has chosen so.
+    /// Its key derivation costs too much, minutes or hours of processor time or gigabytes of memory. No passphrase
+    /// was tried.
     #[error("private key is encrypted in a way that takes too long to undo")]
     Costly,
     /// It cannot be read.
@@ -36,26 +40,26 @@ pub enum KeyError {
 /// Loads a private key in OpenSSH's format, PKCS#1, SEC1, PKCS#8 or `PuTTY`'s; RSA, ECDSA or
 /// Ed25519.
 ///
-/// What pasting does to a key is undone: a byte order mark, CRLF, indentation, trailing blanks,
+/// Typical damage of copy and paste is repaired: a byte order mark, CRLF, indentation, trailing blanks,
 /// `\n` as two characters, everything on one line. The passphrase is ignored if the key is not
 /// encrypted, and an empty one counts as none.
 ///
-/// Blocks: an encrypted key is slow to open by design, up to some seconds; one that its author made much slower
-/// is refused unopened.
+/// Blocks for up to some seconds if the key is encrypted, since key derivation is slow by design.
 ///
 /// # Errors
 ///
-/// [`KeyError`].
+/// [`KeyError::PassphraseRequired`], [`KeyError::PassphraseWrong`], [`KeyError::Costly`] if key derivation would
+/// take much longer than that, [`KeyError::Unreadable`] for everything else.
 pub fn load_private_key(text: &str, passphrase: Option<&str>) -> Result<PrivateKey, KeyError> {
-    let text = straightened(text);
-    let sort = if text.starts_with(PUTTY) { putty(&text)? } else { pem(&text)? };
+    let text = normalized(text);
+    let key = if text.starts_with(PUTTY) { putty(&text)? } else { pem(&text)? };
     let passphrase = passphrase.filter(|passphrase| !passphrase.is_empty());
-    let loaded = match (sort.encrypted, passphrase) {
+    let loaded = match (key.encrypted, passphrase) {
         (true, None) => return Err(KeyError::PassphraseRequired),
-        (true, Some(passphrase)) => decode_secret_key(&sort.text, Some(passphrase))
-            // Everything else that could be wrong was looked at before.
+        (true, Some(passphrase)) => decode_secret_key(&key.text, Some(passphrase))
+            // Everything else that can be wrong was checked before.
             .map_err(|_| KeyError::PassphraseWrong)?,
-        (false, _) => decode_secret_key(&sort.text, None).map_err(|_| {
+        (false, _) => decode_secret_key(&key.text, None).map_err(|_| {
             unreadable("its content is damaged, or of a type that is not supported")
         })?,
     };
@@ -66,7 +70,19 @@ pub fn load_private_key(text: &str, passphrase: Option<&str>) -> Result<PrivateK
     }
 }
 
-/// The parts of `key` that nobody may see, where they stand in memory.
+/// Returns the fingerprint of the key's public half as `ssh-keygen -l` prints it: `SHA256:` and 43 characters of
+/// base64.
+pub fn fingerprint(key: &PrivateKey) -> String {
+    key.public_key().fingerprint(HashAlg::Sha256).to_string()
+}
+
+/// Returns the name of the key's type, as a public key line begins: `ssh-ed25519`, `ssh-rsa`,
+/// `ecdsa-sha2-nistp256` and so on.
+pub fn key_type(key: &PrivateKey) -> String {
+    key.algorithm().as_str().to_owned()
+}
+
+/// Returns the secret numbers of `key` where they are stored, so that the caller can protect that memory.
 pub fn secret_parts(key: &PrivateKey) -> Vec<&[u8]> {
     match key.key_data() {
         KeypairData::Ed25519(pair) => vec![pair.private.as_ref()],
@@ -75,21 +91,21 @@ pub fn secret_parts(key: &PrivateKey) -> Vec<&[u8]> {
             let private = pair.private();
             [private.d(), private.iqmp(), private.p(), private.q()].map(Mpint::as_bytes).to_vec()
         }
-        // Others are not loaded.
+        // `load_private_key` loads no other types.
         _ => Vec::new(),
     }
 }
 
-/// A key's text in the shape that the decoder wants.
-struct Sorted {
+/// A key's text, normalized for the decoder.
+struct KeyText {
     text: Zeroizing<String>,
     encrypted: bool,
 }
 
-/// Gives the text line ends as they should be.
-fn straightened(text: &str) -> Zeroizing<String> {
+/// Removes indentation, blank lines and a byte order mark, and makes every line end `\n`.
+fn normalized(text: &str) -> Zeroizing<String> {
     let text = text.trim_start_matches('\u{feff}');
-    // No format of keys has a backslash in it.
+    // No key format contains a backslash.
     let text = Zeroizing::new(text.replace("\\r", "\n").replace("\\n", "\n"));
     let mut lines = Zeroizing::new(String::with_capacity(text.len() + 1));
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
@@ -99,33 +115,35 @@ fn straightened(text: &str) -> Zeroizing<String> {
     lines
 }
 
-/// Looks into `PuTTY`'s format.
-fn putty(text: &str) -> Result<Sorted, KeyError> {
+/// Checks a key in `PuTTY`'s format.
+fn putty(text: &str) -> Result<KeyText, KeyError> {
     let header = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     if text.contains("ssh-dss") {
         return Err(unreadable(DSA));
     }
     match header("Encryption:") {
         Some(cipher) => {
-            cost::check_putty(text)?;
-            Ok(Sorted { text: Zeroizing::new(text.to_owned()), encrypted: cipher != "none" })
+            affordable(cost::is_putty_affordable(text))?;
+            Ok(KeyText { text: Zeroizing::new(text.to_owned()), encrypted: cipher != "none" })
         }
-        None => Err(unreadable("it is a PuTTY key that is not whole; export it as OpenSSH key")),
+        None => Err(unreadable("it is an incomplete PuTTY key; export it as an OpenSSH key")),
     }
 }
 
-/// Looks into a PEM text, of which the block with the private key is kept.
-fn pem(text: &str) -> Result<Sorted, KeyError> {
+/// Finds the block with the private key in a PEM text.
+///
+/// Not left to a PEM library: those refuse damaged text, such as a key all on one line.
+fn pem(text: &str) -> Result<KeyText, KeyError> {
     let mut rest = text;
     let mut other = None;
     while let Some((_, behind)) = rest.split_once(BEGIN) {
-        let (label, behind) = behind.split_once("-----").ok_or(unreadable(CUT))?;
+        let (label, behind) = behind.split_once(DASHES).ok_or(unreadable(CUT))?;
         let end = format!("-----END {label}-----");
         let (body, behind) = behind.split_once(&end).ok_or(unreadable(CUT))?;
         if label.ends_with("PRIVATE KEY") {
             return block(label, body);
         }
-        // Such as the `EC PARAMETERS` that openssl puts in front.
+        // Such as `EC PARAMETERS`, which openssl writes first.
         other = Some(label);
         rest = behind;
     }
@@ -139,10 +157,10 @@ fn pem(text: &str) -> Result<Sorted, KeyError> {
     }))
 }
 
-/// Looks into one block of a PEM text.
-fn block(label: &str, body: &str) -> Result<Sorted, KeyError> {
-    // The headers of RFC 1421 are `name: value` with no blank in the value, so this also holds for
-    // a text that was squeezed into one line.
+/// Checks one block of a PEM text and normalizes it.
+fn block(label: &str, body: &str) -> Result<KeyText, KeyError> {
+    // The headers (RFC 1421 section 4.6) are `name: value` without a blank in the value, so this also works
+    // if all of the key is on one line.
     let mut cipher = None;
     let mut base64 = Zeroizing::new(String::with_capacity(body.len()));
     let mut words = body.split_whitespace();
@@ -166,25 +184,27 @@ fn block(label: &str, body: &str) -> Result<Sorted, KeyError> {
         "PRIVATE KEY" => false,
         "ENCRYPTED PRIVATE KEY" => pkcs8(&content)?,
         "DSA PRIVATE KEY" => return Err(unreadable(DSA)),
-        _ => return Err(unreadable("its format is not known; convert it with `ssh-keygen -p`")),
+        _ => {
+            return Err(unreadable(
+                "its format is unknown; convert it with `ssh-keygen -p -f FILE`",
+            ));
+        }
     };
-    let mut text = Zeroizing::new(String::with_capacity(2 * base64.len() + 256));
-    text.extend(["-----BEGIN ", label, "-----\n"]);
+    let pem = pem_rfc7468::encode_string(label, LineEnding::LF, &content);
+    let mut text = Zeroizing::new(pem.map_err(|_| unreadable(DAMAGED))?);
     if let Some(cipher) = cipher {
-        text.extend(["Proc-Type: 4,ENCRYPTED\nDEK-Info: ", cipher, "\n\n"]);
+        // RFC 7468 has no headers, so those of RFC 1421 are inserted after the first line. That may leave a copy
+        // in freed memory, of an encrypted key only.
+        let headers = format!("Proc-Type: 4,ENCRYPTED\nDEK-Info: {cipher}\n\n");
+        text.insert_str(BEGIN.len() + label.len() + DASHES.len() + 1, &headers);
     }
-    for line in base64.as_bytes().chunks(64) {
-        text.extend(line.iter().map(|byte| char::from(*byte)));
-        text.push('\n');
-    }
-    text.extend(["-----END ", label, "-----\n"]);
-    Ok(Sorted { text, encrypted })
+    Ok(KeyText { text, encrypted })
 }
 
-/// Reads the open part of OpenSSH's format (its PROTOCOL.key) and tells whether the rest is
+/// Reads the unencrypted part of OpenSSH's format (PROTOCOL.key section 1) and returns whether the rest is
 /// encrypted.
 fn openssh(content: &[u8]) -> Result<bool, KeyError> {
-    let damaged = || unreadable("its content is damaged");
+    let damaged = || unreadable(DAMAGED);
     let rest = content.strip_prefix(b"openssh-key-v1\0").ok_or_else(damaged)?;
     let mut reader = Reader::new(rest, "key");
     let cipher = reader.string().map_err(|_| damaged())?;
@@ -195,36 +215,45 @@ fn openssh(content: &[u8]) -> Result<bool, KeyError> {
     match Reader::new(public, "key").string().map_err(|_| damaged())? {
         b"ssh-dss" => return Err(unreadable(DSA)),
         kind if kind.starts_with(b"sk-") => {
-            return Err(unreadable("it stands for a security key, which is not here"));
+            return Err(unreadable("it needs a hardware security key, which is not supported"));
         }
         _ => {}
     }
     match cipher {
         b"none" => Ok(false),
         b"3des-cbc" => Err(unreadable(ENCRYPTION)),
-        _ => cost::check_bcrypt(options).map(|()| true),
+        _ => affordable(cost::is_bcrypt_affordable(options)).map(|()| true),
     }
 }
 
-/// Whether an encrypted PKCS#8 key is encrypted in a way that can be undone.
+/// Checks that the encryption of an encrypted PKCS#8 key is supported; returns `true`, as it is encrypted.
 fn pkcs8(content: &[u8]) -> Result<bool, KeyError> {
-    // Looking for the whole identifiers is enough: they stand in the open, within the first bytes.
+    // Searching for the whole identifiers is enough: they are not encrypted and within the first bytes.
     let head = content.get(..256).unwrap_or(content);
     let has = |oid: &[u8]| head.windows(oid.len()).any(|window| window == oid);
     if has(PBES2) && (has(AES_128_CBC) || has(AES_256_CBC)) {
-        cost::check_pkcs8(content).map(|()| true)
+        affordable(cost::is_pkcs8_affordable(content)).map(|()| true)
     } else {
         Err(unreadable(ENCRYPTION))
     }
+}
+
+fn affordable(affordable: bool) -> Result<(), KeyError> {
+    if affordable { Ok(()) } else { Err(KeyError::Costly) }
 }
 
 const fn unreadable(why: &'static str) -> KeyError {
     KeyError::Unreadable { why }
 }
 
+/// How `PuTTY`'s format begins, before the number of its version (`PuTTY` manual, appendix C).
 const PUTTY: &str = "PuTTY-User-Key-File-";
 
 const BEGIN: &str = "-----BEGIN ";
+
+const DASHES: &str = "-----";
+
+const DAMAGED: &str = "its content is damaged";
 
 const CUT: &str = "it is cut off: its `-----END …-----` line is missing";
 
@@ -237,11 +266,11 @@ const TYPE: &str = "keys of this type are not supported";
 const ENCRYPTION: &str =
     "it is encrypted in a way that is not supported; convert it with `ssh-keygen -p -f FILE`";
 
-/// 1.2.840.113549.1.5.13 (RFC 8018 appendix A.4).
+/// Object identifier 1.2.840.113549.1.5.13 (RFC 8018 appendix A.4), as DER.
 const PBES2: &[u8] = &[0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x05, 0x0d];
 
-/// 2.16.840.1.101.3.4.1.2 (NIST's registry of algorithms).
+/// Object identifier 2.16.840.1.101.3.4.1.2 (NIST's Computer Security Objects Register), as DER.
 const AES_128_CBC: &[u8] = &[0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x01, 0x02];
 
-/// 2.16.840.1.101.3.4.1.42.
+/// Object identifier 2.16.840.1.101.3.4.1.42 (NIST's Computer Security Objects Register), as DER.
 const AES_256_CBC: &[u8] = &[0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x01, 0x2a];

@@ -1,10 +1,11 @@
-//! KEXINIT: what each side offers and what follows from it (RFC 4253 section 7.1).
+//! Negotiation of algorithms: KEXINIT of both sides and the choice that follows from them (RFC 4253
+//! section 7.1).
 
 use bytes::BufMut;
 use russh::keys::Algorithm;
 
 use crate::{
-    cipher::{Cipher, Mac},
+    algorithms::{Cipher, Direction, Mac},
     config::{Compression, Config},
     error::Error,
     exchange::Method,
@@ -12,7 +13,7 @@ use crate::{
     wire::{Put, Reader, message, quoted},
 };
 
-/// Our side of a negotiation.
+/// The algorithms that the client offers.
 #[derive(Clone, Debug)]
 pub(crate) struct Offer {
     host_key: Vec<&'static str>,
@@ -20,7 +21,6 @@ pub(crate) struct Offer {
 }
 
 impl Offer {
-    /// Makes the offer that `config` asks for.
     pub(crate) fn new(config: &Config) -> Self {
         let mut host_key = match &config.host_key_algorithms {
             None => HOST_KEYS.to_vec(),
@@ -29,8 +29,8 @@ impl Offer {
                 .filter_map(|name| HOST_KEYS.iter().find(|known| *known == name).copied())
                 .collect(),
         };
-        // A server shows one key only: ask first for a type that was pinned. A fingerprint does
-        // not tell its type, so all types stay on offer.
+        // A server presents one key only, so the types of pinned keys are preferred. A pinned fingerprint has no
+        // type, so all types stay in the list.
         let pinned: Vec<_> = config.pins.iter().filter_map(HostKeyPin::algorithm).collect();
         host_key.sort_by_key(|name| !pinned.iter().any(|kind| belongs(name, kind)));
         Self {
@@ -43,8 +43,8 @@ impl Offer {
         }
     }
 
-    /// Writes the KEXINIT payload. In the `initial` exchange it carries the signs that we read
-    /// `EXT_INFO` and keep to the strict rules.
+    /// Writes the KEXINIT payload. In the `initial` exchange it also announces `EXT_INFO` (RFC 8308 section 2.1)
+    /// and strict key exchange.
     pub(crate) fn payload(&self, cookie: [u8; 16], initial: bool) -> Vec<u8> {
         let mut kex = names(Method::ALL, Method::name);
         if initial {
@@ -119,7 +119,7 @@ impl Offer {
     }
 }
 
-/// What a negotiation has come to.
+/// The result of a negotiation.
 #[derive(Clone, Debug)]
 pub(crate) struct Choice {
     pub(crate) method: Method,
@@ -127,14 +127,13 @@ pub(crate) struct Choice {
     pub(crate) host_key: &'static str,
     pub(crate) outgoing: Direction,
     pub(crate) incoming: Direction,
-    /// The server has sent a first key exchange packet for another method: it is to be ignored.
+    /// The server guessed another method and sent its first packet already, which must be ignored.
     pub(crate) skip_guess: bool,
-    /// The server knows the strict key exchange; says something in the initial exchange only.
+    /// The server supports strict key exchange. Valid in the initial exchange only.
     pub(crate) strict: bool,
 }
 
 impl Choice {
-    /// The names, for people.
     pub(crate) fn negotiated(&self) -> Negotiated {
         Negotiated {
             kex: self.method.name(),
@@ -146,14 +145,6 @@ impl Choice {
     }
 }
 
-/// Algorithms of one direction.
-#[derive(Clone, Debug)]
-pub(crate) struct Direction {
-    pub(crate) cipher: Cipher,
-    pub(crate) mac: Option<Mac>,
-    pub(crate) compressed: bool,
-}
-
 /// Names of the algorithms in use.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Negotiated {
@@ -161,15 +152,15 @@ pub struct Negotiated {
     pub kex: &'static str,
     /// Signature algorithm of the host key.
     pub host_key: &'static str,
-    /// Cipher towards the server.
+    /// Cipher of outgoing packets.
     pub cipher: &'static str,
-    /// Authentication code towards the server; `None` if the cipher brings its own.
+    /// MAC of outgoing packets; `None` if the cipher authenticates by itself.
     pub mac: Option<&'static str>,
-    /// Whether what goes to the server is compressed after login.
+    /// Whether outgoing packets are compressed after the login.
     pub compressed: bool,
 }
 
-/// Takes the first of ours whose name is among theirs (RFC 4253 section 7.1).
+/// Chooses the first of the client's algorithms that the server has, too (RFC 4253 section 7.1).
 fn pick<T: Copy>(
     kind: &'static str,
     ours: &[T],
@@ -192,7 +183,7 @@ fn first(list: &str) -> Option<&str> {
     list.split(',').next()
 }
 
-/// Whether a signature algorithm is one of keys of type `kind`.
+/// Whether keys of type `kind` sign with the algorithm `name`.
 fn belongs(name: &str, kind: &Algorithm) -> bool {
     match kind {
         Algorithm::Rsa { .. } => name.starts_with("rsa-sha2-"),
@@ -200,7 +191,7 @@ fn belongs(name: &str, kind: &Algorithm) -> bool {
     }
 }
 
-/// Host key algorithms in order of preference. `ssh-rsa` is left out: its signatures rest on SHA-1.
+/// Host key algorithms in order of preference. `ssh-rsa` is not offered: its signatures use SHA-1.
 const HOST_KEYS: &[&str] = &[
     "ssh-ed25519",
     "ecdsa-sha2-nistp256",
@@ -210,16 +201,17 @@ const HOST_KEYS: &[&str] = &[
     "rsa-sha2-256",
 ];
 
-/// Compression that starts after login (OpenSSH's PROTOCOL, section 1.2): before it, an unknown
-/// peer could feed the decompressor.
+/// Compression that starts after the login (OpenSSH's PROTOCOL section 1.2), so that no unauthenticated peer
+/// reaches the decompressor.
 const ZLIB: &str = "zlib@openssh.com";
 
 const NONE: &str = "none";
 
-/// RFC 8308 section 2.1.
+/// Announces that the client reads `EXT_INFO` (RFC 8308 section 2.1).
 const EXT_INFO_CLIENT: &str = "ext-info-c";
 
-/// OpenSSH's PROTOCOL, section 1.10.
+/// Announces strict key exchange (OpenSSH's PROTOCOL section 1.10).
 const STRICT_CLIENT: &str = "kex-strict-c-v00@openssh.com";
 
+/// The server's announcement of strict key exchange.
 const STRICT_SERVER: &str = "kex-strict-s-v00@openssh.com";

@@ -1,4 +1,5 @@
-//! The binary packet protocol (RFC 4253 section 6): payloads to sealed packets and back.
+//! The binary packet protocol (RFC 4253 section 6): writes and reads packets with their padding, compression and
+//! encryption.
 
 use bytes::{Buf, BufMut, BytesMut};
 
@@ -8,15 +9,15 @@ use crate::{
     error::Error,
 };
 
-/// Makes outgoing packets.
+/// Writes outgoing packets.
 #[derive(Debug)]
 pub(crate) struct PacketWriter {
     sealer: Sealer,
     deflater: Option<Deflater>,
     sequence: u32,
-    /// Packets and bytes under the current keys.
-    used: Use,
-    total: Use,
+    /// Since the last change of keys.
+    used: Volume,
+    total: Volume,
 }
 
 impl PacketWriter {
@@ -25,16 +26,16 @@ impl PacketWriter {
             sealer: Sealer::Plain,
             deflater: None,
             sequence: 0,
-            used: Use::default(),
-            total: Use::default(),
+            used: Volume::default(),
+            total: Volume::default(),
         }
     }
 
-    /// Appends one packet to `out`; its payload is `head` followed by `body`.
+    /// Appends a packet with the payload `head` + `body` to `out`.
     ///
     /// # Errors
     ///
-    /// [`Error::Crypto`] if a primitive fails; `out` is then as it was.
+    /// [`Error::Crypto`] if compression or encryption fails; `out` is then unchanged.
     pub(crate) fn write(
         &mut self,
         out: &mut BytesMut,
@@ -49,28 +50,28 @@ impl PacketWriter {
         result
     }
 
-    /// Takes new keys into use, after NEWKEYS.
+    /// Changes to new keys, after NEWKEYS.
     pub(crate) fn switch(&mut self, sealer: Sealer, compressed: bool, reset_sequence: bool) {
         self.sealer = sealer;
         self.deflater = compressed.then(Deflater::new);
-        self.used = Use::default();
+        self.used = Volume::default();
         if reset_sequence {
             self.sequence = 0;
         }
     }
 
-    /// Starts compression, after login.
+    /// Starts compression, after the login.
     pub(crate) fn compress(&mut self) {
         self.deflater = Some(Deflater::new());
     }
 
-    /// What the current keys have been used for.
-    pub(crate) fn used(&self) -> Use {
+    /// Volume since the last change of keys.
+    pub(crate) fn used(&self) -> Volume {
         self.used
     }
 
-    /// Everything since the start.
-    pub(crate) fn total(&self) -> Use {
+    /// Volume since the start.
+    pub(crate) fn total(&self) -> Volume {
         self.total
     }
 
@@ -105,19 +106,19 @@ impl PacketWriter {
     }
 }
 
-/// Takes incoming packets apart.
+/// Reads incoming packets.
 #[derive(Debug)]
 pub(crate) struct PacketReader {
-    /// What has arrived and is not a whole packet yet, or has not been looked at.
+    /// Received bytes that were not handled yet.
     pub(crate) input: BytesMut,
     opener: Opener,
     inflater: Option<Inflater>,
     inflated: BytesMut,
     sequence: u32,
-    /// Bytes of the packet at the front of `input` with its tag, once its length has been read.
+    /// Length of the packet at the start of `input` with its tag, in bytes, once its length field was read.
     expected: Option<usize>,
-    used: Use,
-    total: Use,
+    used: Volume,
+    total: Volume,
 }
 
 impl PacketReader {
@@ -129,16 +130,18 @@ impl PacketReader {
             inflated: BytesMut::new(),
             sequence: 0,
             expected: None,
-            used: Use::default(),
-            total: Use::default(),
+            used: Volume::default(),
+            total: Volume::default(),
         }
     }
 
-    /// Takes the next whole packet off the input and returns its payload, which is not empty.
+    /// Removes the next packet from the input and returns its payload, which is not empty; `None` until a
+    /// whole packet was received.
     ///
     /// # Errors
     ///
-    /// [`Error::Protocol`] if its lengths are not sound, [`Error::Integrity`] if its tag is wrong.
+    /// [`Error::Protocol`] if its length, padding or compression is invalid, [`Error::Integrity`] if its tag is
+    /// wrong.
     pub(crate) fn next(&mut self) -> Result<Option<BytesMut>, Error> {
         let size = if let Some(size) = self.expected {
             size
@@ -150,7 +153,7 @@ impl PacketReader {
             *self.expected.insert(size)
         };
         if self.input.len() < size {
-            // Once, instead of growing step by step.
+            // Reserves all of it at once instead of growing step by step.
             self.input.reserve(size - self.input.len());
             return Ok(None);
         }
@@ -165,48 +168,48 @@ impl PacketReader {
         packet.advance(LENGTH);
         let padding = usize::from(packet.get_u8());
         let payload = packet.len().checked_sub(padding).filter(|_| padding >= MIN_PADDING);
-        packet.truncate(payload.ok_or_else(|| Error::protocol("padding of a packet is wrong"))?);
+        packet.truncate(payload.ok_or_else(|| Error::protocol("packet has invalid padding"))?);
         if let Some(inflater) = &mut self.inflater {
             self.inflated.extend_from_slice(inflater.inflate(&packet)?);
             packet = self.inflated.split();
         }
         if packet.is_empty() {
-            return Err(Error::protocol("packet without a message"));
+            return Err(Error::protocol("packet has an empty payload"));
         }
         Ok(Some(packet))
     }
 
-    /// Takes new keys into use, after NEWKEYS.
+    /// Changes to new keys, after NEWKEYS.
     pub(crate) fn switch(&mut self, opener: Opener, compressed: bool, reset_sequence: bool) {
         self.opener = opener;
         self.inflater = compressed.then(Inflater::new);
-        self.used = Use::default();
+        self.used = Volume::default();
         if reset_sequence {
             self.sequence = 0;
         }
     }
 
-    /// Starts decompression, after login.
+    /// Starts decompression, after the login.
     pub(crate) fn decompress(&mut self) {
         self.inflater = Some(Inflater::new());
     }
 
-    /// What the current keys have been used for.
-    pub(crate) fn used(&self) -> Use {
+    /// Volume since the last change of keys.
+    pub(crate) fn used(&self) -> Volume {
         self.used
     }
 
-    /// Everything since the start.
-    pub(crate) fn total(&self) -> Use {
+    /// Volume since the start.
+    pub(crate) fn total(&self) -> Volume {
         self.total
     }
 
-    /// Sequence number of the packet that `next` returned last.
+    /// Sequence number of the packet that [`next`](Self::next) returned last.
     pub(crate) fn last_sequence(&self) -> u32 {
         self.sequence.wrapping_sub(1)
     }
 
-    /// Checks the packet's length field and returns its bytes with the tag.
+    /// Checks the packet's length field and returns the length of the packet with its tag, in bytes.
     fn check(&self, length: u32) -> Result<usize, Error> {
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         let (block, with_length) = self.opener.alignment();
@@ -218,29 +221,29 @@ impl PacketReader {
     }
 }
 
-/// How much has passed.
+/// An amount of traffic.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(crate) struct Use {
+pub(crate) struct Volume {
     pub(crate) packets: u64,
     /// Bytes on the wire.
     pub(crate) bytes: u64,
 }
 
-impl Use {
+impl Volume {
     fn count(&mut self, bytes: usize) {
         self.packets += 1;
         self.bytes += u64::try_from(bytes).unwrap_or(u64::MAX);
     }
 }
 
-/// Fewest bytes of padding (RFC 4253 section 6).
+/// Least padding, in bytes (RFC 4253 section 6).
 const MIN_PADDING: usize = 4;
 
-/// Largest packet that is taken. RFC 4253 section 6.1 asks for 35,000 bytes at least; this is
-/// OpenSSH's limit.
+/// Largest value of the length field that is accepted, in bytes: OpenSSH's limit (`PACKET_MAX_SIZE` in packet.c).
+/// RFC 4253 section 6.1 requires at least 35,000.
 const MAX_LENGTH: usize = 256 * 1024;
 
-/// Longest tag: HMAC-SHA-512.
+/// Length of the longest tag, in bytes: HMAC-SHA-512 (RFC 6668 section 2).
 const MAX_TAG: usize = 64;
 
 const FAILED: Error = Error::Crypto { what: "packet" };

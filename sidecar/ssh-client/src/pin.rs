@@ -1,4 +1,4 @@
-//! Host keys that are known beforehand.
+//! Pinned host keys: the keys that a server may present.
 
 use std::{fmt, str::FromStr};
 
@@ -7,14 +7,14 @@ use russh::keys::{Algorithm, HashAlg, PublicKey, ssh_key::Fingerprint};
 /// A host key that the server may present.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum HostKeyPin {
-    /// Its SHA-256 fingerprint as `ssh-keygen -l` prints it: `SHA256:` and 43 characters of base64.
+    /// The key's SHA-256 fingerprint as `ssh-keygen -l` prints it: `SHA256:` and 43 characters of base64.
     Fingerprint(String),
     /// The key itself.
     Key(Box<PublicKey>),
 }
 
 impl HostKeyPin {
-    /// Whether this is the pin of `key`.
+    /// Whether this pin allows `key`.
     pub(crate) fn matches(&self, key: &PublicKey) -> bool {
         match self {
             Self::Fingerprint(pinned) => *pinned == key.fingerprint(HashAlg::Sha256).to_string(),
@@ -22,7 +22,7 @@ impl HostKeyPin {
         }
     }
 
-    /// The key's type; a fingerprint does not tell.
+    /// The key's type, `None` for a fingerprint.
     pub(crate) fn algorithm(&self) -> Option<Algorithm> {
         match self {
             Self::Fingerprint(_) => None,
@@ -41,7 +41,7 @@ impl fmt::Display for HostKeyPin {
     }
 }
 
-/// Reads `SHA256:…`, a public key line, or a line of `known_hosts` or of `ssh-keyscan`.
+/// Parses `SHA256:…`, a public key line, or a line of `known_hosts` or of `ssh-keyscan`.
 impl FromStr for HostKeyPin {
     type Err = PinError;
 
@@ -72,28 +72,28 @@ impl FromStr for HostKeyPin {
     }
 }
 
-/// Why a pin could not be read; never quotes more than the key's type.
+/// Why a pin could not be parsed. The message quotes nothing but the key's type.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum PinError {
-    /// Nothing but blanks.
+    /// The text is empty or blank.
     #[error("host key is empty")]
     Empty,
-    /// `SHA256:` is not followed by a digest.
+    /// `SHA256:` without a valid digest.
     #[error("fingerprint is not `SHA256:` and 43 characters of base64")]
     Digest,
     /// An MD5 fingerprint.
     #[error("MD5 fingerprints are not safe; give the one of `ssh-keygen -l -E sha256`")]
     Md5,
-    /// A key's type is not followed by that key.
+    /// The type of a key without a valid key of that type.
     #[error("public key is damaged: the type is not followed by its base64 text")]
     Key,
-    /// A type of key that is not offered to servers.
+    /// A key of a type that this client does not offer to servers.
     #[error("host keys of type `{kind}` are not supported")]
     Unsupported {
         /// The type.
         kind: String,
     },
-    /// Neither fingerprint nor key.
+    /// Neither a fingerprint nor a key.
     #[error("host key is neither `SHA256:…` nor a line such as `ssh-ed25519 AAAA…`")]
     Unknown,
 }

@@ -1,24 +1,25 @@
-//! How far the server may send ahead on one channel.
+//! The size of a channel's receive window: how much the server may send on it ahead of the consumer.
 //!
-//! What it sends ahead stands in the one queue that all channels of the connection share. Where the path
-//! is slower than the server, everybody's answers wait behind it: 512 KiB ahead at 0.8 MB/s are 650 ms
-//! more for each query on another channel. So a channel in bulk is allowed what arrives on it in one
-//! round trip, and little more; one that is not keeps room for an answer at once.
+//! All channels of a connection share one queue on the path. If the path is slower than the server, data sent
+//! ahead on one channel delays all others: 512 KiB at 0.8 MB/s add 650 ms to each query on another channel.
+//! So the window of a channel that carries bulk data is limited to what arrives on it in one round trip and
+//! little more (its bandwidth-delay product); any other keeps room for a whole answer.
 
 use std::time::{Duration, Instant};
 
-/// The window of one channel, by the rate at which data arrives on it.
+/// The window of one channel, adapted to the rate at which data arrives on it.
 #[derive(Clone, Debug)]
 pub(crate) struct ReceiveWindow {
     /// In bytes.
     size: u32,
+    /// Largest size, in bytes.
     limit: u32,
-    /// The highest rate so far that two epochs in a row have reached, in bytes per second. It is never
-    /// lowered: a window that followed the rate which it limits itself might never stop shrinking.
+    /// The highest rate so far that two epochs in a row have reached, in bytes per second. It is never lowered:
+    /// the window limits the rate, so a window that followed a falling rate might shrink for ever.
     best: u64,
-    /// The rate of the latest epoch.
+    /// The rate of the latest epoch, in bytes per second.
     latest: u64,
-    /// Epochs in which the window doubles still, as the rate has grown with it.
+    /// Number of epochs for which the window is still doubled, because the rate has grown with it.
     growing: u8,
     epoch: Option<Epoch>,
     /// Bytes since the last pause.
@@ -26,13 +27,13 @@ pub(crate) struct ReceiveWindow {
     recent: Option<Recent>,
 }
 
-/// What has arrived lately.
+/// Bytes of the last one to two times [`RECENT`].
 #[derive(Clone, Copy, Debug)]
 struct Recent {
     began: Instant,
-    /// Since then.
+    /// Bytes since then.
     bytes: u64,
-    /// In the stretch before.
+    /// Bytes in the period before.
     before: u64,
 }
 
@@ -53,17 +54,18 @@ impl Recent {
     }
 }
 
-/// A stretch of time of about a round trip.
+/// A period of about a round trip, for which the rate is measured.
 #[derive(Clone, Copy, Debug)]
 struct Epoch {
     began: Instant,
-    /// Arrived since then.
+    /// Bytes since then.
     bytes: u64,
+    /// When the latest of them arrived.
     latest: Instant,
 }
 
 impl ReceiveWindow {
-    /// Makes one that never exceeds `limit` bytes.
+    /// Makes a window that never exceeds `limit` bytes.
     pub(crate) fn new(limit: u32) -> Self {
         Self {
             size: INITIAL.min(limit),
@@ -77,27 +79,27 @@ impl ReceiveWindow {
         }
     }
 
-    /// In bytes; what the server may have sent, and the consumer not consumed.
+    /// Most bytes that may be sent by the server and not yet consumed.
     pub(crate) fn size(&self) -> u32 {
         self.size
     }
 
-    /// Whether data comes in bulk, over the last second or two; on a busy machine not without pauses.
+    /// Whether bulk data arrived in the last second or two. Pauses are allowed: a busy machine causes them.
     pub(crate) fn is_in_bulk(&self, now: Instant) -> bool {
         self.recent.is_some_and(|recent| recent.bytes_by(now) >= u64::from(INITIAL))
     }
 
-    /// How much credit is worth a packet to the server, in bytes.
+    /// Least credit for which a window adjustment is sent, in bytes.
     ///
-    /// Little where little arrives: sshd sends with Nagle's algorithm, and the agent's acknowledgements of
-    /// TCP, which it waits for, are delayed by 40 ms if nothing goes the other way.
-    pub(crate) fn grain(&self) -> u32 {
-        let soon = in_time(self.best, GRAIN_TIME).min(self.size / 8);
-        soon.max(LEAST_GRAIN).min(self.size.div_ceil(2))
+    /// Small if little arrives: sshd uses Nagle's algorithm, so it waits for TCP acknowledgements from the
+    /// SSM agent, which are delayed by 40 ms unless data is sent the other way.
+    pub(crate) fn min_credit(&self) -> u32 {
+        let soon = in_time(self.best, MAX_CREDIT_DELAY).min(self.size / 8);
+        soon.max(LEAST_CREDIT).min(self.size.div_ceil(2))
     }
 
-    /// Takes note that `bytes` have arrived. `round_trip` is what the path takes at most, queues apart;
-    /// where that is not known, nothing can be said but that the window shall not be in the way.
+    /// Notes that `bytes` have arrived. `round_trip` is the longest round trip of the path without its
+    /// queues; while it is unknown, the window has its largest size.
     pub(crate) fn on_data(&mut self, bytes: u32, now: Instant, round_trip: Option<Duration>) {
         let recent = Recent { began: now, bytes: 0, before: 0 };
         self.recent.get_or_insert(recent).add(bytes, now);
@@ -123,34 +125,34 @@ impl ReceiveWindow {
                     self.on_rate(rate);
                 }
             }
-            // The first data ever, or after a long pause: it was sent before this epoch.
+            // The first data at all or after a long pause was sent before this epoch, so it does not count.
             _ => {
                 self.epoch = Some(Epoch { began: now, bytes: 0, latest: now });
                 self.unbroken = u64::from(bytes);
             }
         }
-        self.size = self.fitting(round_trip);
+        self.size = self.size_for(round_trip);
     }
 
     fn on_rate(&mut self, rate: u64) {
-        // What a stall has held up arrives in one.
+        // The lower of two epochs: data that a stall held up arrives all at once.
         let lasting = rate.min(std::mem::replace(&mut self.latest, rate));
         let has_grown = lasting > self.best + self.best / 4;
         self.growing = if has_grown { GROWING } else { self.growing.saturating_sub(1) };
         self.best = self.best.max(lasting);
     }
 
-    fn fitting(&self, round_trip: Duration) -> u32 {
-        // On a long path the rest of the way, to the server and within it, may be long as well.
+    fn size_for(&self, round_trip: Duration) -> u32 {
+        // If the path is long, the unmeasured rest of the way, to the server and within it, may be long as well.
         let carried = in_time(self.best, round_trip + round_trip.saturating_sub(NEAR) / 2);
         let carried = if self.growing > 0 { carried.saturating_mul(2) } else { carried };
-        // Credit waits until there is a grain of it, and a grain of data until it is complete.
-        let carried = carried.saturating_add((carried / 4).max(2 * LEAST_GRAIN));
+        // Credit waits until `min_credit` is reached, and data until its packet is complete.
+        let carried = carried.saturating_add((carried / 4).max(2 * LEAST_CREDIT));
         let least = if self.unbroken < BULK { INITIAL } else { LEAST };
         carried.max(least).min(self.limit)
     }
 
-    /// How long so much takes to arrive, as far as that is known.
+    /// How long `bytes` take to arrive at the best rate; zero while that is unknown.
     fn time_for(&self, bytes: u32) -> Duration {
         match self.best {
             0 => Duration::ZERO,
@@ -159,42 +161,46 @@ impl ReceiveWindow {
     }
 }
 
+/// Rate in bytes per second.
 fn per_second(bytes: u64, time: Duration) -> u64 {
     let micros = time.as_micros().max(1);
     u64::try_from(u128::from(bytes) * 1_000_000 / micros).unwrap_or(u64::MAX)
 }
 
+/// Bytes that arrive in `time` at `rate` bytes per second.
 fn in_time(rate: u64, time: Duration) -> u32 {
     u32::try_from(u128::from(rate) * time.as_micros() / 1_000_000).unwrap_or(u32::MAX)
 }
 
-/// What a channel may be sent before its rate is known, and what one may be sent at once that is not in
-/// bulk, in bytes: most answers to a query, in one round trip.
+// Limits of ours; the tests below show what they do on paths with round trips of 1 to 100 ms.
+
+/// Window of a channel whose rate is unknown, and least window of one that carries no bulk data, in bytes: most
+/// answers to a query arrive in one round trip.
 const INITIAL: u32 = 128 * 1024;
 
-/// A channel in bulk keeps at least so much, in bytes: 10 ms at the 0.8 MB/s of one session.
+/// Least window of a channel that carries bulk data, in bytes: 10 ms at the 0.8 MB/s of one session.
 const LEAST: u32 = 8 * 1024;
 
-/// Less credit than this is not worth a packet, in bytes, unless the window is small.
-const LEAST_GRAIN: u32 = 3 * 1024;
+/// Least credit that is sent, in bytes, unless the window is small: less is not worth a packet.
+const LEAST_CREDIT: u32 = 3 * 1024;
 
-/// Credit does not wait for longer, as long as the window is large enough.
-const GRAIN_TIME: Duration = Duration::from_millis(5);
+/// Longest time for which credit is held back while the window is large enough.
+const MAX_CREDIT_DELAY: Duration = Duration::from_millis(5);
 
-/// So much without a pause of most of a round trip is bulk, in bytes.
+/// Bytes without a pause of half a round trip that count as bulk data.
 const BULK: u64 = 2 * INITIAL as u64;
 
-/// What came in this time, and in the same before it, tells whether a channel is in bulk.
+/// Length of each of the two periods that decide whether a channel carries bulk data.
 const RECENT: Duration = Duration::from_secs(1);
 
-/// Rates over less time say more about timers than about the path.
+/// Shortest epoch: rates over less time show timers rather than the path.
 const SHORTEST_EPOCH: Duration = Duration::from_millis(40);
 
-/// A round trip of less is told of a path that hardly takes any time.
+/// A round trip up to this is also reported for a path of almost none, so it does not lengthen the estimate.
 const NEAR: Duration = Duration::from_millis(15);
 
-/// As long as each rate exceeds all before by a quarter, and so many epochs more, the window itself may be
-/// what limits it.
+/// Epochs for which the window stays doubled after the rate has exceeded its maximum by a quarter: the window
+/// itself may be what limits the rate.
 const GROWING: u8 = 2;
 
 #[cfg(test)]
@@ -203,14 +209,14 @@ mod tests {
 
     use super::*;
 
-    /// As large as the client allows by default.
+    /// The default of `Config::max_packet`.
     const PACKET: u32 = 4 * 1024;
 
-    /// A channel in bulk: a server that always has more, behind a path.
+    /// A channel with bulk data: a server that always has more to send, and a path.
     struct Bulk {
         window: ReceiveWindow,
         now: Instant,
-        /// What is told of the round trip leaves this out.
+        /// The part of the round trip that is not reported to the window.
         hidden: Duration,
     }
 
@@ -223,18 +229,18 @@ mod tests {
             }
         }
 
-        /// Lets it run for `time` over a path of `rate` bytes per second, `None` for no limit, and `delay`
-        /// for a round trip; returns the rate seen from the second round trip on.
+        /// Runs for `time` over a path of `rate` bytes per second, `None` for no limit, and a round trip of
+        /// `delay`; returns the rate from the second round trip on.
         fn run(&mut self, rate: Option<u32>, delay: Duration, time: Duration) -> u64 {
             let (step, start) = (ms(1), self.now);
-            // Credit on its way to the server, and data on its way back, as one delay.
+            // One delay for both credit to the server and data back.
             let mut flying =
                 VecDeque::from(vec![0_u32; usize::try_from(delay.as_millis()).unwrap()]);
             let mut packets = VecDeque::new();
             let (mut outstanding, mut carried, mut seen) = (0_u32, 0_u32, 0_u64);
             while self.now < start + time {
                 let credit = self.window.size().saturating_sub(outstanding);
-                let granted = if credit >= self.window.grain() { credit } else { 0 };
+                let granted = if credit >= self.window.min_credit() { credit } else { 0 };
                 outstanding += granted;
                 flying.push_back(granted);
                 let mut sendable = flying.pop_front().unwrap_or_default();
@@ -242,7 +248,7 @@ mod tests {
                     packets.push_back(sendable.min(PACKET));
                     sendable -= sendable.min(PACKET);
                 }
-                // What the path has not carried of one packet it carries of the next.
+                // Capacity left over from one packet is used for the next.
                 carried = rate.map_or(u32::MAX, |rate| carried + rate / 1_000);
                 while let Some(packet) = packets.pop_front_if(|packet| *packet <= carried) {
                     carried -= packet;
@@ -284,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delay_that_is_not_told_does_not_make_the_window_shrink_away() {
+    fn unreported_delay_does_not_shrink_the_window_for_ever() {
         for rate in [800_000, 4_000_000] {
             let mut bulk = Bulk::new();
             bulk.hidden = ms(40);
@@ -315,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_stall_held_up_is_no_rate() {
+    fn burst_after_a_stall_does_not_count_as_rate() {
         let mut bulk = Bulk::new();
         bulk.run(Some(800_000), ms(100), ms(5_000));
         let size = bulk.window.size();
@@ -328,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_of_a_moment_find_room_at_once() {
+    fn short_answers_find_room_at_once() {
         let mut window = ReceiveWindow::new(512 * 1024);
         let mut now = Instant::now();
         for _ in 0..100 {
@@ -342,12 +348,12 @@ mod tests {
     }
 
     #[test]
-    fn bulk_is_known_while_it_lasts() {
+    fn bulk_is_detected_while_it_lasts() {
         let mut bulk = Bulk::new();
-        assert!(!bulk.window.is_in_bulk(bulk.now), "nothing has come");
+        assert!(!bulk.window.is_in_bulk(bulk.now), "nothing has arrived");
         bulk.run(Some(800_000), ms(20), ms(150));
         assert!(!bulk.window.is_in_bulk(bulk.now), "an answer of 100 kB");
-        // A busy machine holds it up again and again.
+        // With pauses, as on a busy machine.
         for _ in 0..20 {
             bulk.run(Some(800_000), ms(20), ms(200));
             bulk.now += ms(100);
@@ -357,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_path_gets_all_there_is() {
+    fn unknown_round_trip_gives_the_largest_window() {
         let mut window = ReceiveWindow::new(512 * 1024);
         window.on_data(1, Instant::now(), None);
         assert_eq!(window.size(), 512 * 1024);

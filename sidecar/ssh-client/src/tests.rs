@@ -1,4 +1,4 @@
-//! The client against a server of ours that can misbehave, all in memory.
+//! The client against a test server in memory that can violate the protocol.
 
 mod exchange;
 mod hostile;

@@ -1,5 +1,5 @@
-//! The transport layer (RFC 4253): identification, key exchange at the start and at any later time,
-//! the server's proof of identity, and who may say what meanwhile.
+//! The transport layer (RFC 4253): identification, key exchange at the start and later, verification of the host
+//! key, and which messages are allowed when.
 
 use std::{
     collections::VecDeque,
@@ -31,37 +31,37 @@ pub(crate) struct Transport {
 
     pub(crate) reader: PacketReader,
     pub(crate) writer: PacketWriter,
-    /// What the key exchange has to say; nothing else may come in between.
+    /// Messages of the key exchange to send. While there are any, no others may be sent.
     queue: VecDeque<Outgoing>,
-    /// What is to be told upwards before the next message.
-    news: VecDeque<Incoming>,
+    /// Results to return from `next` before the next message.
+    pending: VecDeque<Incoming>,
 
     exchange: Exchange,
     authenticated: bool,
-    /// Compression of the keys in use, outgoing and incoming; it starts with the login.
+    /// Whether compression was negotiated with the keys in use, outgoing and incoming; it starts after the login.
     compressed: (bool, bool),
     rekeys: u64,
 }
 
-/// What comes up from the transport layer.
+/// What the transport layer passes to the layers above.
 #[derive(Debug)]
 pub(crate) enum Incoming {
     /// The server's identification.
     Identified(String),
-    /// The server has proven to hold this key.
+    /// The server has proven that it holds this key.
     HostKey { fingerprint: String, pinned: bool },
-    /// Keys are agreed upon for the first time: the login may start.
+    /// The first key exchange has its keys: the login may start.
     Agreed(Negotiated),
     /// A message for the layers above; not empty.
     Message(BytesMut),
 }
 
-/// What is to be sent by the key exchange, in order.
+/// A message of the key exchange to send.
 #[derive(Debug)]
 enum Outgoing {
     Identification,
     Payload(Vec<u8>),
-    /// NEWKEYS, and what it takes into use.
+    /// NEWKEYS, and the keys that are used after it.
     NewKeys {
         sealer: Box<Sealer>,
         compressed: bool,
@@ -69,24 +69,24 @@ enum Outgoing {
     },
 }
 
-/// Where the key exchange stands.
+/// State of the key exchange.
 #[derive(Debug)]
 enum Exchange {
-    /// The server's identification is awaited; so many bytes of other lines have come before it.
+    /// Waiting for the server's identification; `skipped` bytes of other lines came before it.
     Identifying { skipped: usize },
-    /// Our KEXINIT is on its way, the server's is awaited.
+    /// The client's KEXINIT is queued or sent; waiting for the server's.
     Started { server: Server, kexinit: Vec<u8> },
-    /// The server's half is awaited.
+    /// Waiting for the server's half, `KEX_ECDH_REPLY`.
     Replying(Box<Replying>),
-    /// Our NEWKEYS is on its way, the server's is awaited.
+    /// The client's NEWKEYS is queued or sent; waiting for the server's.
     Finishing { session: Session, is_first: bool, opener: Box<Opener>, compressed: bool },
-    /// None is under way; the next one begins at this time at the latest.
+    /// No exchange is in progress; the next one starts at `rekey_due` at the latest.
     Idle { session: Session, rekey_due: Instant },
-    /// An error has ended it.
+    /// After an error.
     Failed,
 }
 
-/// What an exchange waits with for the server's half.
+/// What is needed to finish the exchange when the server's half arrives.
 #[derive(Debug)]
 struct Replying {
     server: Server,
@@ -96,12 +96,12 @@ struct Replying {
     choice: Choice,
 }
 
-/// With whom keys are exchanged.
+/// The server of an exchange.
 #[derive(Debug)]
 enum Server {
-    /// For the first time, with whoever has told this identification.
+    /// In the first exchange: only its identification is known.
     New { identification: String },
-    /// Anew, with who has proven its host key before.
+    /// In a later exchange: it has proven its host key.
     Proven(Session),
 }
 
@@ -122,15 +122,15 @@ impl Server {
     }
 }
 
-/// What stays of the first exchange.
+/// Results of the first exchange that later ones need.
 #[derive(Debug)]
 struct Session {
     identification: String,
-    /// Hash of the first exchange.
+    /// The session identifier: the hash of the first exchange (RFC 4253 section 7.2).
     id: Vec<u8>,
     host_key: PublicKey,
-    /// Both sides keep to OpenSSH's strict rules: no other message during the first exchange, and
-    /// sequence numbers start anew with each set of keys.
+    /// Both sides use strict key exchange (OpenSSH's PROTOCOL section 1.10): no other messages during the first
+    /// exchange, and sequence numbers start at 0 with each set of keys.
     strict: bool,
 }
 
@@ -144,7 +144,7 @@ impl Transport {
             reader: PacketReader::new(),
             writer: PacketWriter::new(),
             queue: VecDeque::new(),
-            news: VecDeque::new(),
+            pending: VecDeque::new(),
             exchange: Exchange::Identifying { skipped: 0 },
             authenticated: false,
             compressed: (false, false),
@@ -152,15 +152,15 @@ impl Transport {
         }
     }
 
-    /// Returns what comes next out of the input, `None` once more input is needed.
+    /// Returns the next result of the input, `None` if more input is needed.
     ///
     /// # Errors
     ///
-    /// Whatever is wrong with the peer; the connection is then over.
+    /// Any violation of the protocol by the server, or its DISCONNECT. The connection has then ended.
     pub(crate) fn next(&mut self, now: Instant) -> Result<Option<Incoming>, Error> {
         loop {
-            if let Some(news) = self.news.pop_front() {
-                return Ok(Some(news));
+            if let Some(incoming) = self.pending.pop_front() {
+                return Ok(Some(incoming));
             }
             if let Exchange::Identifying { skipped } = &mut self.exchange {
                 let taken = identification::take(&mut self.reader.input, skipped)?;
@@ -175,7 +175,7 @@ impl Transport {
         }
     }
 
-    /// Writes at most one packet of the key exchange; returns whether anything was written.
+    /// Writes at most one message of the key exchange; returns whether it wrote one.
     pub(crate) fn poll_transmit(&mut self, out: &mut BytesMut) -> Result<bool, Error> {
         match self.queue.pop_front() {
             None => return Ok(false),
@@ -193,28 +193,28 @@ impl Transport {
         Ok(true)
     }
 
-    /// Whether messages of the layers above may be sent: keys are agreed upon and no exchange
-    /// forbids it (RFC 4253 section 7.1).
+    /// Whether messages of the layers above may be sent: there are keys, and no key exchange forbids it (RFC 4253
+    /// section 7.1).
     pub(crate) fn may_send(&self) -> bool {
         self.queue.is_empty()
             && matches!(self.exchange, Exchange::Idle { .. } | Exchange::Finishing { .. })
     }
 
-    /// Whether a farewell can be sent: our identification went out.
-    pub(crate) fn has_spoken(&self) -> bool {
+    /// Whether the client's identification was sent. Only after it a DISCONNECT can be.
+    pub(crate) fn is_identified(&self) -> bool {
         !matches!(self.exchange, Exchange::Identifying { .. })
             && !matches!(self.queue.front(), Some(Outgoing::Identification))
     }
 
-    /// Starts an exchange if the keys have been used enough; to be called between packets while
-    /// logged in.
+    /// Starts a key exchange if the volume or the time since the last one requires it, once logged in. Call it
+    /// between packets.
     pub(crate) fn rekey_if_due(&mut self, now: Instant) -> Result<(), Error> {
-        let spent = [self.reader.used(), self.writer.used()]
+        let is_volume_used = [self.reader.used(), self.writer.used()]
             .iter()
             .any(|used| used.bytes >= self.rekey_bytes || used.packets >= MAX_PACKETS);
         match std::mem::replace(&mut self.exchange, Exchange::Failed) {
             Exchange::Idle { session, rekey_due }
-                if self.authenticated && (spent || now >= rekey_due) =>
+                if self.authenticated && (is_volume_used || now >= rekey_due) =>
             {
                 self.start_exchange(Server::Proven(session))
             }
@@ -225,7 +225,7 @@ impl Transport {
         }
     }
 
-    /// When an exchange is due by time.
+    /// When the next exchange is due by time.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         match self.exchange {
             Exchange::Idle { rekey_due, .. } if self.authenticated => Some(rekey_due),
@@ -233,7 +233,7 @@ impl Transport {
         }
     }
 
-    /// Notes the login's success, with which compression starts.
+    /// To be called after a successful login, which starts compression.
     pub(crate) fn on_authenticated(&mut self) {
         self.authenticated = true;
         if self.compressed.0 {
@@ -244,7 +244,7 @@ impl Transport {
         }
     }
 
-    /// The hash of the first exchange, `None` before its end and while another one forbids other messages.
+    /// The session identifier; `None` before the first exchange has it and while a later one is in progress.
     pub(crate) fn session_id(&self) -> Option<&[u8]> {
         match &self.exchange {
             Exchange::Finishing { session, .. } | Exchange::Idle { session, .. } => {
@@ -254,12 +254,12 @@ impl Transport {
         }
     }
 
-    /// How often keys were exchanged after the first time.
+    /// Number of key exchanges after the first one.
     pub(crate) fn rekeys(&self) -> u64 {
         self.rekeys
     }
 
-    /// Behaves as if keys were exchanged, without encryption.
+    /// Enters the state after a key exchange, without encryption.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn skip_exchange(&mut self, now: Instant) {
         use russh::keys::ssh_key::public::{Ed25519PublicKey, KeyData};
@@ -275,8 +275,8 @@ impl Transport {
     }
 
     fn on_identification(&mut self, theirs: String) -> Result<(), Error> {
-        self.news.push_back(Incoming::Identified(theirs.clone()));
-        // Not before: the path below may have swallowed whatever was sent before the server spoke.
+        self.pending.push_back(Incoming::Identified(theirs.clone()));
+        // Not earlier: the path below may lose what is sent before the server's first bytes.
         self.queue.push_back(Outgoing::Identification);
         self.start_exchange(Server::New { identification: theirs })
     }
@@ -295,7 +295,7 @@ impl Transport {
         Ok(kexinit)
     }
 
-    /// Handles the messages of this layer and returns those of others.
+    /// Handles the messages of this layer and returns those of the layers above.
     fn handle(&mut self, now: Instant, payload: BytesMut) -> Result<Option<BytesMut>, Error> {
         let number = payload.first().copied().unwrap_or_default();
         if number == message::DISCONNECT {
@@ -331,13 +331,14 @@ impl Transport {
                 self.reader.switch(*opener, self.authenticated && compressed, session.strict);
                 self.exchange = Exchange::Idle { session, rekey_due: now + self.rekey_interval };
             }
-            // While an exchange has only started: the server sent this before it saw our KEXINIT.
+            // Also while an exchange has only started: the server may have sent this before it received our
+            // KEXINIT.
             (
-                between @ (Exchange::Idle { .. }
+                state @ (Exchange::Idle { .. }
                 | Exchange::Started { server: Server::Proven(_), .. }),
                 number,
             ) if !is_key_exchange(number) => {
-                self.exchange = between;
+                self.exchange = state;
                 return Ok(Some(payload));
             }
             _ => return Err(unexpected(number, "this state of the key exchange")),
@@ -345,7 +346,7 @@ impl Transport {
         Ok(None)
     }
 
-    /// Whether both sides keep to the strict rules and the first exchange is not over.
+    /// Whether the first key exchange is in progress, and strict.
     fn is_in_strict_exchange(&self) -> bool {
         match &self.exchange {
             Exchange::Replying(replying) => {
@@ -398,10 +399,10 @@ impl Transport {
             Server::Proven(session) => session,
             Server::New { identification } => {
                 let fingerprint = host_key.fingerprint(HashAlg::Sha256).to_string();
-                // Where there are pins it is one of them.
+                // `verify` has checked that the key is pinned if there are pins.
                 let pinned = !self.pins.is_empty();
-                self.news.push_back(Incoming::HostKey { fingerprint, pinned });
-                self.news.push_back(Incoming::Agreed(choice.negotiated()));
+                self.pending.push_back(Incoming::HostKey { fingerprint, pinned });
+                self.pending.push_back(Incoming::Agreed(choice.negotiated()));
                 let (id, strict) = (secret.exchange_hash().to_vec(), choice.strict);
                 Session { identification, id, host_key, strict }
             }
@@ -418,7 +419,7 @@ impl Transport {
         Ok(())
     }
 
-    /// Demands that the host key is one we accept and that its holder is who we talk to; returns it.
+    /// Checks that the host key is accepted and unchanged, and that the server has signed with it; returns it.
     fn verify(
         &self,
         session: Option<&Session>,
@@ -456,28 +457,29 @@ fn disconnected(payload: &[u8]) -> Error {
 }
 
 fn unexpected(number: u8, place: &str) -> Error {
-    Error::protocol(format!("message {number} does not belong into {place}"))
+    Error::protocol(format!("message {number} is not allowed in {place}"))
 }
 
-/// Numbers 20 to 49 are the key exchange's (RFC 4250 section 4.1.1).
+/// Whether a message belongs to the key exchange: numbers 20 to 49 (RFC 4250 section 4.1.1).
 fn is_key_exchange(number: u8) -> bool {
     (20..=49).contains(&number)
 }
 
-/// Numbers 30 to 49 are those of each method.
+/// Whether a message belongs to a key exchange method: numbers 30 to 49 (RFC 4250 section 4.1.1).
 fn is_method_specific(number: u8) -> bool {
     (30..=49).contains(&number)
 }
 
-/// Packets after which keys are exchanged whatever their volume: RFC 4344 section 3.1 demands it
-/// before sequence numbers repeat.
+/// Packets after which keys are exchanged, whatever their volume. RFC 4344 section 3.1 requires it before sequence
+/// numbers repeat, which is after 2^32.
 const MAX_PACKETS: u64 = 1 << 31;
 
-/// Least volume between exchanges, so that an exchange does not by itself call for the next.
+/// Least volume between exchanges, in bytes: more than an exchange itself takes, so that it does not cause
+/// the next one.
 const MIN_REKEY_BYTES: u64 = 4 * 1024;
 
-/// Least time between exchanges.
+/// Least time between exchanges. A limit of ours.
 const MIN_REKEY_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Longest time between exchanges: sums with it stay within what an `Instant` can hold.
+/// Longest time between exchanges: a year can be added to any `Instant`.
 const MAX_REKEY_INTERVAL: Duration = Duration::from_hours(24 * 365);

@@ -1,10 +1,10 @@
-//! The data types of RFC 4251 section 5, message numbers, and text from peers made presentable.
+//! The data types of RFC 4251 section 5, message numbers, and escaping of text from the server.
 
 use bytes::{BufMut, BytesMut};
 
 use crate::error::Error;
 
-/// Reads fields off the front of a payload; every bound is checked.
+/// Reads the fields of a payload in order; every length is checked.
 #[derive(Clone, Debug)]
 pub(crate) struct Reader<'a> {
     rest: &'a [u8],
@@ -12,7 +12,7 @@ pub(crate) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// Starts at the front of `payload`; `message` names it in errors.
+    /// Starts at the beginning of `payload`; `message` is its name in errors.
     pub(crate) fn new(payload: &'a [u8], message: &'static str) -> Self {
         Self { rest: payload, message }
     }
@@ -29,7 +29,7 @@ impl<'a> Reader<'a> {
         self.array().map(u32::from_be_bytes)
     }
 
-    /// Reads a length and as many bytes.
+    /// Reads a `string`: a length and that many bytes.
     pub(crate) fn string(&mut self) -> Result<&'a [u8], Error> {
         let length = usize::try_from(self.u32()?).map_err(|_| self.truncated())?;
         let (string, rest) = self.rest.split_at_checked(length).ok_or_else(|| self.truncated())?;
@@ -37,12 +37,14 @@ impl<'a> Reader<'a> {
         Ok(string)
     }
 
-    /// Reads a comma-separated list of names (RFC 4251 section 5); they must be ASCII.
+    /// Reads a `name-list`: names separated by commas, in printable ASCII.
     pub(crate) fn name_list(&mut self) -> Result<&'a str, Error> {
         let list = self.string()?;
         match std::str::from_utf8(list) {
             Ok(names) if names.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(names),
-            _ => Err(Error::protocol(format!("{} holds a name list not in ASCII", self.message))),
+            _ => {
+                Err(Error::protocol(format!("{} has a name list that is not ASCII", self.message)))
+            }
         }
     }
 
@@ -52,7 +54,7 @@ impl<'a> Reader<'a> {
         Ok(*array)
     }
 
-    /// Demands that nothing is left.
+    /// Checks that no bytes are left.
     pub(crate) fn end(&self) -> Result<(), Error> {
         if self.rest.is_empty() {
             return Ok(());
@@ -67,7 +69,7 @@ impl<'a> Reader<'a> {
 
 /// Writes the fields of RFC 4251 section 5.
 ///
-/// Lengths beyond `u32` cannot occur: every caller's input is bounded far below.
+/// No length exceeds `u32`: the input of every caller is bounded far below.
 pub(crate) trait Put: BufMut {
     fn put_string(&mut self, string: &[u8]) {
         self.put_u32(u32::try_from(string.len()).unwrap_or(u32::MAX));
@@ -78,7 +80,7 @@ pub(crate) trait Put: BufMut {
         self.put_u8(u8::from(value));
     }
 
-    /// Writes an unsigned big-endian number as `mpint`: no leading zeros but the one that keeps it
+    /// Writes an unsigned big-endian number as `mpint`: without leading zeros, except the one that keeps it
     /// positive.
     fn put_mpint(&mut self, number: &[u8]) {
         let start = number.iter().position(|byte| *byte != 0).unwrap_or(number.len());
@@ -96,7 +98,7 @@ pub(crate) trait Put: BufMut {
 impl Put for BytesMut {}
 impl Put for Vec<u8> {}
 
-/// Message numbers (RFC 4250 section 4.1, RFC 5656, RFC 8308).
+/// Message numbers (RFC 4250 section 4.1.2, RFC 5656 section 7.1, RFC 8308 section 2.3).
 pub(crate) mod message {
     pub(crate) const DISCONNECT: u8 = 1;
     pub(crate) const IGNORE: u8 = 2;
@@ -128,10 +130,10 @@ pub(crate) mod message {
     pub(crate) const CHANNEL_FAILURE: u8 = 100;
 }
 
-/// Makes text from a peer fit for messages and logs: control characters escaped, at most `limit`
-/// characters.
-pub(crate) fn presentable(text: &[u8], limit: usize) -> String {
-    // Every character takes at most four bytes; the rest need not be looked at.
+/// Makes text from the server safe for messages and logs: control characters and marks of text direction escaped,
+/// cut to `limit` characters.
+pub(crate) fn escaped(text: &[u8], limit: usize) -> String {
+    // A character takes at most four bytes, so later bytes cannot be shown.
     let head = text.get(..limit.saturating_mul(4)).unwrap_or(text);
     let mut shown = String::new();
     for (count, character) in String::from_utf8_lossy(head).chars().enumerate() {
@@ -148,17 +150,18 @@ pub(crate) fn presentable(text: &[u8], limit: usize) -> String {
     shown
 }
 
-/// Text from peers in error messages.
+/// Makes text from the server safe for an error message.
 pub(crate) fn quoted(text: &[u8]) -> String {
-    presentable(text, QUOTED_CHARACTERS)
+    escaped(text, QUOTED_CHARACTERS)
 }
 
-/// Marks that turn the direction of text can make a log line read as something else.
+/// Whether a character changes the direction of text (Unicode Standard Annex 9 section 2), which can make a
+/// log line read as something else.
 fn is_direction_mark(character: char) -> bool {
     matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Most characters of a peer's text in an error.
+/// Most characters of the server's text in an error. A limit of ours.
 const QUOTED_CHARACTERS: usize = 200;
 
 #[cfg(test)]

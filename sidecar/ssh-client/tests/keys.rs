@@ -1,4 +1,4 @@
-//! Private keys as `ssh-keygen` and `openssl` make them, and as people paste them.
+//! Private keys as `ssh-keygen` and `openssl` write them, and as copy and paste damages them.
 #![expect(clippy::disallowed_methods, reason = "these run on real time")]
 #![expect(clippy::unwrap_used, reason = "what fails here fails its test")]
 
@@ -8,7 +8,7 @@ use std::{path::Path, process::Command};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use common::{Session, Sshd, keygen};
-use ssh_client::{Event, KeyError, load_private_key};
+use ssh_client::{Event, KeyError, fingerprint, key_type, load_private_key};
 
 #[test]
 fn every_type_in_every_format_logs_in() {
@@ -55,13 +55,28 @@ fn every_type_in_every_format_logs_in() {
 }
 
 #[test]
+fn fingerprint_and_type_are_those_of_ssh_keygen() {
+    let dir = tempfile::tempdir().unwrap();
+    for (kind, bits) in TYPES {
+        let path = dir.path().join(format!("{kind}_{bits}"));
+        keygen(&["-q", "-t", kind, "-b", bits, "-N", "", "-f"], &path);
+        let public = std::fs::read_to_string(path.with_extension("pub")).unwrap();
+        let listed = Command::new("ssh-keygen").arg("-lf").arg(&path).output().unwrap();
+        let listed = String::from_utf8(listed.stdout).unwrap();
+        let key = common::load(&path, None);
+        assert_eq!(Some(fingerprint(&key).as_str()), listed.split(' ').nth(1), "{kind} {bits}");
+        assert_eq!(Some(key_type(&key).as_str()), public.split(' ').next(), "{kind} {bits}");
+    }
+}
+
+#[test]
 fn key_whose_passphrase_takes_hours_to_try_is_refused_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let refused = |text: &str| {
         assert_eq!(load_private_key(text, Some(PASSPHRASE)).err(), Some(KeyError::Costly));
     };
 
-    // OpenSSH's own: the last four bytes of the options are the rounds, 24 by default.
+    // OpenSSH's format: the last four bytes of the options are the number of rounds, 24 by default.
     let path = dir.path().join("openssh");
     keygen(&["-q", "-t", "ed25519", "-a", "24", "-N", PASSPHRASE, "-f"], &path);
     let text = std::fs::read_to_string(&path).unwrap();
@@ -72,7 +87,7 @@ fn key_whose_passphrase_takes_hours_to_try_is_refused_at_once() {
     content[rounds..][..4].copy_from_slice(&0x7fff_ffff_u32.to_be_bytes());
     refused(&format!("{begin}\n{}\n{end}\n", STANDARD.encode(&content)));
 
-    // PKCS#8 by openssl, which is as slow to make as to open: the number is raised here.
+    // PKCS#8 by openssl. Encrypting takes as long as decrypting, so the number of iterations is changed here.
     let path = dir.path().join("pkcs8");
     openssl(&path, "genpkey -algorithm ED25519 -aes-256-cbc -pass pass:correct");
     let text = std::fs::read_to_string(&path).unwrap();
@@ -89,13 +104,13 @@ fn key_whose_passphrase_takes_hours_to_try_is_refused_at_once() {
             ),
             Err(KeyError::PassphraseWrong)
         ),
-        "32,512 are few enough to be tried"
+        "32,512 iterations are few enough to be tried"
     );
     let longer =
         [&content[..iterations], &[2, 4, 0x7f, 0, 0, 0], &content[iterations + 4..]].concat();
     refused(&format!("{begin}\n{}\n{end}\n", STANDARD.encode(&longer)));
 
-    // Memory, in PuTTY's.
+    // PuTTY's format: memory.
     let putty = "PuTTY-User-Key-File-3: ssh-ed25519\nEncryption: aes256-cbc\nComment: x\n\
                  Public-Lines: 1\nAAAA\nKey-Derivation: Argon2id\nArgon2-Memory: 4194304\n\
                  Argon2-Passes: 1\nArgon2-Parallelism: 1\nArgon2-Salt: 00\nPrivate-Lines: 1\nAAAA\n\
@@ -141,7 +156,7 @@ fn keys_of_openssl_are_read() {
 }
 
 #[test]
-fn what_pasting_does_to_a_key_is_undone() {
+fn damage_of_copy_and_paste_is_repaired() {
     let dir = tempfile::tempdir().unwrap();
     let openssh = dir.path().join("openssh");
     keygen(&["-q", "-t", "ed25519", "-N", "", "-f"], &openssh);
@@ -172,7 +187,7 @@ fn what_pasting_does_to_a_key_is_undone() {
 }
 
 #[test]
-fn what_is_not_a_private_key_is_called_by_its_name_and_never_quoted() {
+fn text_that_is_no_private_key_is_named_and_never_quoted() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("key");
     keygen(&["-q", "-t", "ed25519", "-N", "", "-f"], &path);

@@ -1,5 +1,5 @@
-//! Against russh's server: it knows `mlkem768x25519-sha256`, which the sshd of many systems does
-//! not yet, and its code has nothing in common with OpenSSH's.
+//! The client against russh's server, which supports `mlkem768x25519-sha256`, unlike the sshd of many systems, and
+//! shares no code with OpenSSH.
 #![expect(clippy::disallowed_methods, reason = "these run on real time")]
 #![expect(clippy::unwrap_used, reason = "what fails here fails its test")]
 
@@ -112,7 +112,7 @@ fn keys_are_exchanged_again_by_either_side() {
     for ours in [50_000, 1 << 30] {
         let mut config = config(&dir);
         config.rekey_bytes = ours;
-        // The server looks at its limits between what a window allows it to send at once.
+        // The server checks its limits only after it has sent what the window allows at once.
         config.window = 64 * 1024;
         let mut session = Session::connect(address, config);
         let id = session.open(address);
@@ -151,7 +151,7 @@ fn key(dir: &tempfile::TempDir, name: &str) -> PrivateKey {
     load(&path, None)
 }
 
-/// Starts a server on a thread of its own, which ends with the test.
+/// Starts a server on its own thread, which ends with the test.
 fn start(adjust: impl FnOnce(&mut Config)) -> (SocketAddr, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let mut config = Config {

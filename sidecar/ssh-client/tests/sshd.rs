@@ -1,4 +1,4 @@
-//! Against a real OpenSSH server.
+//! The client against a real OpenSSH server.
 #![expect(clippy::disallowed_methods, reason = "these run on real time")]
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "what fails here fails its test")]
 
@@ -89,7 +89,7 @@ fn a_pinned_fingerprint_is_found_and_another_ends_the_connection() {
 }
 
 #[test]
-fn nothing_is_said_before_the_server_has_spoken() {
+fn nothing_is_sent_before_the_server_has_identified_itself() {
     let sshd = Sshd::start("");
     let mut client = Client::new(sshd.config(), Instant::now());
     let mut out = bytes::BytesMut::new();
@@ -98,11 +98,11 @@ fn nothing_is_said_before_the_server_has_spoken() {
     assert_eq!(client.poll_transmit(Instant::now(), &mut out, 100_000), Ok(true));
     assert!(out.starts_with(b"SSH-2.0-ssm-sidecar_"), "{out:?}");
     let line = out.iter().position(|byte| *byte == b'\n').unwrap();
-    assert_eq!(out[line + 6], 20, "KEXINIT in the same go");
+    assert_eq!(out[line + 6], 20, "KEXINIT follows at once");
 }
 
 #[test]
-fn compression_shrinks_what_can_be_shrunk_and_can_be_demanded() {
+fn compression_shrinks_data_and_can_be_required() {
     let sshd = Sshd::start("Compression yes");
     let target = echo();
     for (compression, small) in [(Compression::On, true), (Compression::Off, false)] {
@@ -129,7 +129,7 @@ fn compression_shrinks_what_can_be_shrunk_and_can_be_demanded() {
 
 #[test]
 fn keys_are_exchanged_under_load_without_losing_a_byte() {
-    // Ours every few KB, then the server's as well.
+    // The client exchanges keys every few KB, then the server as well.
     for (options, ours) in [("", 20_000), ("RekeyLimit 30K", 50_000), ("RekeyLimit 30K", 1 << 30)] {
         let sshd = Sshd::start(options);
         for compression in [Compression::Off, Compression::On] {
@@ -168,7 +168,7 @@ fn keys_are_exchanged_by_time() {
 
 #[test]
 fn an_unread_channel_stalls_itself_alone_and_the_server_gets_its_answers() {
-    // A server that hears nothing for a second asks, and hangs up when that is not answered.
+    // After a second without input the server sends a keepalive request, and disconnects without an answer.
     let sshd = Sshd::start("ClientAliveInterval 1\nClientAliveCountMax 2");
     let mut session = Session::login(&sshd, sshd.config());
     let source = target(|mut stream| {
@@ -182,7 +182,7 @@ fn an_unread_channel_stalls_itself_alone_and_the_server_gets_its_answers() {
         moved += session.take(moving).len();
         moved >= 60_000_000
     });
-    // Quiet now, for long enough that the server would have given up.
+    // No traffic, for longer than the server waits for answers.
     session.until(|_| started.elapsed() > Duration::from_secs(5));
     moved = 0;
     session.until(|session| {
@@ -195,7 +195,7 @@ fn an_unread_channel_stalls_itself_alone_and_the_server_gets_its_answers() {
         waiting += data.len();
     }
     assert_eq!(waiting, 512 * 1024, "an unread channel holds its window and no more");
-    // Read, and not consumed: still no credit.
+    // Read but not consumed: no credit yet.
     for _ in 0..20 {
         session.turn(Instant::now() + Duration::from_millis(20));
         session.take(moving);
@@ -209,7 +209,7 @@ fn an_unread_channel_stalls_itself_alone_and_the_server_gets_its_answers() {
 fn half_close_passes_both_ways() {
     let sshd = Sshd::start("");
     let mut session = Session::login(&sshd, sshd.config());
-    // Answers only after our end, and then ends.
+    // Answers only after our EOF, and then closes.
     let late = target(|mut stream| {
         let mut all = Vec::new();
         stream.read_to_end(&mut all).unwrap();
@@ -219,7 +219,7 @@ fn half_close_passes_both_ways() {
     let id = session.open(late);
     assert_eq!(session.client.write(id, b"abc"), 3);
     session.client.finish(id);
-    assert_eq!(session.client.write(id, b"d"), 0, "nothing behind the end");
+    assert_eq!(session.client.write(id, b"d"), 0, "nothing after EOF");
     let mut got = Vec::new();
     session.until(|session| {
         got.extend_from_slice(&session.take(id));
@@ -228,10 +228,10 @@ fn half_close_passes_both_ways() {
     assert_eq!(got, b"cba");
     assert!(session.saw(|event| *event == Event::Eof(id)), "{:?}", session.events);
 
-    // Ends first and still reads.
+    // Sends EOF first and still reads.
     let (sender, received) = channel();
     let early = target(move |mut stream| {
-        stream.write_all(b"bye").unwrap();
+        stream.write_all(b"last").unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
         let mut all = Vec::new();
         stream.read_to_end(&mut all).unwrap();
@@ -255,14 +255,14 @@ fn half_close_passes_both_ways() {
 }
 
 #[test]
-fn all_data_is_read_before_the_close_is_told() {
+fn all_data_is_read_before_the_close_is_reported() {
     let sshd = Sshd::start("");
     let mut session = Session::login(&sshd, sshd.config());
     let sent = noise(300_000, 6);
     let copy = sent.clone();
     let id = session.open(target(move |mut stream| stream.write_all(&copy).unwrap()));
     session.client.finish(id);
-    let deadline = Instant::now() + common::PATIENCE;
+    let deadline = Instant::now() + common::DEADLINE;
     while session.client.statistics().data_received < 300_000 {
         session.turn(deadline);
     }
@@ -303,7 +303,7 @@ fn many_channels_share_the_connection() {
     config.max_channels = 50;
     let mut session = Session::connect(sshd.address, config);
     let target = echo();
-    // Asked for, and written to, before there is even a login.
+    // Requested, and written to, before the login.
     let ids: Vec<_> = (0..50).map(|_| session.request(target)).collect();
     let exhausted = session.client.open_direct_tcpip("127.0.0.1", 1, ORIGINATOR);
     assert_eq!(exhausted, Err(Error::ChannelsExhausted { limit: 50 }));
@@ -323,11 +323,11 @@ fn many_channels_share_the_connection() {
 }
 
 #[test]
-fn a_refused_channel_says_why_and_harms_no_other() {
+fn a_refused_channel_has_a_reason_and_affects_no_other() {
     let sshd = Sshd::start("");
     let mut session = Session::login(&sshd, sshd.config());
-    let nobody = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
-    let id = session.request(nobody);
+    let unused = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+    let id = session.request(unused);
     assert_eq!(refusal(&mut session, id), OpenFailure::ConnectFailed);
     let id = session.open(echo());
     assert_eq!(through(&mut session, id, b"hello"), b"hello");
@@ -335,14 +335,14 @@ fn a_refused_channel_says_why_and_harms_no_other() {
     for options in ["PermitOpen 127.0.0.1:1", "DisableForwarding yes"] {
         let sshd = Sshd::start(options);
         let mut session = Session::login(&sshd, sshd.config());
-        let id = session.request(nobody);
+        let id = session.request(unused);
         let reason = refusal(&mut session, id);
         assert_eq!(reason, OpenFailure::AdministrativelyProhibited, "{options}");
     }
 }
 
 #[test]
-fn a_key_that_the_server_does_not_know_is_rejected_with_what_it_would_take() {
+fn an_unknown_key_is_rejected_with_the_methods_that_the_server_accepts() {
     let sshd = Sshd::start("PasswordAuthentication yes");
     for (kind, tried) in [("ed25519", "ssh-ed25519"), ("rsa", "rsa-sha2-512, rsa-sha2-256")] {
         let path = sshd.dir.path().join(format!("stranger_{kind}"));
@@ -367,12 +367,16 @@ fn rsa_keys_use_the_hash_that_the_server_accepts() {
         let mut config = sshd.config();
         config.key = Arc::new(load(&path, None));
         Session::login(&sshd, config);
-        assert!(!sshd.log().contains("Failed publickey"), "no try was wasted: {}", sshd.log());
+        assert!(
+            !sshd.log().contains("Failed publickey"),
+            "the first request succeeded: {}",
+            sshd.log()
+        );
     }
 }
 
 #[test]
-fn a_second_factor_is_told_as_such() {
+fn a_second_factor_is_reported_as_such() {
     let sshd = Sshd::start("PasswordAuthentication yes\nAuthenticationMethods publickey,password");
     let error = Session::connect(sshd.address, sshd.config()).until_failure();
     assert_eq!(error, Error::AuthIncomplete { methods: vec!["password".to_owned()] });
@@ -393,7 +397,7 @@ fn banners_are_passed_on() {
 }
 
 #[test]
-fn keepalives_are_answered_and_a_silent_server_is_given_up() {
+fn keepalives_are_answered_and_a_silent_server_times_out() {
     let sshd = Sshd::start("");
     let mut config = sshd.config();
     config.keepalive_interval = Some(Duration::from_millis(100));
@@ -401,7 +405,7 @@ fn keepalives_are_answered_and_a_silent_server_is_given_up() {
     let mut session = Session::login(&sshd, config);
     session.until(|session| session.client.statistics().keepalives >= 8);
 
-    // From here on nothing comes any more.
+    // From here on nothing is received.
     let now = Instant::now();
     let mut error = None;
     for tenths in 1..10 {
@@ -414,7 +418,7 @@ fn keepalives_are_answered_and_a_silent_server_is_given_up() {
 }
 
 #[test]
-fn disconnecting_is_heard_by_the_server() {
+fn disconnect_reaches_the_server() {
     let sshd = Sshd::start("");
     let mut session = Session::login(&sshd, sshd.config());
     session.client.disconnect();

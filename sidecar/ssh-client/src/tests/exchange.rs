@@ -1,4 +1,4 @@
-//! Key exchanges, logins and compression in orders that a well-behaved server may choose.
+//! Key exchanges, logins and compression in the orders that the protocol allows a server.
 
 use std::time::Duration;
 
@@ -31,22 +31,22 @@ fn a_wrong_guess_of_the_server_is_skipped() {
 }
 
 #[test]
-fn servers_without_strict_rules_may_chat_during_the_first_exchange() {
+fn servers_without_strict_rules_may_send_other_messages_during_the_first_exchange() {
     let mut server = Server::new();
     server.strict = false;
     let mut pair = Pair::new(server, |_| {});
     let out = pair.server.out.split();
     pair.server.send(&[message::IGNORE, 0, 0, 0, 0]);
     pair.server.send(&[message::DEBUG, 0]);
-    let chat = pair.server.out.split();
+    let others = pair.server.out.split();
     pair.server.out.extend_from_slice(&out);
-    pair.server.out.extend_from_slice(&chat);
+    pair.server.out.extend_from_slice(&others);
     pair.run().unwrap();
     assert!(pair.events.iter().any(|event| matches!(event, Event::Authenticated(_))));
 }
 
 #[test]
-fn what_the_server_sent_before_it_saw_our_kexinit_still_counts() {
+fn messages_sent_before_the_server_saw_our_kexinit_are_handled() {
     let (mut pair, id) = Pair::with_channel(|config| {
         config.rekey_interval = Duration::from_secs(10);
         config.window = 1000;
@@ -56,7 +56,7 @@ fn what_the_server_sent_before_it_saw_our_kexinit_still_counts() {
     pair.now += Duration::from_secs(11);
     pair.client.handle_timeout(pair.now).unwrap();
     pair.run().unwrap();
-    // Our KEXINIT is out. Data, requests and credit that were on their way come in.
+    // Our KEXINIT was sent; data, a request and credit that the server sent before it arrive.
     pair.server.send(&data(id.0, &[5; 900]));
     let mut request = vec![message::GLOBAL_REQUEST];
     request.put_string(b"keepalive@openssh.com");
@@ -68,7 +68,7 @@ fn what_the_server_sent_before_it_saw_our_kexinit_still_counts() {
     pair.client.consumed(id, 900);
     assert_eq!(pair.client.write(id, b"held"), 4);
     pair.run().unwrap();
-    assert!(pair.server.received.is_empty(), "nothing of ours until the exchange is over");
+    assert!(pair.server.received.is_empty(), "nothing is sent until the exchange is over");
 
     pair.server.send_kexinit();
     pair.server.answers_kexinit = true;
@@ -150,7 +150,7 @@ fn rsa_without_announced_algorithms_tries_both_hashes_once() {
     assert_eq!(tried(None), "rsa-sha2-256, rsa-sha2-512");
     assert_eq!(tried(Some("ssh-ed25519,rsa-sha2-256,rsa-sha2-512")), "rsa-sha2-512, rsa-sha2-256");
     assert_eq!(tried(Some("rsa-sha2-256")), "rsa-sha2-256");
-    assert_eq!(tried(Some("ssh-rsa")), "rsa-sha2-512", "the server has the last word");
+    assert_eq!(tried(Some("ssh-rsa")), "rsa-sha2-512", "one request is sent all the same");
 }
 
 #[test]
@@ -258,7 +258,7 @@ fn transmission_keeps_to_the_limit_by_packets() {
 }
 
 #[test]
-fn compression_that_is_demanded_is_agreed_upon() {
+fn required_compression_is_negotiated() {
     let mut server = Server::new();
     server.manual_login = true;
     let mut pair = Pair::new(server, |config| config.compression = Compression::On);

@@ -1,5 +1,4 @@
-//! A server that breaks the rules: every breach ends in an error, none in a panic or in memory that
-//! grows.
+//! A server that violates the protocol: every violation ends in an error, none in a panic or in growing memory.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,7 +12,7 @@ use crate::{
 };
 
 #[test]
-fn packets_of_unsound_length_are_refused_before_they_are_awaited() {
+fn packets_of_invalid_length_are_refused_before_their_bytes_arrive() {
     let cases: [(&str, &[u8]); 6] = [
         ("huge", &[0x7f, 0xff, 0xff, 0xfc, 4]),
         ("beyond 256 KiB", &[0, 4, 0, 12, 4]),
@@ -32,7 +31,7 @@ fn packets_of_unsound_length_are_refused_before_they_are_awaited() {
 
 #[test]
 fn strict_exchanges_allow_nothing_in_between() {
-    // The ground on which prefix truncation (Terrapin) stands: a message before the keys.
+    // Prefix truncation (Terrapin, CVE-2023-48795) needs a message before the keys.
     for number in [message::IGNORE, message::DEBUG, message::UNIMPLEMENTED, message::EXT_INFO] {
         let mut pair = Pair::new(Server::new(), |_| {});
         let error = pair.provoke(&[number, 0, 0, 0, 0]);
@@ -51,7 +50,7 @@ fn a_removed_packet_is_noticed() {
     let (mut pair, id) = Pair::with_channel(|_| {});
     pair.server.send(&data(id.0, b"removed"));
     pair.server.out.clear();
-    // Its length is decrypted with the number that the removed one had, and rarely makes sense.
+    // Its length is decrypted with the sequence number of the removed one, and is rarely valid.
     let error = pair.provoke(&data(id.0, &[0; 1000]));
     assert!(matches!(error, Error::Integrity | Error::Protocol { .. }), "{error}");
 }
@@ -228,10 +227,10 @@ fn zlib_bombs_are_refused() {
 }
 
 #[test]
-fn farewells_are_heard_and_said() {
-    let mut goodbye = numbers(message::DISCONNECT, &[12]);
-    goodbye.put_string(b"too many\x1b[31m users");
-    let error = Pair::logged_in(|_| {}).provoke(&goodbye);
+fn disconnect_is_handled_and_sent() {
+    let mut disconnect = numbers(message::DISCONNECT, &[12]);
+    disconnect.put_string(b"too many\x1b[31m users");
+    let error = Pair::logged_in(|_| {}).provoke(&disconnect);
     let text = "too many\\u{1b}[31m users".to_owned();
     assert_eq!(error, Error::Disconnected { reason: 12, text });
 
@@ -244,7 +243,7 @@ fn farewells_are_heard_and_said() {
 }
 
 #[test]
-fn a_server_that_never_answers_a_key_exchange_is_given_up() {
+fn a_server_that_never_answers_a_key_exchange_times_out() {
     let mut pair = Pair::logged_in(|config| {
         config.rekey_interval = Duration::from_secs(5);
         config.keepalive_interval = Some(Duration::from_secs(10));
@@ -263,7 +262,7 @@ fn a_server_that_never_answers_a_key_exchange_is_given_up() {
 }
 
 #[test]
-fn a_channel_that_is_closed_while_it_opens_goes_away() {
+fn a_channel_that_is_closed_while_it_opens_is_freed() {
     for refused in [false, true] {
         let mut pair = Pair::logged_in(|_| {});
         let id = pair.client.open_direct_tcpip("db", 1, ([127, 0, 0, 1], 1).into()).unwrap();
@@ -297,7 +296,7 @@ fn a_channel_that_is_closed_while_it_opens_goes_away() {
 }
 
 #[test]
-fn refusals_carry_the_servers_words() {
+fn refusals_carry_the_servers_description() {
     let mut pair = Pair::logged_in(|_| {});
     let id = pair.client.open_direct_tcpip("db", 1, ([127, 0, 0, 1], 1).into()).unwrap();
     pair.run().unwrap();

@@ -1,4 +1,4 @@
-//! A server that does as it is told, behind the same packet code as the client.
+//! A server under control of the test, on the same packet code as the client.
 
 use std::{
     collections::VecDeque,
@@ -14,15 +14,15 @@ use russh::keys::{
 
 use crate::{
     ChannelId, Client, Compression, Config, Error, Event,
-    cipher::{Cipher, Letters, Opener, Sealer},
+    algorithms::{Cipher, Direction},
+    cipher::{Letters, Opener, Sealer},
     exchange::Secret,
     identification,
-    negotiation::Direction,
     packet::{PacketReader, PacketWriter},
     wire::{Put, Reader, message},
 };
 
-/// Client and server, joined.
+/// Client and server, connected in memory.
 pub(crate) struct Pair {
     pub(crate) client: Client,
     pub(crate) now: Instant,
@@ -31,7 +31,7 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// Starts both; the server's identification is on its way.
+    /// Starts both; the server's identification is queued.
     pub(crate) fn new(server: Server, adjust: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::new("user", Arc::clone(&USER_KEY));
         config.compression = Compression::Off;
@@ -51,7 +51,7 @@ impl Pair {
         pair
     }
 
-    /// A pair with an open channel, which is the server's number 7.
+    /// A pair with an open channel, whose number is 7 at the server.
     pub(crate) fn with_channel(adjust: impl FnOnce(&mut Config)) -> (Self, ChannelId) {
         let mut pair = Self::logged_in(adjust);
         let originator = ([127, 0, 0, 1], 1).into();
@@ -63,7 +63,7 @@ impl Pair {
         (pair, id)
     }
 
-    /// Passes bytes until both are idle.
+    /// Exchanges bytes until both are idle.
     pub(crate) fn run(&mut self) -> Result<(), Error> {
         loop {
             let input = self.server.out.split();
@@ -78,7 +78,7 @@ impl Pair {
         }
     }
 
-    /// Passes bytes until the login request is out; the server says nothing to the service request.
+    /// Exchanges bytes until the authentication request was sent; the server does not answer the service request.
     pub(crate) fn request_login(&mut self) {
         self.run().unwrap();
         self.now = self.client.poll_timeout().unwrap();
@@ -89,17 +89,16 @@ impl Pair {
     /// Sends one payload and returns the error that it leads to.
     pub(crate) fn provoke(&mut self, payload: &[u8]) -> Error {
         self.server.send(payload);
-        self.run().expect_err("the client took it")
+        self.run().expect_err("the client accepted it")
     }
 
-    /// What the server has got from `number` on that it does not handle by itself.
+    /// The payloads of type `number` that the server received and does not handle itself.
     pub(crate) fn received(&mut self, number: u8) -> Vec<Vec<u8>> {
         self.server.received.iter().filter(|payload| payload[0] == number).cloned().collect()
     }
 }
 
-/// The server.
-#[expect(clippy::struct_excessive_bools, reason = "each is one way to misbehave")]
+#[expect(clippy::struct_excessive_bools, reason = "each is one violation")]
 pub(crate) struct Server {
     pub(crate) out: BytesMut,
     pub(crate) received: VecDeque<Vec<u8>>,
@@ -108,12 +107,13 @@ pub(crate) struct Server {
     pub(crate) host_key: Arc<PrivateKey>,
     /// Sends a wrong first packet along with its KEXINIT.
     pub(crate) guess: bool,
-    /// Signs something else than it should.
+    /// Signs something else than the exchange hash.
     pub(crate) forge: bool,
-    /// Lets the login wait for its test.
+    /// Leaves the login to the test.
     pub(crate) manual_login: bool,
-    /// Answers KEXINIT; otherwise it waits for its test.
+    /// Answers KEXINIT; otherwise the test does.
     pub(crate) answers_kexinit: bool,
+    /// `server-sig-algs` to send.
     pub(crate) announced: Option<&'static str>,
     reader: PacketReader,
     identified: bool,
@@ -215,7 +215,7 @@ impl Server {
         }
     }
 
-    /// Answers the client's half of the exchange, and takes the keys into use for sending.
+    /// Answers the client's half of the exchange and uses the keys for sending.
     fn reply(&mut self, init: &[u8]) {
         let mut reader = Reader::new(init, "init");
         reader.u8().unwrap();
@@ -264,12 +264,12 @@ impl Server {
     }
 }
 
-/// The message that opens a channel; it is the server's number 7.
+/// `CHANNEL_OPEN_CONFIRMATION` for a channel, whose number is 7 at the server.
 pub(crate) fn confirmation(id: u32, window: u32, max_packet: u32) -> Vec<u8> {
     numbers(message::CHANNEL_OPEN_CONFIRMATION, &[id, 7, window, max_packet])
 }
 
-/// A message with numbers behind its own.
+/// A message of type `number` with `u32` fields.
 pub(crate) fn numbers(number: u8, fields: &[u32]) -> Vec<u8> {
     let mut payload = vec![number];
     for field in fields {
@@ -278,14 +278,14 @@ pub(crate) fn numbers(number: u8, fields: &[u32]) -> Vec<u8> {
     payload
 }
 
-/// Data for a channel.
+/// `CHANNEL_DATA` for a channel.
 pub(crate) fn data(id: u32, data: &[u8]) -> Vec<u8> {
     let mut payload = numbers(message::CHANNEL_DATA, &[id]);
     payload.put_string(data);
     payload
 }
 
-/// Makes a key with openssl.
+/// Generates a key with openssl.
 pub(crate) fn fresh_key(algorithm: &str) -> Arc<PrivateKey> {
     let output = std::process::Command::new("openssl")
         .args(["genpkey", "-quiet", "-algorithm", algorithm])

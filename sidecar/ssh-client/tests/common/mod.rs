@@ -1,4 +1,4 @@
-//! A real sshd, targets behind it, and a runner that drives the state machine over TCP.
+//! A real sshd, targets behind it, and a driver of the state machine over TCP.
 #![allow(
     clippy::allow_attributes,
     dead_code,
@@ -30,7 +30,7 @@ use std::{
 use bytes::BytesMut;
 use ssh_client::{ChannelId, Client, Config, Error, Event, PrivateKey};
 
-/// A running sshd that ends with this value.
+/// A running sshd, killed on drop.
 pub struct Sshd {
     child: Child,
     pub address: SocketAddr,
@@ -38,8 +38,7 @@ pub struct Sshd {
 }
 
 impl Sshd {
-    /// Starts sshd with `options` ahead of the usual ones; login with the key `user` in its
-    /// directory.
+    /// Starts sshd with `options` before the usual ones. The key `user` in its directory may log in.
     pub fn start(options: &str) -> Self {
         assert!(Path::new(SSHD).exists(), "{SSHD} is missing: install openssh-server");
         let dir = tempfile::tempdir().unwrap();
@@ -50,13 +49,13 @@ impl Sshd {
         keygen(&["-q", "-t", "ed25519", "-N", "", "-f"], &user);
         std::fs::copy(dir.path().join("user.pub"), dir.path().join("authorized")).unwrap();
         if user_name() == "root" {
-            // Where sshd, started as root, wants to chroot its helper.
+            // sshd started as root needs this directory for privilege separation.
             std::fs::create_dir_all("/run/sshd").unwrap();
         }
         let port = free_port();
         let path = dir.path().display();
         let config = format!(
-            // The first value of an option counts.
+            // sshd uses the first value of an option.
             "{options}\nListenAddress 127.0.0.1:{port}\nHostKey {path}/host_ed25519\n\
              HostKey {path}/host_ecdsa\nHostKey {path}/host_rsa\nPidFile none\n\
              AuthorizedKeysFile {path}/authorized\nStrictModes no\nUsePAM no\n\
@@ -76,7 +75,7 @@ impl Sshd {
             .spawn()
             .unwrap();
         let mut sshd = Self { child, address: (Ipv4Addr::LOCALHOST, port).into(), dir };
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DEADLINE;
         while TcpStream::connect(sshd.address).is_err() {
             assert!(sshd.child.try_wait().unwrap().is_none(), "sshd ended: {}", sshd.log());
             assert!(Instant::now() < deadline, "sshd does not listen: {}", sshd.log());
@@ -94,12 +93,12 @@ impl Sshd {
         Config::new(user_name(), Arc::new(load(&self.dir.path().join("user"), None)))
     }
 
-    /// The line of a host's public key.
+    /// The public key line of a host key.
     pub fn host_key(&self, kind: &str) -> String {
         std::fs::read_to_string(self.dir.path().join(format!("host_{kind}.pub"))).unwrap()
     }
 
-    /// Lets a further public key log in.
+    /// Allows another public key.
     pub fn authorize(&self, public: &Path) {
         let line = std::fs::read_to_string(public).unwrap();
         let path = self.dir.path().join("authorized");
@@ -121,13 +120,13 @@ pub struct Session {
     stream: TcpStream,
     input: Receiver<Vec<u8>>,
     random: Random,
-    /// Events that were not asked for yet.
+    /// All events so far.
     pub events: Vec<Event>,
     pub failure: Option<Error>,
     pub eof: bool,
-    /// Largest piece in which input is handed over.
+    /// Largest piece of input that the client gets at once, in bytes.
     pub pieces: usize,
-    /// A byte of the input to change, counted from here.
+    /// Index of the byte of the coming input to change.
     corrupt: Option<usize>,
 }
 
@@ -167,10 +166,10 @@ impl Session {
         session
     }
 
-    /// Drives the client until `done` says so; panics when that takes too long or the connection
-    /// fails first.
+    /// Drives the client until `done` returns `true`; panics if that takes longer than [`DEADLINE`] or the
+    /// connection fails first.
     pub fn until(&mut self, mut done: impl FnMut(&mut Self) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DEADLINE;
         while !done(self) {
             assert!(self.failure.is_none(), "{:?}; {:?}", self.failure, self.events);
             assert!(Instant::now() < deadline, "took too long; {:?}", self.events);
@@ -180,7 +179,7 @@ impl Session {
 
     /// Drives the client until it fails and returns the error.
     pub fn until_failure(&mut self) -> Error {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DEADLINE;
         while self.failure.is_none() {
             assert!(Instant::now() < deadline && !self.eof, "no failure; {:?}", self.events);
             self.turn(deadline);
@@ -188,7 +187,7 @@ impl Session {
         self.failure.clone().unwrap()
     }
 
-    /// One round: sends what is to be sent, waits for input or a deadline, takes events.
+    /// One round: sends, waits for input or a deadline, and takes events.
     pub fn turn(&mut self, deadline: Instant) {
         self.flush();
         let now = Instant::now();
@@ -208,7 +207,7 @@ impl Session {
         self.events.extend(std::iter::from_fn(|| self.client.poll_event()));
     }
 
-    /// Changes one bit of the byte that comes after `bytes` more.
+    /// Changes one bit of the byte after the next `bytes` of input.
     pub fn corrupt_after(&mut self, bytes: usize) {
         self.corrupt = Some(bytes);
     }
@@ -254,7 +253,7 @@ impl Session {
         }
     }
 
-    /// Tells whether an event has come; it stays noted.
+    /// Whether an event has occurred so far.
     pub fn saw(&self, wanted: impl FnMut(&Event) -> bool) -> bool {
         self.events.iter().any(wanted)
     }
@@ -266,7 +265,7 @@ impl Session {
         id
     }
 
-    /// Asks for a channel to `target`.
+    /// Requests a channel to `target`.
     pub fn request(&mut self, target: SocketAddr) -> ChannelId {
         let host = target.ip().to_string();
         self.client.open_direct_tcpip(&host, target.port(), ORIGINATOR).unwrap()
@@ -283,8 +282,7 @@ impl Session {
     }
 }
 
-/// A pseudo-random sequence whose seed is printed, so that a failed run can be repeated with
-/// `SEED`.
+/// A pseudo-random sequence. Its seed is printed, so that a failed run can be repeated with `SEED`.
 pub struct Random(u64);
 
 impl Random {
@@ -312,7 +310,7 @@ impl Random {
     }
 }
 
-/// Bytes that do not compress and differ at each place.
+/// Pseudo-random bytes, which do not compress.
 pub fn noise(length: usize, seed: u64) -> Vec<u8> {
     let mut random = Random(seed | 1);
     let mut out = Vec::with_capacity(length + 8);
@@ -323,7 +321,7 @@ pub fn noise(length: usize, seed: u64) -> Vec<u8> {
     out
 }
 
-/// Listens on loopback and hands every connection to `serve`, each on its own thread.
+/// Listens on loopback and calls `serve` for every connection, each on its own thread.
 pub fn target(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
@@ -337,15 +335,15 @@ pub fn target(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
     address
 }
 
-/// A target that sends back what it gets, and ends when its peer does.
+/// A target that echoes what it receives, until EOF.
 pub fn echo() -> SocketAddr {
     target(|stream| {
         let _ = std::io::copy(&mut &stream, &mut &stream);
     })
 }
 
-/// A port of loopback where nothing listens and which no other test is given: below the range that
-/// the kernel takes ports from, and counted up within the process.
+/// A port of loopback where nothing listens and that no other test gets: below the kernel's range of ephemeral
+/// ports, and counted up within the process.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
@@ -379,6 +377,6 @@ pub fn path_in(dir: &tempfile::TempDir, name: &str) -> PathBuf {
 pub const SSHD: &str = "/usr/sbin/sshd";
 pub const ORIGINATOR: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 4242);
 /// How long a test waits for anything.
-pub const PATIENCE: Duration = Duration::from_mins(1);
-/// How often a condition is looked at while nothing arrives.
+pub const DEADLINE: Duration = Duration::from_mins(1);
+/// Interval at which a condition is checked while nothing arrives.
 const TICK: Duration = Duration::from_millis(20);
