@@ -36,11 +36,11 @@
 
 mod child;
 mod isolation;
-mod keeper;
 mod listener;
 mod metrics;
 mod output;
 mod sidecar;
+mod supervisor;
 
 use std::{
     ffi::{CString, OsStr, OsString},
@@ -63,9 +63,9 @@ pub use output::Stderr;
 pub use sidecar::{Ended, Force, NotReady, Ready, Sidecar};
 
 use child::Plan;
-use keeper::Order;
 use listener::Inherited;
 use output::Output;
+use supervisor::Order;
 
 /// How to start sidecars; one serves for many.
 #[derive(Clone, Debug)]
@@ -222,7 +222,7 @@ impl Launcher {
         let descriptors = [stdin, stdout, stderr].into_iter().chain(descriptors);
         let plan = self.plan(descriptors, logs_to_file)?;
         let order = Order { plan, isolation: self.isolation, network: self.network.clone() };
-        let (child, refused) = keeper::start(order).await?;
+        let (child, refused) = supervisor::start(order).await?;
         let output = Output::read(said, log);
         let text = rewritten.as_ref().map_or(document, |text| text.as_str());
         // A sidecar that does not read its document to the end says why.

@@ -90,6 +90,7 @@
 //! Within version 1 names, codes, statuses and formats do not change; optional fields, codes and words may be
 //! added. So a sidecar refuses fields that it does not know, and a runner ignores words that it does not know.
 
+pub mod config;
 mod endpoint;
 mod failure;
 mod fields;
@@ -98,22 +99,21 @@ mod framing;
 pub mod fuzzing;
 #[cfg(all(feature = "launch", target_os = "linux"))]
 pub mod launch;
+mod line;
 mod message;
 mod mistake;
-mod output;
-pub mod request;
 mod rules;
 mod schema;
 mod secret;
 mod unknown;
 mod value;
 
+pub use config::{Keys, Request, RequestError};
 pub use endpoint::EndpointUrl;
 pub use failure::{Blame, ErrorCode, ExitStatus, Failure};
 pub use framing::{DocumentReader, Framed, MAX_DEPTH, MAX_DOCUMENT_BYTES, Malformed};
+pub use line::{Line, PhaseTimes, Summary};
 pub use message::{MAX_MESSAGE_BYTES, Message, MessageError, MessageReader};
 pub use mistake::{Mistake, Mistakes};
-pub use output::{Line, PhaseTimes, Summary};
-pub use request::{Keys, Request, RequestError};
 pub use schema::schema;
 pub use secret::Secret;

@@ -3,9 +3,9 @@
 use zeroize::Zeroizing;
 
 use crate::{
+    config::{Keys, keys},
     fields::{Fields, shown},
     mistake::Mistakes,
-    request::{Keys, keys},
     rules, unknown, value,
 };
 

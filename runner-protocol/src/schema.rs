@@ -16,7 +16,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{Request, request::known_fields};
+    use crate::{Request, config::known_fields};
 
     #[test]
     fn schema_names_every_field_of_the_parser_and_no_other() {
@@ -228,8 +228,8 @@ mod tests {
     /// A document with nothing that may be left out, and one with everything.
     fn bases() -> [Value; 2] {
         let documents = [
-            include_str!("../tests/golden/documents/smallest.json"),
-            include_str!("../tests/golden/documents/largest.json"),
+            include_str!("../tests/golden/configs/smallest.json"),
+            include_str!("../tests/golden/configs/largest.json"),
         ];
         documents.map(|document| serde_json::from_str(document).unwrap())
     }

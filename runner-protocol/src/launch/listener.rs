@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 use super::LaunchError;
 use crate::{
     Request,
-    request::Listen,
+    config::Listen,
     value::{self, Entries},
 };
 

@@ -15,9 +15,9 @@ use tokio::{
 
 use super::{
     isolation::Refused,
-    keeper::{Child, GRACE, TERMINATE_GRACE},
     metrics::{self, Metrics},
     output::Output,
+    supervisor::{Child, GRACE, TERMINATE_GRACE},
 };
 use crate::{ExitStatus, Failure, Line, Secret, Summary};
 

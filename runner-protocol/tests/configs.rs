@@ -7,7 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use runner_protocol::{
     ErrorCode, Failure, MAX_DOCUMENT_BYTES, Request,
-    request::{Compression, Engine, Hardening, Identity},
+    config::{Compression, Engine, Hardening, Identity},
 };
 use serde_json::{Map, Value, json};
 
