@@ -212,14 +212,14 @@ impl ErrorCode {
             | Self::ConfigVersion
             | Self::ConfigKeyUnreadable
             | Self::ConfigPassphraseRequired
-            | Self::ConfigPassphraseWrong => ExitStatus::Document,
+            | Self::ConfigPassphraseWrong => ExitStatus::DataErr,
             Self::AwsInstanceNotConnected
             | Self::SshUnreachable
             | Self::TargetUnreachable
             | Self::TargetUnresolved
             | Self::SessionEnded => ExitStatus::Unavailable,
-            Self::Internal | Self::Unrecognized => ExitStatus::Defect,
-            Self::LocalListen | Self::LocalNamespace | Self::LocalHardening => ExitStatus::Host,
+            Self::Internal | Self::Unrecognized => ExitStatus::Software,
+            Self::LocalListen | Self::LocalNamespace | Self::LocalHardening => ExitStatus::OsErr,
             Self::AwsThrottled
             | Self::AwsUnreachable
             | Self::AwsInternal
@@ -227,7 +227,7 @@ impl ErrorCode {
             | Self::TimeoutStartSession
             | Self::TimeoutSession
             | Self::TimeoutSsh
-            | Self::TimeoutTarget => ExitStatus::Passing,
+            | Self::TimeoutTarget => ExitStatus::TempFail,
             Self::SessionProtocol | Self::SessionUnsupported | Self::SshProtocol => {
                 ExitStatus::Protocol
             }
@@ -236,13 +236,13 @@ impl ErrorCode {
             | Self::AwsAccessDenied
             | Self::SshAuthRejected
             | Self::SshHostKeyMismatch
-            | Self::SshForwardingDenied => ExitStatus::Refused,
+            | Self::SshForwardingDenied => ExitStatus::NoPerm,
         }
     }
 
     /// Whether trying again without any change is right.
     pub const fn is_retryable(self) -> bool {
-        matches!(self.exit_status(), ExitStatus::Passing)
+        matches!(self.exit_status(), ExitStatus::TempFail)
     }
 
     /// Who can cure it most often. A line may name another: a host's wrong clock is the operator's to set, though
@@ -323,42 +323,42 @@ pub enum Blame {
 }
 
 /// The exit statuses of a sidecar: all that a runner needs to choose between "retry", "tell the customer" and
-/// "page the operator". The numbers are those of BSD's `sysexits.h` where it has the meaning.
+/// "page the operator". Numbers and names are those of BSD's `sysexits.h`, as far as the meanings fit.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[repr(u8)]
 pub enum ExitStatus {
     /// 0: ended because it was asked to.
-    Ended = 0,
+    Ok = 0,
     /// 64: wrong command line.
     Usage = 64,
     /// 65: the document is wrong; tell the customer, don't retry.
-    Document = 65,
+    DataErr = 65,
     /// 69: something on the customer's side is unavailable.
     Unavailable = 69,
     /// 70: a defect of ours.
-    Defect = 70,
+    Software = 70,
     /// 71: this host refuses.
-    Host = 71,
+    OsErr = 71,
     /// 75: passing trouble; retrying is right.
-    Passing = 75,
+    TempFail = 75,
     /// 76: a peer broke its protocol or is too old.
     Protocol = 76,
     /// 77: credentials or permissions were refused.
-    Refused = 77,
+    NoPerm = 77,
 }
 
 impl ExitStatus {
     /// Every status of the contract.
     pub const ALL: [Self; 9] = [
-        Self::Ended,
+        Self::Ok,
         Self::Usage,
-        Self::Document,
+        Self::DataErr,
         Self::Unavailable,
-        Self::Defect,
-        Self::Host,
-        Self::Passing,
+        Self::Software,
+        Self::OsErr,
+        Self::TempFail,
         Self::Protocol,
-        Self::Refused,
+        Self::NoPerm,
     ];
 
     /// The number that the process exits with.

@@ -18,7 +18,7 @@
 //! }
 //! // … the transfer runs; meanwhile `sidecar.ended()` completes if the tunnel is lost …
 //! let ended = sidecar.end().await?;
-//! assert_eq!(ended.status, Some(runner_protocol::ExitStatus::Ended));
+//! assert_eq!(ended.status, Some(runner_protocol::ExitStatus::Ok));
 //! # Ok(())
 //! # }
 //! ```

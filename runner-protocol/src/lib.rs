@@ -81,8 +81,8 @@
 //! ```
 //! use runner_protocol::{ErrorCode, ExitStatus};
 //!
-//! assert_eq!(ErrorCode::AwsThrottled.exit_status(), ExitStatus::Passing);
-//! assert_eq!(ExitStatus::from_code(75), Some(ExitStatus::Passing));
+//! assert_eq!(ErrorCode::AwsThrottled.exit_status(), ExitStatus::TempFail);
+//! assert_eq!(ExitStatus::from_code(75), Some(ExitStatus::TempFail));
 //! ```
 //!
 //! # Versions
