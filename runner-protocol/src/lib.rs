@@ -102,6 +102,7 @@ pub mod launch;
 mod line;
 mod message;
 mod mistake;
+mod phase;
 mod rules;
 mod schema;
 mod secret;
@@ -115,5 +116,6 @@ pub use framing::{DocumentReader, Framed, MAX_DEPTH, MAX_DOCUMENT_BYTES, Malform
 pub use line::{Line, PhaseTimes, Summary};
 pub use message::{MAX_MESSAGE_BYTES, Message, MessageError, MessageReader};
 pub use mistake::{Mistake, Mistakes};
+pub use phase::{Phase, UnknownPhase};
 pub use schema::schema;
 pub use secret::Secret;
