@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 
 use super::LaunchError;
 use crate::{
-    Request,
+    Config,
     config::Listen,
     value::{self, Entries},
 };
@@ -40,7 +40,7 @@ pub(super) struct Inherited {
 ///
 /// [`LaunchError::Network`] and [`LaunchError::Listen`].
 pub(super) async fn inherit(document: &str, first: i32) -> Result<Inherited, LaunchError> {
-    let Ok(Request { listen, .. }) = Request::from_json(document) else {
+    let Ok(Config { listen, .. }) = Config::from_json(document) else {
         return Ok(Inherited::default());
     };
     let Some(path) = listen.netns.clone() else { return Ok(Inherited::default()) };
@@ -98,12 +98,12 @@ mod tests {
             r#" "bastion": {"instance_id": "i-0123456789abcdef0", "ssh_private_key": "k"},"#,
             r#" "target": {"host": "listen", "port": 1} }"#,
         );
-        let listen = Request::from_json(document).unwrap().listen;
+        let listen = Config::from_json(document).unwrap().listen;
         let text = rewritten(document, &listen, 3);
         let (before, rest) = document.split_once("{\"netns\"").unwrap();
         let after = rest.split_once('}').unwrap().1;
         assert_eq!(*text, format!(r#"{before}{{"fd":3,"allowed_uids":[1, 2]}}{after}"#));
-        let listen = Request::from_json(&text).unwrap().listen;
+        let listen = Config::from_json(&text).unwrap().listen;
         assert_eq!((listen.fd, listen.netns), (Some(3), None));
         assert_eq!(listen.allowed_uids, Some(vec![1, 2]));
     }
