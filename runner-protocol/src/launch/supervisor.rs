@@ -1,8 +1,9 @@
-//! The thread that all sidecars of this process are children of.
+//! The thread that is the parent of all sidecars of this process.
 //!
-//! A parent-death signal follows the parent's *thread*, and runners start sidecars from threads that end: this
-//! one ends with the process. It also waits for those whose owner no longer does, so that none becomes a
-//! zombie whatever future was dropped, and whether or not its runtime still runs.
+//! A parent-death signal is sent when the parent's *thread* ends, and runners start sidecars from threads that
+//! end; this one ends only with the process. It also stops and waits for the children that no longer have an
+//! owner, so that none becomes a zombie, whichever future was dropped, and whether or not the async runtime still
+//! runs.
 
 use std::{
     fs::{self, File},
@@ -32,42 +33,43 @@ use nix::{
 use tokio::sync::oneshot;
 
 use super::{
-    LaunchError,
-    child::{self, Plan, Report},
-    isolation::{Isolation, Network, Protection, Refused},
+    child::{self, ChildSpec, Report},
+    error::LaunchError,
+    isolation::{Isolation, MissingProtection, Network, Protection},
 };
 
 /// A request to start a sidecar.
 #[derive(Debug)]
-pub(super) struct Order {
-    pub(super) plan: Plan,
+pub(super) struct StartRequest {
+    pub(super) spec: ChildSpec,
     pub(super) isolation: Isolation,
     pub(super) network: Network,
 }
 
-/// A process that the keeper has started.
+/// A process that the supervisor has started. If it is dropped before the process has been waited for, the
+/// supervisor stops the process.
 #[derive(Debug)]
 pub(super) struct Child {
     pid: Pid,
-    /// Set once it has been waited for; then its id may be another's.
-    end: Option<WaitStatus>,
+    /// Set once it has been waited for; then the kernel may reuse its id.
+    exit: Option<WaitStatus>,
 }
 
 impl Child {
-    /// Its id; `None` once it has been waited for.
+    /// The process id; `None` once it has been waited for.
     pub(super) fn id(&self) -> Option<Pid> {
-        self.end.is_none().then_some(self.pid)
+        self.exit.is_none().then_some(self.pid)
     }
 
-    /// How it ended, if it has.
+    /// The wait status, if it has ended.
     pub(super) fn try_wait(&mut self) -> io::Result<Option<WaitStatus>> {
-        if self.end.is_none() {
-            self.end = reap(self.pid)?;
+        if self.exit.is_none() {
+            self.exit = reap(self.pid)?;
         }
-        Ok(self.end)
+        Ok(self.exit)
     }
 
-    /// Sends it a signal, if it has not ended.
+    /// Sends a signal, unless it has been waited for.
     pub(super) fn signal(&self, signal: Signal) -> io::Result<()> {
         match self.id() {
             Some(pid) => Ok(kill(pid, signal)?),
@@ -78,200 +80,209 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        if self.end.is_none()
-            && let Ok(keeper) = keeper()
+        if self.exit.is_none()
+            && let Ok(supervisor) = supervisor()
         {
-            // Fails when the keeper has ended, which it does with the process.
-            drop(keeper.send(Request::Bury(self.pid)));
+            // Fails only if the supervisor has ended, which it does with the process.
+            drop(supervisor.send(Command::Stop(self.pid)));
         }
     }
 }
 
-/// Starts a process. Cancel-safe: when dropped, the process is ended as any whose owner is.
+/// Starts a process. Cancel-safe: if dropped, the process is stopped like any [`Child`] that is dropped.
 ///
 /// # Errors
 ///
 /// As [`super::Launcher::launch`].
-pub(super) async fn start(order: Order) -> Result<(Child, Vec<Refused>), LaunchError> {
-    let (answer, answered) = oneshot::channel();
-    let request = Request::Start(Box::new(order), answer);
-    keeper()?.send(request).map_err(|_| gone())?;
-    answered.await.map_err(|_| gone())?
+pub(super) async fn start(request: StartRequest) -> StartResult {
+    let (sender, receiver) = oneshot::channel();
+    let command = Command::Start(Box::new(request), sender);
+    supervisor()?.send(command).map_err(|_| supervisor_ended())?;
+    receiver.await.map_err(|_| supervisor_ended())?
 }
 
-type Answer = Result<(Child, Vec<Refused>), LaunchError>;
+type StartResult = Result<(Child, Vec<MissingProtection>), LaunchError>;
 
-enum Request {
-    Start(Box<Order>, oneshot::Sender<Answer>),
-    Bury(Pid),
+enum Command {
+    Start(Box<StartRequest>, oneshot::Sender<StartResult>),
+    /// Stop a process that no longer has an owner, and wait for it.
+    Stop(Pid),
 }
 
-fn gone() -> io::Error {
+fn supervisor_ended() -> io::Error {
     io::Error::other("the thread that starts sidecars has ended")
 }
 
-/// As many requests can wait as there are callers and children.
-fn keeper() -> io::Result<&'static Sender<Request>> {
-    static KEEPER: OnceLock<Sender<Request>> = OnceLock::new();
-    if let Some(keeper) = KEEPER.get() {
-        return Ok(keeper);
+/// Returns the channel to the supervisor; starts its thread on the first call.
+///
+/// The channel has no bound, but holds at most one command for each caller and child.
+fn supervisor() -> io::Result<&'static Sender<Command>> {
+    static SUPERVISOR: OnceLock<Sender<Command>> = OnceLock::new();
+    if let Some(supervisor) = SUPERVISOR.get() {
+        return Ok(supervisor);
     }
-    let (sender, requests) = channel();
-    let keeper = Keeper { home: File::open(OWN_NETWORK)?.into(), away: false, dying: Vec::new() };
-    // Of two that come here at once one is kept; the other's thread ends for want of a sender.
-    thread::Builder::new().name("sidecars".to_owned()).spawn(move || keeper.run(&requests))?;
-    Ok(KEEPER.get_or_init(|| sender))
+    let (sender, commands) = channel();
+    let own_network = File::open(OWN_NETWORK)?.into();
+    let supervisor = Supervisor { own_network, in_other_network: false, orphans: Vec::new() };
+    // If two callers race, one sender is kept; the thread of the other ends, since its channel has no sender.
+    thread::Builder::new().name("sidecars".to_owned()).spawn(move || supervisor.run(&commands))?;
+    Ok(SUPERVISOR.get_or_init(|| sender))
 }
 
-struct Keeper {
-    home: OwnedFd,
-    /// Whether this thread is in another network namespace than `home`.
-    away: bool,
-    dying: Vec<Dying>,
+struct Supervisor {
+    /// The network namespace of the runner.
+    own_network: OwnedFd,
+    /// Whether this thread is in another network namespace than `own_network`.
+    in_other_network: bool,
+    orphans: Vec<Orphan>,
 }
 
-/// A process without an owner.
-struct Dying {
+/// A process without an owner, which is being stopped.
+struct Orphan {
     pid: Pid,
-    next: Signal,
-    at: Instant,
+    next_signal: Signal,
+    /// When `next_signal` is due.
+    deadline: Instant,
 }
 
-impl Keeper {
-    fn run(mut self, requests: &Receiver<Request>) {
-        // A child must not run handlers of this process before it execs; it unblocks them then.
+impl Supervisor {
+    fn run(mut self, commands: &Receiver<Command>) {
+        // A child must not run signal handlers of this process before it execs; it unblocks signals then.
         drop(SigSet::all().thread_block().map_err(io::Error::from));
         loop {
-            let request = if self.dying.is_empty() {
-                requests.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            let command = if self.orphans.is_empty() {
+                commands.recv().map_err(|_| RecvTimeoutError::Disconnected)
             } else {
-                requests.recv_timeout(LOOK)
+                commands.recv_timeout(POLL_INTERVAL)
             };
-            match request {
-                // Where nobody waits for the answer any more, dropping it has the child ended.
-                Ok(Request::Start(order, answer)) => drop(answer.send(self.start(&order))),
-                Ok(Request::Bury(pid)) => {
-                    let at = Instant::now() + GRACE;
-                    self.dying.push(Dying { pid, next: Signal::SIGTERM, at });
+            match command {
+                // If the receiver has been dropped, the child in the result is dropped too, and so stopped.
+                Ok(Command::Start(request, sender)) => drop(sender.send(self.start(&request))),
+                Ok(Command::Stop(pid)) => {
+                    let deadline = Instant::now() + GRACE;
+                    self.orphans.push(Orphan { pid, next_signal: Signal::SIGTERM, deadline });
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            self.dying.retain_mut(|dying| !dying.is_over());
+            self.orphans.retain_mut(|orphan| !orphan.poll_ended());
         }
     }
 
-    fn start(&mut self, order: &Order) -> Answer {
-        self.enter(&order.network)?;
+    fn start(&mut self, request: &StartRequest) -> StartResult {
+        self.enter(&request.network)?;
         let mut all = CloneFlags::CLONE_NEWNS
             | CloneFlags::CLONE_NEWPID
             | CloneFlags::CLONE_NEWIPC
             | CloneFlags::CLONE_NEWUTS;
-        if order.network == Network::Fresh {
+        if request.network == Network::Fresh {
             all |= CloneFlags::CLONE_NEWNET;
         }
-        let mut refused = Vec::new();
-        // First all; then, for a runner with rights of its own, those that need no user namespace.
-        for (flags, missing) in [
+        let mut missing = Vec::new();
+        // First with all namespaces; then, for a privileged runner, without the user namespace.
+        for (flags, protection) in [
             (all | CloneFlags::CLONE_NEWUSER, Protection::UserNamespace),
             (all, Protection::Namespaces),
         ] {
-            match attempt(order, flags, &mut refused)? {
-                Ok(child) => return Ok((child, refused)),
-                Err(cause) => refused.push(Refused { protection: missing, cause: cause.into() }),
+            match attempt(request, flags, &mut missing)? {
+                Ok(child) => return Ok((child, missing)),
+                Err(cause) => {
+                    missing.push(MissingProtection { protection, cause: cause.into() });
+                }
             }
-            if order.isolation == Isolation::Required {
-                return Err(LaunchError::Refused(refused));
+            if request.isolation == Isolation::Required {
+                return Err(LaunchError::MissingProtections(missing));
             }
         }
-        if order.network == Network::Fresh {
-            // Without it the sidecar would be in a network that it was not meant for.
-            return Err(LaunchError::Refused(refused));
+        if request.network == Network::Fresh {
+            // Without the network namespace, the sidecar would have access to the runner's network.
+            return Err(LaunchError::MissingProtections(missing));
         }
-        match attempt(order, CloneFlags::empty(), &mut refused)? {
-            Ok(child) => Ok((child, refused)),
+        match attempt(request, CloneFlags::empty(), &mut missing)? {
+            Ok(child) => Ok((child, missing)),
             Err(cause) => Err(LaunchError::Io(cause.into())),
         }
     }
 
-    /// Takes this thread, and with it its next child, into the network that is asked for.
+    /// Moves this thread, and so its next child, into the requested network namespace.
     fn enter(&mut self, network: &Network) -> Result<(), LaunchError> {
-        let refused = |path: &Path, cause| LaunchError::Network { path: path.to_owned(), cause };
+        let failed = |path: &Path, cause| LaunchError::Network { path: path.to_owned(), cause };
         if let Network::At(path) = network {
-            let namespace = File::open(path).map_err(|cause| refused(path, cause))?;
+            let namespace = File::open(path).map_err(|cause| failed(path, cause))?;
             let entered = setns(namespace, CloneFlags::CLONE_NEWNET);
-            entered.map_err(|cause| refused(path, cause.into()))?;
-            self.away = true;
-        } else if self.away {
-            setns(&self.home, CloneFlags::CLONE_NEWNET)
-                .map_err(|cause| refused(OWN_NETWORK.as_ref(), cause.into()))?;
-            self.away = false;
+            entered.map_err(|cause| failed(path, cause.into()))?;
+            self.in_other_network = true;
+        } else if self.in_other_network {
+            setns(&self.own_network, CloneFlags::CLONE_NEWNET)
+                .map_err(|cause| failed(OWN_NETWORK.as_ref(), cause.into()))?;
+            self.in_other_network = false;
         }
         Ok(())
     }
 }
 
-impl Dying {
-    /// Waits for it; sends the next signal when that is due.
-    fn is_over(&mut self) -> bool {
-        // It is no child of ours where it cannot be waited for.
+impl Orphan {
+    /// Whether it has been waited for; otherwise sends the next signal if that is due.
+    fn poll_ended(&mut self) -> bool {
+        // An error means that it is not, or no longer, a child of this process.
         if !matches!(reap(self.pid), Ok(None)) {
             return true;
         }
-        if Instant::now() >= self.at {
-            send(self.pid, self.next);
-            self.next = Signal::SIGKILL;
-            self.at += TERMINATE_GRACE;
+        if Instant::now() >= self.deadline {
+            send(self.pid, self.next_signal);
+            self.next_signal = Signal::SIGKILL;
+            self.deadline += TERMINATE_GRACE;
         }
         false
     }
 }
 
-/// Starts a child in these namespaces; the inner error is of those that fewer namespaces may cure.
+/// Starts a child in new namespaces according to `flags`. The inner error is one that may not occur with fewer
+/// namespaces.
 fn attempt(
-    order: &Order,
+    request: &StartRequest,
     flags: CloneFlags,
-    refused: &mut Vec<Refused>,
+    missing: &mut Vec<MissingProtection>,
 ) -> Result<Result<Child, Errno>, LaunchError> {
-    let (mut control, theirs) = UnixStream::pair()?;
-    control.set_read_timeout(Some(CONTROL_LIMIT))?;
-    let pid = match child::start(&order.plan, flags, theirs.as_fd()) {
+    let (mut control, child_end) = UnixStream::pair()?;
+    control.set_read_timeout(Some(CONTROL_TIMEOUT))?;
+    let pid = match child::start(&request.spec, flags, child_end.as_fd()) {
         Ok(pid) => pid,
         Err(cause) => return Ok(Err(cause)),
     };
-    drop(theirs);
-    let child = Unborn(Some(pid));
+    drop(child_end);
+    let child = PendingChild(Some(pid));
     if flags.contains(CloneFlags::CLONE_NEWUSER)
-        && let Err(cause) = map_users(pid, order.plan.user)
+        && let Err(cause) = map_users(pid, request.spec.user)
     {
         let errno = cause.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw);
         return Ok(Err(errno));
     }
-    control.write_all(GO_ON)?;
+    control.write_all(PROCEED)?;
     loop {
         match next_report(&mut control)? {
-            Some(Report::Refused(protection, errno)) => {
+            Some(Report::Missing(protection, errno)) => {
                 let cause = io::Error::from_raw_os_error(errno);
-                refused.push(Refused { protection, cause });
+                missing.push(MissingProtection { protection, cause });
             }
-            Some(Report::Broken(what, errno)) => return Err(broken(what, errno)),
+            Some(Report::Failed(what, errno)) => return Err(start_error(what, errno)),
             Some(Report::Prepared) => break,
-            None => return Err(broken("ended early", 0)),
+            None => return Err(start_error("ended before its exec", 0)),
         }
     }
-    if order.isolation == Isolation::Required && !refused.is_empty() {
-        return Err(LaunchError::Refused(std::mem::take(refused)));
+    if request.isolation == Isolation::Required && !missing.is_empty() {
+        return Err(LaunchError::MissingProtections(std::mem::take(missing)));
     }
-    control.write_all(GO_ON)?;
-    // The exec closes the child's end.
+    control.write_all(PROCEED)?;
+    // A successful exec closes the child's end.
     match next_report(&mut control)? {
-        None => Ok(Ok(child.born(pid))),
-        Some(Report::Broken(what, errno)) => Err(broken(what, errno)),
-        Some(_) => Err(broken("repeats itself", 0)),
+        None => Ok(Ok(child.into_child(pid))),
+        Some(Report::Failed(what, errno)) => Err(start_error(what, errno)),
+        Some(_) => Err(start_error("sent an unexpected report", 0)),
     }
 }
 
-fn broken(what: &'static str, errno: i32) -> LaunchError {
+fn start_error(what: &'static str, errno: i32) -> LaunchError {
     LaunchError::Start { what, cause: io::Error::from_raw_os_error(errno) }
 }
 
@@ -284,30 +295,30 @@ fn next_report(control: &mut UnixStream) -> io::Result<Option<Report>> {
     }
 }
 
-/// Lets the child know of one user and one group, which are the same outside.
+/// Maps one user and one group into the child's user namespace, with the same ids as outside.
 fn map_users(pid: Pid, user: Option<(u32, u32)>) -> io::Result<()> {
-    let of_child = |name: &str| format!("/proc/{pid}/{name}");
+    let proc_file = |name: &str| format!("/proc/{pid}/{name}");
     if !geteuid().is_root() {
-        // The kernel's condition for a map without rights (user_namespaces(7)).
-        fs::write(of_child("setgroups"), "deny")?;
+        // Required by the kernel for a group map that is written without privileges (user_namespaces(7)).
+        fs::write(proc_file("setgroups"), "deny")?;
     }
     let (user, group) = user.unwrap_or_else(|| (geteuid().as_raw(), getegid().as_raw()));
-    fs::write(of_child("uid_map"), format!("{user} {user} 1"))?;
-    fs::write(of_child("gid_map"), format!("{group} {group} 1"))
+    fs::write(proc_file("uid_map"), format!("{user} {user} 1"))?;
+    fs::write(proc_file("gid_map"), format!("{group} {group} 1"))
 }
 
-/// A child that has not executed anything yet; killed and waited for when dropped.
-struct Unborn(Option<Pid>);
+/// A child before its exec; killed and waited for when dropped.
+struct PendingChild(Option<Pid>);
 
-impl Unborn {
-    /// From here on its owner waits for it.
-    fn born(mut self, pid: Pid) -> Child {
+impl PendingChild {
+    /// Hands the process over to its owner, which has to wait for it.
+    fn into_child(mut self, pid: Pid) -> Child {
         self.0 = None;
-        Child { pid, end: None }
+        Child { pid, exit: None }
     }
 }
 
-impl Drop for Unborn {
+impl Drop for PendingChild {
     fn drop(&mut self) {
         if let Some(pid) = self.0 {
             send(pid, Signal::SIGKILL);
@@ -316,7 +327,7 @@ impl Drop for Unborn {
     }
 }
 
-/// Fails when the process has ended, which is as good.
+/// Sends a signal. Fails if the process has ended, which is fine.
 fn send(pid: Pid, signal: Signal) {
     drop(kill(pid, signal).map_err(io::Error::from));
 }
@@ -332,18 +343,18 @@ fn reap(pid: Pid) -> io::Result<Option<WaitStatus>> {
     }
 }
 
-/// From the end of the lease to SIGTERM: more than the 5 s that a sidecar may take to end its sessions.
+/// From the end of the lease to SIGTERM: more than the 5 s that a sidecar may take to terminate its sessions.
 pub(super) const GRACE: Duration = Duration::from_secs(6);
 
 /// From SIGTERM to SIGKILL.
 pub(super) const TERMINATE_GRACE: Duration = Duration::from_secs(2);
 
-/// Between two looks at processes without an owner.
-const LOOK: Duration = Duration::from_millis(20);
+/// Interval at which processes without an owner are checked.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// For a child to get ready for its exec, which takes milliseconds.
-const CONTROL_LIMIT: Duration = Duration::from_secs(10);
+/// Limit for each report of a child before its exec; all of them take milliseconds.
+const CONTROL_TIMEOUT: Duration = Duration::from_secs(10);
 
-const GO_ON: &[u8] = b".";
+const PROCEED: &[u8] = b".";
 
 const OWN_NETWORK: &str = "/proc/thread-self/ns/net";
