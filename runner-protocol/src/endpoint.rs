@@ -1,19 +1,19 @@
-//! URLs of services, as far as they may stand in a document.
+//! URLs of services, in the form that the config allows.
 
 use std::{fmt, net::IpAddr};
 
-/// `scheme://host[:port][/path]`, without user, query or fragment, where a secret could hide.
+/// `scheme://host[:port][/path]`. User, query and fragment are not allowed, since they could hold a secret.
 #[derive(Clone, Eq, PartialEq)]
 pub struct EndpointUrl {
     text: String,
-    /// Bytes of the scheme.
+    /// Length of the scheme in bytes.
     scheme: usize,
     host: String,
     has_path: bool,
 }
 
 impl EndpointUrl {
-    /// Reads a URL; `None` for everything that it should not be.
+    /// Parses a URL; `None` for any other form.
     pub fn parse(text: &str) -> Option<Self> {
         let (scheme, rest) = text.split_once("://")?;
         let known = !scheme.is_empty() && scheme.bytes().all(|byte| byte.is_ascii_lowercase());
@@ -24,9 +24,9 @@ impl EndpointUrl {
         }
         let (host, port) = match authority.strip_prefix('[') {
             Some(bracketed) => {
-                let (host, behind) = bracketed.split_once(']')?;
+                let (host, after) = bracketed.split_once(']')?;
                 host.parse::<std::net::Ipv6Addr>().ok()?;
-                (host, if behind.is_empty() { None } else { Some(behind.strip_prefix(':')?) })
+                (host, if after.is_empty() { None } else { Some(after.strip_prefix(':')?) })
             }
             None => match authority.split_once(':') {
                 Some((host, port)) => (host, Some(port)),
@@ -51,7 +51,7 @@ impl EndpointUrl {
         &self.text
     }
 
-    /// Such as `https`.
+    /// The scheme, such as `https`.
     pub fn scheme(&self) -> &str {
         self.text.get(..self.scheme).unwrap_or_default()
     }
@@ -67,7 +67,7 @@ impl EndpointUrl {
             || self.host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
     }
 
-    /// Whether there is more than `/` behind the host.
+    /// Whether the path is more than `/`.
     pub(crate) fn has_path(&self) -> bool {
         self.has_path
     }
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_are_taken_apart() {
+    fn urls_are_parsed() {
         let cases = [
             ("https://ssm.example.com", Some(("https", "ssm.example.com", false))),
             ("https://ssm.example.com/", Some(("https", "ssm.example.com", false))),

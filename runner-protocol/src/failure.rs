@@ -1,15 +1,15 @@
-//! How a sidecar fails: codes, exit statuses, and the JSON of the `failed` line.
+//! Failures of a sidecar: codes, exit statuses, and the JSON of the `failed` line.
 
 use std::{fmt, process::ExitCode};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Why a sidecar ended before it was asked to; the JSON of the `failed` line, in this order of fields.
+/// Why a sidecar failed: the JSON of the `failed` line, in this order of fields.
 ///
-/// Message and hint are for the customer's eyes: lower case, no full stop, free of secrets.
+/// Message and hint are shown to the customer: lower case, no full stop, no secrets.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Failure {
-    /// What a program tells failures apart by.
+    /// The stable code, for programs.
     pub code: ErrorCode,
     /// What happened.
     #[serde(default)]
@@ -17,22 +17,30 @@ pub struct Failure {
     /// What to change, naming the IAM action, security group, sshd option or field.
     #[serde(default)]
     pub hint: String,
-    /// Whether the same document may work later without any change.
+    /// Whether the same config may work later without any change.
     #[serde(default)]
     pub retryable: bool,
-    /// The phase of the start that was going on; `tunnel` afterwards.
+    /// Name of the [`Phase`](crate::Phase) of the start in which it failed; `tunnel` once the tunnel is up. A
+    /// newer sidecar may name a phase that this crate does not know.
     #[serde(default)]
     pub phase: String,
-    /// Who can cure it.
+    /// Who can fix it.
     #[serde(default)]
     pub blame: Blame,
-    /// The id under which AWS knows the call that failed, for its support.
+    /// The AWS request id of the call that failed, for AWS Support.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub aws_request_id: Option<String>,
 }
 
 impl Failure {
-    /// Makes a failure with the blame and the retryability that `code` has by default.
+    /// Hint of every failure with the code [`Internal`](ErrorCode::Internal), the same text for all of them: there
+    /// is nothing to change. A retry is harmless, though such failures are not marked as retryable.
+    pub const REPORT_HINT: &'static str =
+        "report this with the log lines before it; trying again does no harm";
+
+    /// Makes a failure with the default blame and retryability of `code`.
+    ///
+    /// `phase` is the name of a [`Phase`](crate::Phase).
     pub fn new(
         code: ErrorCode,
         message: impl Into<String>,
@@ -50,18 +58,26 @@ impl Failure {
         }
     }
 
+    /// Makes the failure that reports a bug of the sidecar: code [`Internal`](ErrorCode::Internal), hint
+    /// [`REPORT_HINT`](Self::REPORT_HINT).
+    ///
+    /// `message` says what went wrong; like every message it is shown to the customer.
+    pub fn internal(message: impl Into<String>, phase: impl Into<String>) -> Self {
+        Self::new(ErrorCode::Internal, message, Self::REPORT_HINT, phase)
+    }
+
     /// The status that the sidecar exits with.
     pub const fn exit_status(&self) -> ExitStatus {
         self.code.exit_status()
     }
 }
 
-/// What went wrong, dotted by layer; never renamed, never used for anything else.
+/// What went wrong, dotted by layer. A code is never renamed, and never reused for anything else.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum ErrorCode {
-    /// The document is wrong.
+    /// The config is wrong.
     ConfigInvalid,
-    /// The document is of a version that this sidecar does not know.
+    /// The config has a version that this sidecar does not know.
     ConfigVersion,
     /// The private key cannot be read.
     ConfigKeyUnreadable,
@@ -77,21 +93,21 @@ pub enum ErrorCode {
     TargetUnreachable,
     /// The target's name does not resolve on the bastion.
     TargetUnresolved,
-    /// Somebody ended the session.
+    /// The service, the agent or an API call ended the session.
     SessionEnded,
-    /// A defect of the sidecar.
+    /// A bug in the sidecar.
     Internal,
-    /// The port to listen on cannot be had.
+    /// The port cannot be bound.
     LocalListen,
     /// The network namespace cannot be entered.
     LocalNamespace,
-    /// The host cannot give a protection that is required.
+    /// The host does not support a protection that is required.
     LocalHardening,
-    /// AWS asks for fewer calls.
+    /// AWS throttles the calls.
     AwsThrottled,
-    /// The endpoint of AWS cannot be reached from here.
+    /// The AWS endpoint cannot be reached from this host.
     AwsUnreachable,
-    /// AWS failed.
+    /// AWS answered with an internal error.
     AwsInternal,
     /// The path broke and did not come back in time.
     SessionLost,
@@ -105,29 +121,29 @@ pub enum ErrorCode {
     TimeoutTarget,
     /// The agent or the gateway broke the protocol.
     SessionProtocol,
-    /// The agent is too old, or wants what this sidecar does not do.
+    /// The agent is too old, or requires something that this sidecar does not support.
     SessionUnsupported,
-    /// The bastion's SSH server broke the protocol or has nothing in common.
+    /// The bastion's SSH server broke the protocol or shares no algorithm.
     SshProtocol,
-    /// AWS does not know the keys, or there are none.
+    /// AWS does not accept the keys, or there are none.
     AwsCredentials,
     /// The temporary keys have expired.
     AwsCredentialsExpired,
-    /// AWS refuses the call to these keys.
+    /// IAM denies the call.
     AwsAccessDenied,
     /// The bastion refuses the user or the key.
     SshAuthRejected,
-    /// The bastion shows another host key than the pinned ones.
+    /// The bastion's host key is none of the pinned ones.
     SshHostKeyMismatch,
     /// The bastion's SSH server refuses to forward.
     SshForwardingDenied,
-    /// A code that is newer than this crate: only ever read, never sent. Its text stands in the line,
-    /// and the exit status tells what to do.
+    /// A code that is newer than this crate; only read, never written. The line has its text, and the exit status
+    /// says what to do.
     Unrecognized,
 }
 
 impl ErrorCode {
-    /// Every code of the contract, in its order.
+    /// Every code of the contract, in the contract's order.
     pub const ALL: [Self; 31] = [
         Self::ConfigInvalid,
         Self::ConfigVersion,
@@ -162,7 +178,7 @@ impl ErrorCode {
         Self::SshForwardingDenied,
     ];
 
-    /// The code as it stands in the `failed` line.
+    /// The code as written in the `failed` line.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::ConfigInvalid => "config.invalid",
@@ -200,26 +216,26 @@ impl ErrorCode {
         }
     }
 
-    /// Reads a code of the contract.
+    /// Parses a code of the contract; `None` for any other text.
     pub fn from_wire(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|code| code.as_str() == text)
     }
 
-    /// The status that a sidecar exits with after this failure.
+    /// The status that a sidecar exits with after this failure. A code has exactly one.
     pub const fn exit_status(self) -> ExitStatus {
         match self {
             Self::ConfigInvalid
             | Self::ConfigVersion
             | Self::ConfigKeyUnreadable
             | Self::ConfigPassphraseRequired
-            | Self::ConfigPassphraseWrong => ExitStatus::Document,
+            | Self::ConfigPassphraseWrong => ExitStatus::DataErr,
             Self::AwsInstanceNotConnected
             | Self::SshUnreachable
             | Self::TargetUnreachable
             | Self::TargetUnresolved
             | Self::SessionEnded => ExitStatus::Unavailable,
-            Self::Internal | Self::Unrecognized => ExitStatus::Defect,
-            Self::LocalListen | Self::LocalNamespace | Self::LocalHardening => ExitStatus::Host,
+            Self::Internal | Self::Unrecognized => ExitStatus::Software,
+            Self::LocalListen | Self::LocalNamespace | Self::LocalHardening => ExitStatus::OsErr,
             Self::AwsThrottled
             | Self::AwsUnreachable
             | Self::AwsInternal
@@ -227,7 +243,7 @@ impl ErrorCode {
             | Self::TimeoutStartSession
             | Self::TimeoutSession
             | Self::TimeoutSsh
-            | Self::TimeoutTarget => ExitStatus::Passing,
+            | Self::TimeoutTarget => ExitStatus::TempFail,
             Self::SessionProtocol | Self::SessionUnsupported | Self::SshProtocol => {
                 ExitStatus::Protocol
             }
@@ -236,17 +252,17 @@ impl ErrorCode {
             | Self::AwsAccessDenied
             | Self::SshAuthRejected
             | Self::SshHostKeyMismatch
-            | Self::SshForwardingDenied => ExitStatus::Refused,
+            | Self::SshForwardingDenied => ExitStatus::NoPerm,
         }
     }
 
-    /// Whether trying again without any change is right.
+    /// Whether a retry without any change is right: true for status 75 alone.
     pub const fn is_retryable(self) -> bool {
-        matches!(self.exit_status(), ExitStatus::Passing)
+        matches!(self.exit_status(), ExitStatus::TempFail)
     }
 
-    /// Who can cure it most often. A line may name another: a host's wrong clock is the operator's to set, though
-    /// [`AwsCredentials`](Self::AwsCredentials) is most often the customer's.
+    /// Who can fix it in most cases. A line may name another: with [`AwsCredentials`](Self::AwsCredentials) it is
+    /// the operator if this host's clock is wrong.
     pub const fn blame(self) -> Blame {
         match self {
             Self::ConfigInvalid
@@ -304,61 +320,61 @@ impl<'de> Deserialize<'de> for ErrorCode {
     }
 }
 
-/// Who can cure a failure.
+/// Who can fix a failure.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Blame {
-    /// The customer whose bastion, target and document it is.
+    /// The customer, who owns bastion, target and config.
     Customer,
-    /// Whoever runs the sidecar: its host, its network.
+    /// The operator of the sidecar, its host and its network.
     Operator,
-    /// The service.
+    /// AWS.
     Aws,
-    /// Us.
+    /// The sidecar has a bug.
     Bug,
-    /// A word that is newer than this crate: only ever read, never sent.
+    /// A word that is newer than this crate; only read, never written.
     #[default]
     #[serde(other)]
     Unrecognized,
 }
 
-/// The exit statuses of a sidecar: all that a runner needs to choose between "retry", "tell the customer" and
-/// "page the operator". The numbers are those of BSD's `sysexits.h` where it has the meaning.
+/// The exit statuses of a sidecar: enough for a runner to choose between "retry", "tell the customer" and "page
+/// the operator". Numbers and names are those of BSD's `sysexits.h`, as far as the meanings fit.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[repr(u8)]
 pub enum ExitStatus {
-    /// 0: ended because it was asked to.
-    Ended = 0,
+    /// 0: the tunnel was stopped as requested.
+    Ok = 0,
     /// 64: wrong command line.
     Usage = 64,
-    /// 65: the document is wrong; tell the customer, don't retry.
-    Document = 65,
+    /// 65: the config is wrong; tell the customer, do not retry.
+    DataErr = 65,
     /// 69: something on the customer's side is unavailable.
     Unavailable = 69,
-    /// 70: a defect of ours.
-    Defect = 70,
-    /// 71: this host refuses.
-    Host = 71,
-    /// 75: passing trouble; retrying is right.
-    Passing = 75,
+    /// 70: a bug in the sidecar.
+    Software = 70,
+    /// 71: this host does not allow something that the sidecar needs, such as a port or a namespace.
+    OsErr = 71,
+    /// 75: a transient failure; retry.
+    TempFail = 75,
     /// 76: a peer broke its protocol or is too old.
     Protocol = 76,
     /// 77: credentials or permissions were refused.
-    Refused = 77,
+    NoPerm = 77,
 }
 
 impl ExitStatus {
     /// Every status of the contract.
     pub const ALL: [Self; 9] = [
-        Self::Ended,
+        Self::Ok,
         Self::Usage,
-        Self::Document,
+        Self::DataErr,
         Self::Unavailable,
-        Self::Defect,
-        Self::Host,
-        Self::Passing,
+        Self::Software,
+        Self::OsErr,
+        Self::TempFail,
         Self::Protocol,
-        Self::Refused,
+        Self::NoPerm,
     ];
 
     /// The number that the process exits with.
@@ -366,7 +382,7 @@ impl ExitStatus {
         self as u8
     }
 
-    /// Reads what a process exited with; `None` for numbers that a sidecar does not use.
+    /// Parses an exit code; `None` for numbers that a sidecar does not use.
     pub fn from_code(code: i32) -> Option<Self> {
         Self::ALL.into_iter().find(|status| i32::from(status.code()) == code)
     }
@@ -381,15 +397,26 @@ impl From<ExitStatus> for ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::phase::Phase;
 
     #[test]
-    fn failure_of_a_newer_sidecar_is_still_read() {
-        let line = r#"{"code":"ssh.too_tired","message":"m","mood":[1],"blame":"moon"}"#;
+    fn failure_of_a_newer_sidecar_can_be_read() {
+        let line =
+            r#"{"code":"ssh.too_tired","message":"m","mood":[1],"phase":"relay","blame":"moon"}"#;
         let failure: Failure = serde_json::from_str(line).unwrap();
         assert_eq!(failure.code, ErrorCode::Unrecognized);
         assert_eq!(failure.blame, Blame::Unrecognized);
         assert_eq!((failure.message.as_str(), failure.hint.as_str()), ("m", ""));
+        assert_eq!(failure.phase, "relay");
         assert!(!failure.retryable);
+    }
+
+    #[test]
+    fn internal_failures_ask_for_a_report() {
+        let failure = Failure::internal("m", Phase::Ssh);
+        let expected = Failure::new(ErrorCode::Internal, "m", Failure::REPORT_HINT, "ssh");
+        assert_eq!(failure, expected);
+        assert_eq!((failure.blame, failure.retryable), (Blame::Bug, false));
     }
 
     #[test]
@@ -400,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn each_code_has_a_name_of_its_own() {
+    fn each_code_has_its_own_name() {
         for code in ErrorCode::ALL {
             assert_eq!(ErrorCode::from_wire(code.as_str()), Some(code));
         }

@@ -1,7 +1,14 @@
-//! Reads objects field by field and collects every mistake on the way.
+//! Reads objects field by field and collects every mistake.
 //!
-//! A reader asks for each field that it knows; what nobody has asked for is unknown. So there is no list of names
-//! beside the code that could fall behind it.
+//! Own code instead of a serde derive, for four properties that the customer sees in the message:
+//!
+//! - all mistakes are reported at once, while serde stops at the first;
+//! - each is reported by its full path, such as `listen.allowed_uids[2]`;
+//! - no value is repeated that could be a secret, while serde's messages quote values;
+//! - an unknown field is reported with the nearest known name.
+//!
+//! The reading code asks for each field by name. Fields that are never asked for are unknown, so no list of known
+//! names has to be kept in step with that code.
 
 use std::collections::HashSet;
 
@@ -13,27 +20,27 @@ use crate::{
     value::{Entries, Value},
 };
 
-/// The fields of one object of the document.
+/// The fields of one JSON object.
 pub(crate) struct Fields<'d> {
     /// Path of the object, empty at the top.
     path: String,
-    /// Those that nobody has asked for yet.
+    /// Fields that have not been asked for yet.
     entries: Entries<'d>,
     findings: Findings,
 }
 
-/// What was found out while reading.
+/// The result of reading an object and the objects within it.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
     pub(crate) mistakes: Vec<Mistake>,
-    /// Every field that was asked for, by its path.
+    /// Path of every field that was asked for.
     pub(crate) known: Vec<String>,
-    /// Every field that was not: path of its object and name.
+    /// Every field that was given but not asked for: path of its object, and name.
     pub(crate) unknown: Vec<(String, String)>,
 }
 
 impl<'d> Fields<'d> {
-    /// Begins at the top.
+    /// Starts with the entries of the outermost object.
     pub(crate) fn new(entries: Entries<'d>) -> Self {
         Self::at(String::new(), entries)
     }
@@ -45,7 +52,7 @@ impl<'d> Fields<'d> {
             if seen.insert(name.clone()) {
                 fields.entries.push((name, value));
             } else {
-                let path = fields.path_of(&shown(&name));
+                let path = fields.path_of(&displayable_name(&name));
                 let hint = format!("give `{path}` once");
                 fields.mistake(path, "given more than once", hint);
             }
@@ -53,7 +60,7 @@ impl<'d> Fields<'d> {
         fields
     }
 
-    /// Reads a field that must be there.
+    /// Reads a field that must be given; `None` if it is missing, null or wrong.
     pub(crate) fn required<T>(
         &mut self,
         name: &str,
@@ -63,7 +70,7 @@ impl<'d> Fields<'d> {
         self.required_or(name, rule, &hint)
     }
 
-    /// As [`Self::required`], with what to say when it is not there.
+    /// Like [`Self::required`], with `hint` if the field is missing.
     pub(crate) fn required_or<T>(
         &mut self,
         name: &str,
@@ -77,7 +84,7 @@ impl<'d> Fields<'d> {
         None
     }
 
-    /// Reads a field that may be missing or null; `None` for a mistake, too.
+    /// Reads a field that may be missing or null; also `None` if it is wrong.
     pub(crate) fn optional<T>(
         &mut self,
         name: &str,
@@ -87,7 +94,8 @@ impl<'d> Fields<'d> {
         self.check(name, rule(value))
     }
 
-    /// Reads a list, or one value in place of a list of one. An empty list is a mistake.
+    /// Reads a list that may be missing or null. With `takes_one`, a single value counts as a list of one. An
+    /// empty list is a mistake.
     pub(crate) fn list<T>(
         &mut self,
         name: &str,
@@ -109,7 +117,8 @@ impl<'d> Fields<'d> {
         checked.into_iter().collect()
     }
 
-    /// Reads an object; `None` for a mistake. One that is missing or null is read as an empty one.
+    /// Reads an object; `None` if it is wrong. If it is missing or null it is read as an empty object, so that the
+    /// fields required in it are reported.
     pub(crate) fn section<T>(
         &mut self,
         name: &str,
@@ -122,7 +131,7 @@ impl<'d> Fields<'d> {
         self.read_section(name, entries, read)
     }
 
-    /// Reads an object that may be missing; `None` for a mistake, too.
+    /// Reads an object that may be missing or null; also `None` if it is wrong.
     pub(crate) fn optional_section<T>(
         &mut self,
         name: &str,
@@ -133,17 +142,17 @@ impl<'d> Fields<'d> {
         self.read_section(name, entries, read)
     }
 
-    /// Whether a field that has not been read yet is there.
+    /// Whether a field that has not been read yet is given and not null.
     pub(crate) fn is_given(&self, name: &str) -> bool {
         self.entries.iter().any(|(other, raw)| other == name && !Value::new(raw).is_null())
     }
 
-    /// Notes that a field is wrong for a reason that no rule of its own can see.
-    pub(crate) fn wrong(&mut self, name: &str, problem: Problem) {
+    /// Reports a field as wrong that passed its own rule, such as one of two that exclude each other.
+    pub(crate) fn reject(&mut self, name: &str, problem: Problem) {
         self.check::<()>(name, Err(problem));
     }
 
-    /// Ends the reading: what is left is unknown.
+    /// Ends reading; the fields that are left are unknown.
     pub(crate) fn finish(mut self) -> Findings {
         for (name, _) in self.entries {
             self.findings.unknown.push((self.path.clone(), name));
@@ -197,21 +206,22 @@ impl<'d> Fields<'d> {
     }
 }
 
-/// `name` in the object at `path`.
+/// The path of the field `name` in the object at `path`.
 pub(crate) fn join(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
-/// A name as it stands in the document, if it can be nothing but a name: a secret may stand anywhere.
-pub(crate) fn shown(name: &str) -> String {
+/// The name as written, if it looks like a field name; otherwise only its length, since a secret may have been
+/// written in place of a name.
+pub(crate) fn displayable_name(name: &str) -> String {
     let length = name.chars().count();
-    let plain = name.chars().all(|c| c.is_alphanumeric() || "_-. ".contains(c));
-    if plain && (1..=MAX_NAME).contains(&length) {
+    let is_plain = name.chars().all(|c| c.is_alphanumeric() || "_-. ".contains(c));
+    if is_plain && (1..=MAX_NAME).contains(&length) {
         name.to_owned()
     } else {
         format!("<a name of {length} characters>")
     }
 }
 
-/// Longest name that is shown, in characters; the contract's longest has 26, an AWS secret key 40.
+/// Longest name that is displayed, in characters: the contract's longest has 26, an AWS secret key has 40.
 const MAX_NAME: usize = 32;

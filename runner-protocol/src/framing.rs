@@ -1,48 +1,51 @@
-//! Where the document on stdin ends: at its closing brace, not at the end of input.
+//! Finds the end of the config on stdin: its closing brace, not the end of input.
 
 use zeroize::Zeroizing;
 
-use crate::{ErrorCode, Failure};
+use crate::{
+    failure::{ErrorCode, Failure},
+    phase::Phase,
+};
 
-/// Finds the first JSON object in a stream of bytes, however the stream is cut into pieces.
+/// Finds the first JSON object in a stream of bytes that arrives in chunks of any size.
 ///
-/// Only as much is checked as is needed to find the end; [`Request::from_json`](crate::Request::from_json)
-/// checks the rest. Whatever can no longer become an object is refused at once, without waiting for more input.
-/// White space and a byte order mark ahead of the object are skipped.
+/// Only as much is checked as is needed to find the end; [`Config::from_json`](crate::Config::from_json)
+/// checks the rest. Input that can no longer become an object is refused at once, without waiting for more.
+/// White space and a byte order mark before the object are skipped.
 #[derive(Debug, Default)]
-pub struct DocumentReader {
+pub struct ConfigReader {
     text: Zeroizing<Vec<u8>>,
-    scan: Scan,
+    scanner: Scanner,
 }
 
-/// A document that is complete.
+/// A complete config, not yet parsed.
 #[derive(Debug)]
 pub struct Framed<'b> {
-    /// From the opening to the closing brace, with the white space ahead; wiped when dropped.
-    pub document: Zeroizing<String>,
-    /// What stood behind the closing brace in the same piece: the beginning of the messages.
+    /// The input up to the closing brace, including white space before the object; wiped when dropped.
+    pub text: Zeroizing<String>,
+    /// The bytes after the closing brace in the same chunk: the start of the messages.
     pub rest: &'b [u8],
 }
 
-impl DocumentReader {
-    /// Begins with nothing.
+impl ConfigReader {
+    /// Starts at the beginning of the stream.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes the next piece of the stream; `None` until the closing brace has arrived. To be called no
-    /// more after a document or an error.
+    /// Takes the next chunk of the stream; `None` until the closing brace has arrived. Must not be called again
+    /// after it has returned a config or an error.
     ///
     /// # Errors
     ///
-    /// [`Malformed`], as soon as what has arrived cannot become a document.
+    /// [`Malformed`], as soon as the input cannot become a config.
     pub fn push<'b>(&mut self, bytes: &'b [u8]) -> Result<Option<Framed<'b>>, Malformed> {
-        let room = MAX_DOCUMENT_BYTES - self.text.len();
+        let room = MAX_CONFIG_BYTES - self.text.len();
         for (index, byte) in bytes.iter().take(room).enumerate() {
-            if self.scan.step(*byte)? {
+            if self.scanner.step(*byte)? {
                 let (last, rest) = bytes.split_at(index + 1);
                 self.keep(last);
-                return Ok(Some(Framed { document: self.take_text()?, rest }));
+                return Ok(Some(Framed { text: self.take_text()?, rest }));
             }
         }
         if bytes.len() > room {
@@ -52,16 +55,16 @@ impl DocumentReader {
         Ok(None)
     }
 
-    /// Says what is wrong with a stream that has ended before the closing brace.
+    /// The error for a stream that has ended before the closing brace.
     #[must_use]
     pub fn end(&self) -> Malformed {
-        match self.scan.state {
-            State::Ahead | State::Mark(_) => Malformed::Missing,
-            State::Between | State::Text | State::Escape => Malformed::Incomplete,
+        match self.scanner.state {
+            State::BeforeObject | State::ByteOrderMark(_) => Malformed::Missing,
+            State::InObject | State::InString | State::InEscape => Malformed::Incomplete,
         }
     }
 
-    /// Appends by hand what a growing vector would leave behind in memory.
+    /// Appends `bytes`. A `Vec` that grows by itself would leave copies in memory that are not wiped.
     fn keep(&mut self, bytes: &[u8]) {
         let needed = self.text.len() + bytes.len();
         if needed > self.text.capacity() {
@@ -87,39 +90,39 @@ impl DocumentReader {
     }
 }
 
-/// Why bytes are no document; never quotes any of them.
+/// Why the input is not a config; quotes none of it.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Malformed {
-    /// There is nothing but white space.
-    #[error("no document was given")]
+    /// There is only white space.
+    #[error("no config was given")]
     Missing,
-    /// It begins with something else than `{`.
-    #[error("document is not a JSON object")]
+    /// It does not begin with `{`.
+    #[error("config is not a JSON object")]
     NotObject,
-    /// The input ended ahead of the closing brace.
-    #[error("document ends before its closing brace")]
+    /// The input ended before the closing brace.
+    #[error("config ends before its closing brace")]
     Incomplete,
-    /// It is not JSON from here on.
-    #[error("document is not JSON: {what} at line {line} column {column}")]
+    /// It is not JSON.
+    #[error("config is not JSON: {what} at line {line} column {column}")]
     Syntax {
-        /// What is wrong there.
+        /// What is wrong at this place.
         what: String,
         /// Counted from 1.
         line: usize,
-        /// Counted in bytes from 1; 0 is the line's beginning.
+        /// Counted in bytes from 1; 0 is the start of the line.
         column: usize,
     },
     /// It is not UTF-8.
-    #[error("document is not UTF-8")]
+    #[error("config is not UTF-8")]
     NotUtf8,
-    /// It is longer than [`MAX_DOCUMENT_BYTES`].
-    #[error("document is longer than 1 MiB")]
+    /// It is longer than [`MAX_CONFIG_BYTES`].
+    #[error("config is longer than 1 MiB")]
     TooLong,
-    /// Arrays and objects in it stand within each other more than [`MAX_DEPTH`] times.
-    #[error("document is nested deeper than 32 levels")]
+    /// Arrays and objects are nested deeper than [`MAX_DEPTH`] levels.
+    #[error("config is nested deeper than 32 levels")]
     TooDeep,
-    /// A file goes on behind the object.
-    #[error("document goes on after its closing brace")]
+    /// A file has more than white space after the object.
+    #[error("config goes on after its closing brace")]
     Trailing,
 }
 
@@ -128,10 +131,10 @@ impl Malformed {
     pub const fn hint(&self) -> &'static str {
         match self {
             Self::Missing | Self::NotObject => "send one JSON object, beginning with `{`",
-            Self::Incomplete => "send the whole document, and keep stdin open after it",
-            Self::Syntax { .. } => "write the document with a JSON library, or check it with one",
-            Self::NotUtf8 => "encode the document as UTF-8",
-            Self::TooLong => "shorten the document; `memo` is the only field that may be long",
+            Self::Incomplete => "send the whole config, and keep stdin open after it",
+            Self::Syntax { .. } => "write the config with a JSON library, or check it with one",
+            Self::NotUtf8 => "encode the config as UTF-8",
+            Self::TooLong => "shorten the config; `memo` is the only field that may be long",
             Self::TooDeep => "leave out every field that `ssm-sidecar schema` does not name",
             Self::Trailing => "leave nothing but one JSON object in the file",
         }
@@ -140,23 +143,23 @@ impl Malformed {
 
 impl From<Malformed> for Failure {
     fn from(malformed: Malformed) -> Self {
-        Self::new(ErrorCode::ConfigInvalid, malformed.to_string(), malformed.hint(), "config")
+        Self::new(ErrorCode::ConfigInvalid, malformed.to_string(), malformed.hint(), Phase::Config)
     }
 }
 
-/// Longest document, in bytes, with all white space.
-pub const MAX_DOCUMENT_BYTES: usize = 1 << 20;
+/// Longest config, in bytes, including white space before and in it.
+pub const MAX_CONFIG_BYTES: usize = 1 << 20;
 
-/// How deep arrays and objects may stand within each other; the contract needs 3.
+/// How many levels of arrays and objects may be nested; the contract needs 3.
 pub const MAX_DEPTH: usize = 32;
 
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// Follows strings, escapes and brackets byte by byte.
 #[derive(Debug)]
-struct Scan {
+struct Scanner {
     state: State,
-    /// The brackets that must close what is open.
+    /// The closing bracket of each open array and object, innermost last.
     closers: Vec<u8>,
     line: usize,
     column: usize,
@@ -164,54 +167,55 @@ struct Scan {
 
 #[derive(Clone, Copy, Debug)]
 enum State {
-    /// Ahead of the opening brace.
-    Ahead,
-    /// In the byte order mark, of which so many bytes have come.
-    Mark(usize),
+    /// Before the opening brace.
+    BeforeObject,
+    /// In the byte order mark, of which so many bytes have arrived.
+    ByteOrderMark(usize),
     /// In the object, outside strings.
-    Between,
+    InObject,
     /// In a string.
-    Text,
-    /// Behind a backslash in a string.
-    Escape,
+    InString,
+    /// After a backslash in a string.
+    InEscape,
 }
 
-impl Default for Scan {
+impl Default for Scanner {
     fn default() -> Self {
-        Self { state: State::Ahead, closers: Vec::new(), line: 1, column: 0 }
+        Self { state: State::BeforeObject, closers: Vec::new(), line: 1, column: 0 }
     }
 }
 
-impl Scan {
-    /// Takes a byte; true for the brace that ends the document.
+impl Scanner {
+    /// Takes a byte; true for the brace that ends the config.
     fn step(&mut self, byte: u8) -> Result<bool, Malformed> {
         let first = (self.line, self.column) == (1, 0);
         self.count(byte);
         match (self.state, byte) {
-            (State::Ahead | State::Between, b' ' | b'\t' | b'\r' | b'\n') => {}
-            (State::Ahead | State::Between, b'{') => self.open(b'}')?,
-            (State::Ahead, 0xef) if first => self.state = State::Mark(1),
-            (State::Ahead, 0x80..) => return Err(Malformed::NotUtf8),
-            (State::Ahead, _) => return Err(Malformed::NotObject),
-            (State::Mark(seen), _) => {
+            (State::BeforeObject | State::InObject, b' ' | b'\t' | b'\r' | b'\n') => {}
+            (State::BeforeObject | State::InObject, b'{') => self.open(b'}')?,
+            (State::BeforeObject, 0xef) if first => self.state = State::ByteOrderMark(1),
+            (State::BeforeObject, 0x80..) => return Err(Malformed::NotUtf8),
+            (State::BeforeObject, _) => return Err(Malformed::NotObject),
+            (State::ByteOrderMark(seen), _) => {
                 if BYTE_ORDER_MARK.get(seen) != Some(&byte) {
                     return Err(Malformed::NotUtf8);
                 }
                 let whole = seen + 1 == BYTE_ORDER_MARK.len();
-                self.state = if whole { State::Ahead } else { State::Mark(seen + 1) };
+                self.state =
+                    if whole { State::BeforeObject } else { State::ByteOrderMark(seen + 1) };
             }
             (_, ..0x20) => return Err(self.syntax("a control character")),
-            (State::Between, b'"') | (State::Escape, _) => self.state = State::Text,
-            (State::Between, b'[') => self.open(b']')?,
-            (State::Between, b'}' | b']') => {
+            (State::InObject, b'"') | (State::InEscape, _) => self.state = State::InString,
+            (State::InObject, b'[') => self.open(b']')?,
+            (State::InObject, b'}' | b']') => {
                 if self.closers.pop() != Some(byte) {
                     return Err(self.syntax("a bracket that closes nothing"));
                 }
                 return Ok(self.closers.is_empty());
             }
-            (State::Text, b'"') => self.state = State::Between,
-            (State::Text, b'\\') => self.state = State::Escape,
-            (State::Between | State::Text, _) => {}
+            (State::InString, b'"') => self.state = State::InObject,
+            (State::InString, b'\\') => self.state = State::InEscape,
+            (State::InObject | State::InString, _) => {}
         }
         Ok(false)
     }
@@ -221,7 +225,7 @@ impl Scan {
             return Err(Malformed::TooDeep);
         }
         self.closers.push(closer);
-        self.state = State::Between;
+        self.state = State::InObject;
         Ok(())
     }
 
@@ -244,41 +248,41 @@ mod tests {
 
     use super::*;
 
-    /// Cuts `bytes` into pieces of `size` and returns the document and all that is behind it.
+    /// Reads `bytes` in chunks of `size`; returns the config and the bytes after it.
     fn read(bytes: &[u8], size: usize) -> Result<(String, Vec<u8>), Malformed> {
-        let mut reader = DocumentReader::new();
-        let mut behind = 0;
-        for piece in bytes.chunks(size) {
-            behind += piece.len();
-            if let Some(framed) = reader.push(piece)? {
-                let rest = [framed.rest, &bytes[behind..]].concat();
-                return Ok((framed.document.to_string(), rest));
+        let mut reader = ConfigReader::new();
+        let mut taken = 0;
+        for chunk in bytes.chunks(size) {
+            taken += chunk.len();
+            if let Some(framed) = reader.push(chunk)? {
+                let rest = [framed.rest, &bytes[taken..]].concat();
+                return Ok((framed.text.to_string(), rest));
             }
         }
         Err(reader.end())
     }
 
     #[test]
-    fn document_ends_at_its_closing_brace_however_it_is_cut() {
+    fn config_ends_at_its_closing_brace_for_any_chunk_size() {
         let cases = [
             ("smallest", "{}", "{}", ""),
-            ("message behind", "{\"a\":1}\n{\"b\":2}\n", "{\"a\":1}", "\n{\"b\":2}\n"),
+            ("message after it", "{\"a\":1}\n{\"b\":2}\n", "{\"a\":1}", "\n{\"b\":2}\n"),
             ("pretty", "\r\n \t{\n  \"a\": [{}]\n}", "\r\n \t{\n  \"a\": [{}]\n}", ""),
             ("braces in texts", r#"{"}{":"]\"}"}}"#, r#"{"}{":"]\"}"}"#, "}"),
             ("backslashes", r#"{"a":"\\"}"#, r#"{"a":"\\"}"#, ""),
             ("byte order mark", "\u{feff}{}x", "{}", "x"),
             ("other scripts", "{\"名\":\"日本語\"}", "{\"名\":\"日本語\"}", ""),
         ];
-        for (name, input, document, rest) in cases {
+        for (name, input, config, rest) in cases {
             for size in 1..=input.len() {
-                let expected = Ok((document.to_owned(), rest.as_bytes().to_vec()));
+                let expected = Ok((config.to_owned(), rest.as_bytes().to_vec()));
                 assert_eq!(read(input.as_bytes(), size), expected, "case: {name}, by {size}");
             }
         }
     }
 
     #[test]
-    fn what_cannot_become_a_document_is_refused_at_once() {
+    fn input_that_cannot_become_a_config_is_refused_at_once() {
         let syntax =
             |what: &str, line, column| Malformed::Syntax { what: what.to_owned(), line, column };
         let deep = format!("{{\"a\":{}", "[".repeat(MAX_DEPTH));
@@ -287,10 +291,10 @@ mod tests {
             ("text", b"\"", Malformed::NotObject),
             ("yaml", b"name: a", Malformed::NotObject),
             ("closing brace", b"}", Malformed::NotObject),
-            ("NUL ahead", b"\0", Malformed::NotObject),
+            ("NUL before the object", b"\0", Malformed::NotObject),
             ("UTF-16", b"\xff\xfe{", Malformed::NotUtf8),
             ("half a byte order mark", b"\xef\xbb{", Malformed::NotUtf8),
-            ("mark behind a blank", b" \xef", Malformed::NotUtf8),
+            ("byte order mark after a space", b" \xef", Malformed::NotUtf8),
             ("Latin-1", b"{\"a\":\"\xe9\"}", Malformed::NotUtf8),
             ("wrong bracket", b"{\n[}", syntax("a bracket that closes nothing", 2, 2)),
             ("NUL", b"{\0", syntax("a control character", 1, 2)),
@@ -306,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn end_of_input_ahead_of_the_brace_is_told_from_nothing() {
+    fn end_of_input_before_the_brace_differs_from_no_input() {
         let cases = [
             ("", Malformed::Missing),
             (" \n", Malformed::Missing),
@@ -320,20 +324,20 @@ mod tests {
     }
 
     #[test]
-    fn a_document_may_have_1_mib_and_not_a_byte_more() {
-        let document = |length: usize| format!("{{\"a\":\"{}\"}}", "x".repeat(length - 8));
+    fn a_config_may_have_1_mib_and_not_a_byte_more() {
+        let config = |length: usize| format!("{{\"a\":\"{}\"}}", "x".repeat(length - 8));
         for size in [1 << 10, 1000, 2 << 20] {
-            let longest = document(MAX_DOCUMENT_BYTES);
+            let longest = config(MAX_CONFIG_BYTES);
             assert!(read(longest.as_bytes(), size).is_ok(), "by {size}");
-            let longer = document(MAX_DOCUMENT_BYTES + 1);
+            let longer = config(MAX_CONFIG_BYTES + 1);
             assert_eq!(read(longer.as_bytes(), size), Err(Malformed::TooLong), "by {size}");
-            let blank = " ".repeat(MAX_DOCUMENT_BYTES + 1);
+            let blank = " ".repeat(MAX_CONFIG_BYTES + 1);
             assert_eq!(read(blank.as_bytes(), size), Err(Malformed::TooLong), "by {size}");
         }
     }
 
     #[test]
-    fn messages_do_not_quote_the_document() {
+    fn messages_do_not_quote_the_config() {
         for input in ["hunter2", "{\"hunter2\0", "{\"a\":[hunter2}"] {
             let error = read(input.as_bytes(), 3).unwrap_err();
             assert!(!Failure::from(error).message.contains("hunter2"));
@@ -347,10 +351,10 @@ mod tests {
             rest in any::<Vec<u8>>(),
             size in 1_usize..50,
         ) {
-            let document = serde_json::json!({ "texts": texts, "more": { "x": [1, { "y": null }] } });
-            let document = document.to_string();
-            let input = [document.as_bytes(), &rest].concat();
-            prop_assert_eq!(read(&input, size), Ok((document, rest)));
+            let config = serde_json::json!({ "texts": texts, "more": { "x": [1, { "y": null }] } });
+            let config = config.to_string();
+            let input = [config.as_bytes(), &rest].concat();
+            prop_assert_eq!(read(&input, size), Ok((config, rest)));
         }
 
         #[test]

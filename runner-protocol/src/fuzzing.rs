@@ -1,27 +1,32 @@
-//! What the fuzz targets run: both directions of the contract, fed with anything, and the promises that
-//! hold whatever comes.
+//! The bodies of the fuzz targets: both directions of the contract with arbitrary input, and the properties that
+//! must hold for all of it.
 //!
-//! Compiled for tests, which run the kept corpora, and for fuzzing, which searches.
+//! Compiled for tests, which replay the corpora, and for fuzzing.
 
-use crate::{DocumentReader, Line, MAX_MESSAGE_BYTES, Malformed, MessageReader, Request};
+use crate::{
+    config::Config,
+    framing::{ConfigReader, Malformed},
+    line::Line,
+    message::{MAX_MESSAGE_BYTES, Message, MessageError, MessageReader},
+};
 
-/// Reads `data` as stdin: a document, then messages. The first byte says how it is cut into pieces.
+/// Reads `data` as stdin: a config, then messages. The first byte is the chunk size.
 ///
 /// # Panics
 ///
-/// If the cutting makes a difference, or if what is accepted is not as the contract has it.
+/// If the chunk size makes a difference, or if an accepted config breaks a rule of the contract.
 pub fn stdin(data: &[u8]) {
-    let Some((piece, stream)) = data.split_first() else { return };
+    let Some((size, stream)) = data.split_first() else { return };
     let whole = read(stream, stream.len().max(1));
-    let pieces = read(stream, usize::from(*piece).max(1));
-    assert_eq!(whole, pieces, "the cutting of stdin makes a difference");
+    let chunked = read(stream, usize::from(*size).max(1));
+    assert_eq!(whole, chunked, "the chunk size of stdin makes a difference");
 }
 
 /// Reads `data` as lines of stdout.
 ///
 /// # Panics
 ///
-/// If a line that was read is not printed as one line and read as the same again.
+/// If a parsed line is not printed as one line, or is not equal to itself when parsed again.
 pub fn stdout(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     for line in text.lines() {
@@ -35,53 +40,51 @@ pub fn stdout(data: &[u8]) {
     }
 }
 
-/// What became of a stream: the document's fate and that of each message behind it, as text.
+/// Reads `stream` in chunks of `size`; returns the result for the config and for each message after it, as text.
 fn read(stream: &[u8], size: usize) -> (Result<String, Malformed>, Vec<String>) {
-    let mut document = DocumentReader::new();
+    let mut reader = ConfigReader::new();
     let mut messages = MessageReader::new();
-    let mut told = Vec::new();
-    let mut pieces = stream.chunks(size);
-    let fate = loop {
-        let Some(piece) = pieces.next() else { break Err(document.end()) };
-        match document.push(piece) {
+    let mut results = Vec::new();
+    let mut chunks = stream.chunks(size);
+    let config = loop {
+        let Some(chunk) = chunks.next() else { break Err(reader.end()) };
+        match reader.push(chunk) {
             Ok(None) => (),
             Ok(Some(framed)) => {
-                told.extend(tell(messages.push(framed.rest)));
-                break Ok(judge(&framed.document));
+                results.extend(describe(messages.push(framed.rest)));
+                break Ok(check(&framed.text));
             }
             Err(malformed) => break Err(malformed),
         }
     };
-    if fate.is_ok() {
-        for piece in pieces {
-            told.extend(tell(messages.push(piece)));
+    if config.is_ok() {
+        for chunk in chunks {
+            results.extend(describe(messages.push(chunk)));
         }
     }
-    (fate, told)
+    (config, results)
 }
 
-/// Reads a document; what is accepted keeps the rules that others rely on.
-fn judge(document: &str) -> String {
-    match Request::from_json(document) {
-        Ok(request) => {
-            assert!(request.target.port > 0, "no port");
-            assert!((1..=16).contains(&request.tunnel.sessions), "sessions");
-            assert!((256..=65_536).contains(&request.tunnel.message_bytes), "message_bytes");
-            assert!((1..=128).contains(&request.name.chars().count()), "name");
-            format!("{request:?}")
+/// Parses a config and asserts the rules that other code relies on.
+fn check(text: &str) -> String {
+    match Config::from_json(text) {
+        Ok(config) => {
+            assert!(config.target.port > 0, "no port");
+            assert!((1..=16).contains(&config.tunnel.sessions), "sessions");
+            assert!((256..=65_536).contains(&config.tunnel.message_bytes), "message_bytes");
+            assert!((1..=128).contains(&config.name.chars().count()), "name");
+            format!("{config:?}")
         }
         Err(error) => {
-            let text = error.to_string();
-            assert!(!text.contains('\n'), "a mistake is one line: {text:?}");
-            assert!(!error.hint().is_empty(), "no hint for: {text:?}");
-            text
+            let message = error.to_string();
+            assert!(!message.contains('\n'), "a mistake is one line: {message:?}");
+            assert!(!error.hint().is_empty(), "no hint for: {message:?}");
+            message
         }
     }
 }
 
-fn tell(
-    messages: Vec<Result<crate::Message, crate::MessageError>>,
-) -> impl Iterator<Item = String> {
+fn describe(messages: Vec<Result<Message, MessageError>>) -> impl Iterator<Item = String> {
     messages.into_iter().map(|message| match message {
         Ok(message) => {
             let text = format!("{message:?}");
@@ -96,7 +99,7 @@ fn tell(
 mod tests {
     use std::{fs, path::Path};
 
-    /// Inputs that a fuzzer found to reach something new, or to break something once.
+    /// Runs the corpus: inputs with which a fuzzer reached new code, or found a bug.
     fn replay(target: &str, run: fn(&[u8])) {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
         let mut count = 0;
@@ -108,12 +111,12 @@ mod tests {
     }
 
     #[test]
-    fn kept_inputs_hold_on_stdin() {
+    fn corpus_holds_on_stdin() {
         replay("stdin", super::stdin);
     }
 
     #[test]
-    fn kept_inputs_hold_on_stdout() {
+    fn corpus_holds_on_stdout() {
         replay("stdout", super::stdout);
     }
 }

@@ -1,52 +1,54 @@
-//! Starts sidecars from a runner, each locked up by itself (feature `launch`, Linux).
+//! Starts sidecars from a runner, each isolated from the host and from the others (feature `launch`, Linux).
 //!
-//! A [`Launcher`] starts a sidecar in fresh user, mount, PID, IPC and UTS namespaces: the sidecar is process 1
-//! of its own, sees no other process, has no capability and gains none. It inherits no descriptor but its
-//! three streams and its listener, no environment but what is listed, no signal that is blocked or ignored, and
-//! no terminal; it can write no core, and no file unless its log goes to one. It gets SIGTERM when the runner dies, however that dies.
+//! A [`Launcher`] starts a sidecar in fresh user, mount, PID, IPC and UTS namespaces: the sidecar is process 1 of
+//! its PID namespace, sees no other process, has no capability and gains none. It inherits no descriptors but its
+//! three streams and its listener, no environment variables but those listed, no blocked or ignored signals, and
+//! no terminal. It can write no core dump, and no file except its log. It gets SIGTERM when the runner dies for
+//! any reason.
 //!
 //! ```no_run
 //! use runner_protocol::launch::{Isolation, Launcher, NotReady, Stderr};
 //!
-//! # async fn job(document: &str) -> Result<(), Box<dyn std::error::Error>> {
+//! # async fn job(config: &str) -> Result<(), Box<dyn std::error::Error>> {
 //! let launcher = Launcher::new("/usr/bin/ssm-sidecar").isolation(Isolation::Required).inherit("SSL_CERT_FILE");
-//! let mut sidecar = launcher.launch(document, Stderr::Inherit).await?;
+//! let mut sidecar = launcher.launch(config, Stderr::Inherit).await?;
 //! match sidecar.ready().await {
 //!     Ok(ready) => println!("the transfer connects to 127.0.0.1:{}", ready.port),
 //!     Err(NotReady::Failed(failure)) => println!("tell the customer: {}", failure.hint),
 //!     Err(other) => return Err(other.into()),
 //! }
-//! // … the transfer runs; meanwhile `sidecar.ended()` completes if the tunnel is lost …
-//! let ended = sidecar.end().await?;
-//! assert_eq!(ended.status, Some(runner_protocol::ExitStatus::Ended));
+//! // … the transfer runs; meanwhile `sidecar.wait()` completes if the tunnel fails …
+//! let exit = sidecar.stop().await?;
+//! assert_eq!(exit.status, Some(runner_protocol::ExitStatus::Ok));
 //! # Ok(())
 //! # }
 //! ```
 //!
 //! # Networks
 //!
-//! The sidecar needs a network that leads to AWS ([`Launcher::network`]); the transfer needs none but the port.
-//! So where the document names a `listen.netns`, the launcher makes the listener in there and hands it to the
-//! sidecar, which stays outside, and needs no right to enter. `listen.allowed_uids` holds there too.
+//! The sidecar needs a network from which AWS can be reached ([`Launcher::network`]); the transfer needs only the
+//! port. If the config has a `listen.netns`, the launcher binds the listener in that namespace and passes it to
+//! the sidecar, which stays outside and needs no right to enter. `listen.allowed_uids` applies there too.
 //!
-//! # Ends
+//! # Lifetime
 //!
-//! Dropping anything, at any await, ends the lease: the sidecar terminates its sessions and is waited for, in
-//! the background, by a thread of this process. No sidecar outlives its runner; none becomes a zombie.
+//! Dropping a future or value of this module, at any await, ends the lease: the sidecar terminates its sessions,
+//! and a thread of this process waits for it in the background. No sidecar outlives its runner, and none becomes a
+//! zombie.
 
 mod child;
+mod error;
 mod isolation;
-mod keeper;
 mod listener;
 mod metrics;
 mod output;
 mod sidecar;
+mod supervisor;
 
 use std::{
     ffi::{CString, OsStr, OsString},
     fs::{File, OpenOptions},
     io,
-    net::SocketAddr,
     os::{
         fd::{AsFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
@@ -57,17 +59,18 @@ use std::{
 use nix::{fcntl::OFlag, unistd::pipe2};
 use tokio::{io::AsyncWriteExt as _, net::unix::pipe};
 
-pub use isolation::{Isolation, Limits, Network, Protection, Refused};
+pub use error::LaunchError;
+pub use isolation::{Isolation, Limits, MissingProtection, Network, Protection};
 pub use metrics::Metrics;
 pub use output::Stderr;
-pub use sidecar::{Ended, Force, NotReady, Ready, Sidecar};
+pub use sidecar::{Exit, Force, NotReady, Ready, Sidecar};
 
-use child::Plan;
-use keeper::Order;
+use child::ChildSpec;
 use listener::Inherited;
 use output::Output;
+use supervisor::StartRequest;
 
-/// How to start sidecars; one serves for many.
+/// The settings for starting sidecars; can be used for any number of them.
 #[derive(Clone, Debug)]
 pub struct Launcher {
     program: PathBuf,
@@ -80,53 +83,8 @@ pub struct Launcher {
     hidden: Vec<PathBuf>,
 }
 
-/// Why no sidecar was started.
-#[derive(Debug, thiserror::Error)]
-pub enum LaunchError {
-    /// This host does not give every protection, and [`Isolation::Required`] asks for it.
-    #[error("this host refuses: {}", joined(.0))]
-    Refused(Vec<Refused>),
-    /// A network namespace cannot be entered.
-    #[error("cannot enter the network namespace {}", path.display())]
-    Network {
-        /// Where it should be.
-        path: PathBuf,
-        /// What the kernel said.
-        #[source]
-        cause: io::Error,
-    },
-    /// The port cannot be had in `listen.netns`.
-    #[error("cannot listen on {at} in `listen.netns`")]
-    Listen {
-        /// Address and port.
-        at: SocketAddr,
-        /// What the kernel said.
-        #[source]
-        cause: io::Error,
-    },
-    /// The program is not there or no program, or its user or limits are not to be had.
-    #[error("the sidecar {what}")]
-    Start {
-        /// What went wrong.
-        what: &'static str,
-        /// What the kernel said.
-        #[source]
-        cause: io::Error,
-    },
-    /// A path, argument or variable holds a zero byte.
-    #[error("a zero byte in the sidecar's path, arguments or environment")]
-    ZeroByte,
-    /// This process has no descriptors or threads left.
-    #[error("cannot prepare the start of a sidecar")]
-    Io(#[from] io::Error),
-}
-
-fn joined(refused: &[Refused]) -> String {
-    refused.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-}
-
 impl Launcher {
-    /// Starts the sidecar at this path, which is not searched for.
+    /// Uses the program at this path; `PATH` is not searched.
     pub fn new(program: impl Into<PathBuf>) -> Self {
         Self {
             program: program.into(),
@@ -147,14 +105,14 @@ impl Launcher {
         self
     }
 
-    /// Sets a variable of the sidecar's environment, which has no others than these.
+    /// Sets an environment variable. The sidecar has only those that are set here or inherited by name.
     #[must_use]
     pub fn variable(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.environment.push((name.into(), value.into()));
         self
     }
 
-    /// Passes on a variable of this process where it is set, such as `SSL_CERT_FILE` or `HTTPS_PROXY`.
+    /// Passes on a variable of this process if it is set, such as `SSL_CERT_FILE` or `HTTPS_PROXY`.
     #[must_use]
     pub fn inherit(self, name: impl AsRef<OsStr>) -> Self {
         match std::env::var_os(name.as_ref()) {
@@ -163,52 +121,52 @@ impl Launcher {
         }
     }
 
-    /// What to do where the host refuses a protection; go on, if not set.
+    /// What to do if the host does not support a protection; [`Isolation::BestEffort`] by default.
     #[must_use]
     pub fn isolation(mut self, isolation: Isolation) -> Self {
         self.isolation = isolation;
         self
     }
 
-    /// The network that leads to AWS; the runner's own if not set.
+    /// The network from which the sidecar reaches AWS; the runner's own by default.
     #[must_use]
     pub fn network(mut self, network: Network) -> Self {
         self.network = network;
         self
     }
 
-    /// What the sidecar may use at most.
+    /// Resource limits of the sidecar.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// User and group that the sidecar runs as; the runner's if not set. Needs root.
+    /// User and group that the sidecar runs as; the runner's by default. Needs root.
     #[must_use]
     pub fn user(mut self, user: u32, group: u32) -> Self {
         self.user = Some((user, group));
         self
     }
 
-    /// Hides what is in this directory from the sidecar, which needs its program, its libraries and `/etc`.
+    /// Hides the content of this directory from the sidecar. It needs its program, its libraries and `/etc`.
     #[must_use]
     pub fn hide(mut self, directory: impl Into<PathBuf>) -> Self {
         self.hidden.push(directory.into());
         self
     }
 
-    /// Starts a sidecar and writes it the document. Cancel-safe: when dropped, nothing is left.
+    /// Starts a sidecar and writes the config to its stdin. Cancel-safe: if dropped, no process is left.
     ///
-    /// A document that is wrong is the sidecar's to refuse: [`Sidecar::ready`] tells.
+    /// A wrong config is not an error here: the sidecar refuses it, and [`Sidecar::ready`] returns the reason.
     ///
     /// # Errors
     ///
-    /// [`LaunchError`]; nothing is left then either.
-    pub async fn launch(&self, document: &str, stderr: Stderr) -> Result<Sidecar, LaunchError> {
-        let inherited = listener::inherit(document, STREAMS).await?;
+    /// [`LaunchError`]; no process is left then.
+    pub async fn launch(&self, config: &str, stderr: Stderr) -> Result<Sidecar, LaunchError> {
+        let inherited = listener::inherit(config, STREAMS).await?;
         let (stdin, mut lease) = pipe_to_child()?;
-        let (said, stdout) = pipe_from_child()?;
+        let (lines, stdout) = pipe_from_child()?;
         let (stderr, log) = match stderr {
             Stderr::Inherit => (io::stderr().as_fd().try_clone_to_owned()?, None),
             Stderr::Discard => (OpenOptions::new().write(true).open("/dev/null")?.into(), None),
@@ -217,31 +175,32 @@ impl Launcher {
                 (stderr, Some((log, sink)))
             }
         };
-        let Inherited { descriptors, document: rewritten } = inherited;
+        let Inherited { descriptors, config: rewritten } = inherited;
         let logs_to_file = File::from(stderr.try_clone()?).metadata()?.is_file();
         let descriptors = [stdin, stdout, stderr].into_iter().chain(descriptors);
-        let plan = self.plan(descriptors, logs_to_file)?;
-        let order = Order { plan, isolation: self.isolation, network: self.network.clone() };
-        let (child, refused) = keeper::start(order).await?;
-        let output = Output::read(said, log);
-        let text = rewritten.as_ref().map_or(document, |text| text.as_str());
-        // A sidecar that does not read its document to the end says why.
+        let spec = self.child_spec(descriptors, logs_to_file)?;
+        let request =
+            StartRequest { spec, isolation: self.isolation, network: self.network.clone() };
+        let (child, missing) = supervisor::start(request).await?;
+        let output = Output::read(lines, log);
+        let text = rewritten.as_ref().map_or(config, |text| text.as_str());
+        // A write fails if the sidecar exits before it has read everything; its `failed` line then has the reason.
         drop(lease.write_all(text.as_bytes()).await);
-        Ok(Sidecar::new(child, lease, output, refused))
+        Ok(Sidecar::new(child, lease, output, missing))
     }
 
-    fn plan(
+    fn child_spec(
         &self,
         descriptors: impl Iterator<Item = OwnedFd>,
         logs_to_file: bool,
-    ) -> Result<Plan, LaunchError> {
+    ) -> Result<ChildSpec, LaunchError> {
         let variable = |(name, value): &(OsString, OsString)| {
             text([name.as_bytes(), value.as_bytes()].join(&b'='))
         };
         let program = text(self.program.as_os_str().as_bytes())?;
         let arguments = self.arguments.iter().map(|argument| text(argument.as_bytes()));
         let hidden = self.hidden.iter().map(|path| text(path.as_os_str().as_bytes()));
-        Ok(Plan {
+        Ok(ChildSpec {
             arguments: [Ok(program.clone())]
                 .into_iter()
                 .chain(arguments)
@@ -262,14 +221,14 @@ fn text(bytes: impl Into<Vec<u8>>) -> Result<CString, LaunchError> {
 }
 
 fn pipe_to_child() -> io::Result<(OwnedFd, pipe::Sender)> {
-    let (theirs, ours) = pipe2(OFlag::O_CLOEXEC)?;
-    Ok((theirs, pipe::Sender::from_owned_fd(ours)?))
+    let (read_end, write_end) = pipe2(OFlag::O_CLOEXEC)?;
+    Ok((read_end, pipe::Sender::from_owned_fd(write_end)?))
 }
 
 fn pipe_from_child() -> io::Result<(pipe::Receiver, OwnedFd)> {
-    let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
-    Ok((pipe::Receiver::from_owned_fd(ours)?, theirs))
+    let (read_end, write_end) = pipe2(OFlag::O_CLOEXEC)?;
+    Ok((pipe::Receiver::from_owned_fd(read_end)?, write_end))
 }
 
-/// The descriptors below what else the sidecar inherits.
+/// Number of standard streams: the first descriptor after them is the listener.
 const STREAMS: i32 = 3;

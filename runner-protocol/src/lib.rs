@@ -1,49 +1,51 @@
 //! The contract between a job runner and its ssm-sidecar, version 1, as types.
 //!
-//! A runner starts one `ssm-sidecar` process per job, writes **one JSON document** to its stdin and keeps that
-//! pipe open. The sidecar opens a tunnel to the database that the document describes and says `ready <port>` on
-//! stdout. The open stdin is the job's lease: when it closes, the tunnel closes, every SSM session that was
-//! started is terminated, and the process exits with status 0. SIGTERM and SIGINT do the same.
+//! A runner starts one `ssm-sidecar` process per job, writes the **config**, one JSON object, to its stdin and
+//! keeps that pipe open. The sidecar opens a tunnel to the database that the config names and writes `ready
+//! <port>` to stdout. The open stdin is the job's lease: when it closes, the tunnel closes, every SSM session that
+//! was started is terminated, and the process exits with status 0. SIGTERM and SIGINT do the same.
+//!
+//! The crate's `README.md` is the same contract in prose, for runners in other languages.
 //!
 //! # stdin
 //!
-//! The sidecar starts as soon as the document's closing brace has arrived ([`DocumentReader`]), pretty-printed or
-//! not. Reading it ([`Request::from_json`]) finds all mistakes at once, names each by its path, and repeats no
-//! value that could be secret. A field that may be left out may be null as well.
+//! The sidecar starts as soon as the closing brace of the config has arrived ([`ConfigReader`]), pretty-printed or
+//! not. [`Config::from_json`] reports all mistakes at once, each by its path, and repeats no value that could be a
+//! secret. Optional fields may also be null.
 //!
 //! ```
-//! use runner_protocol::{Failure, Request};
+//! use runner_protocol::{Config, Failure};
 //!
-//! let document = r#"{
+//! let text = r#"{
 //!     "name": "orders, nightly",
 //!     "aws": { "access_key_id": "AKIAIOSFODNN7EXAMPLE", "secret_access_key": "wJalrXUtnFEMI" },
 //!     "bastion": { "instance_id": "i-0123456789abcdef0", "ssh_private_key": "-----BEGIN …" },
 //!     "target": { "engine": "mysql", "host": "orders.internal" }
 //! }"#;
-//! let request = Request::from_json(document)?;
-//! assert_eq!(request.target.port, 3306);
-//! assert_eq!(request.bastion.ssh_user, "ec2-user");
+//! let config = Config::from_json(text)?;
+//! assert_eq!(config.target.port, 3306);
+//! assert_eq!(config.bastion.ssh_user, "ec2-user");
 //!
-//! let wrong = document.replace("i-0123456789abcdef0", "bastion-1").replace("host", "hots");
-//! let failure = Failure::from(Request::from_json(&wrong).unwrap_err());
+//! let wrong = text.replace("i-0123456789abcdef0", "bastion-1").replace("host", "hots");
+//! let failure = Failure::from(Config::from_json(&wrong).unwrap_err());
 //! assert_eq!(
 //!     failure.message,
 //!     "bastion.instance_id: not an instance id; target.host: missing; target.hots: unknown field",
 //! );
-//! # Ok::<(), runner_protocol::RequestError>(())
+//! # Ok::<(), runner_protocol::ConfigError>(())
 //! ```
 //!
-//! After the document stdin may carry one JSON object per line ([`MessageReader`]). Version 1 knows
+//! After the config, stdin may carry one JSON object per line ([`MessageReader`]). Version 1 defines
 //! `{"type":"credentials", …}`, which replaces the keys for all later calls. Unknown types and broken lines are
 //! ignored and logged, never fatal.
 //!
 //! ```
-//! use runner_protocol::{DocumentReader, Message, MessageReader};
+//! use runner_protocol::{ConfigReader, Message, MessageReader};
 //!
-//! let mut document = DocumentReader::new();
-//! assert!(document.push(b"{ \"name\": \"a")?.is_none());
-//! let framed = document.push(b"} b\" }\n{\"type\":\"weather\"}\n{\"type\":\"credentials\",")?.unwrap();
-//! assert_eq!(framed.document.as_str(), r#"{ "name": "a} b" }"#);
+//! let mut reader = ConfigReader::new();
+//! assert!(reader.push(b"{ \"name\": \"a")?.is_none());
+//! let framed = reader.push(b"} b\" }\n{\"type\":\"weather\"}\n{\"type\":\"credentials\",")?.unwrap();
+//! assert_eq!(framed.text.as_str(), r#"{ "name": "a} b" }"#);
 //!
 //! let mut messages = MessageReader::new();
 //! let [unknown] = messages.push(framed.rest).try_into().unwrap();
@@ -58,8 +60,8 @@
 //! # stdout
 //!
 //! Lines of `word SP rest` ([`Line`]): `ready <port>` once, and `failed <json>` at most once, last, before an exit
-//! status other than 0. More lines come with `"events": true`. A runner ignores words that it does not know, and
-//! what stands behind the parts that it knows; [`Line::parse`] does.
+//! status other than 0. More lines come with `"events": true`. A runner ignores unknown words, and anything after
+//! the parts of a line that it knows; [`Line::parse`] does so.
 //!
 //! ```
 //! use runner_protocol::{ErrorCode, Line};
@@ -75,21 +77,23 @@
 //!
 //! # Exit status
 //!
-//! All that a runner needs in order to choose between "retry", "tell the customer" and "page the operator"
-//! ([`ExitStatus`], [`ErrorCode`]).
+//! Enough for a runner to choose between "retry", "tell the customer" and "page the operator" ([`ExitStatus`],
+//! [`ErrorCode`]).
 //!
 //! ```
 //! use runner_protocol::{ErrorCode, ExitStatus};
 //!
-//! assert_eq!(ErrorCode::AwsThrottled.exit_status(), ExitStatus::Passing);
-//! assert_eq!(ExitStatus::from_code(75), Some(ExitStatus::Passing));
+//! assert_eq!(ErrorCode::AwsThrottled.exit_status(), ExitStatus::TempFail);
+//! assert_eq!(ExitStatus::from_code(75), Some(ExitStatus::TempFail));
 //! ```
 //!
-//! # Versions
+//! # Stability
 //!
-//! Within version 1 names, codes, statuses and formats do not change; optional fields, codes and words may be
-//! added. So a sidecar refuses fields that it does not know, and a runner ignores words that it does not know.
+//! Names, codes, exit statuses and line formats do not change within version 1. New optional fields, codes and
+//! line words may be added. So a sidecar refuses unknown fields, which could be newer than itself, and a runner
+//! ignores unknown words.
 
+pub mod config;
 mod endpoint;
 mod failure;
 mod fields;
@@ -98,22 +102,23 @@ mod framing;
 pub mod fuzzing;
 #[cfg(all(feature = "launch", target_os = "linux"))]
 pub mod launch;
+mod line;
 mod message;
 mod mistake;
-mod output;
-pub mod request;
+mod phase;
 mod rules;
 mod schema;
 mod secret;
 mod unknown;
 mod value;
 
+pub use config::{Config, ConfigError, Keys};
 pub use endpoint::EndpointUrl;
 pub use failure::{Blame, ErrorCode, ExitStatus, Failure};
-pub use framing::{DocumentReader, Framed, MAX_DEPTH, MAX_DOCUMENT_BYTES, Malformed};
+pub use framing::{ConfigReader, Framed, MAX_CONFIG_BYTES, MAX_DEPTH, Malformed};
+pub use line::{Line, PhaseTimes, Summary};
 pub use message::{MAX_MESSAGE_BYTES, Message, MessageError, MessageReader};
 pub use mistake::{Mistake, Mistakes};
-pub use output::{Line, PhaseTimes, Summary};
-pub use request::{Keys, Request, RequestError};
+pub use phase::{Phase, UnknownPhase};
 pub use schema::schema;
 pub use secret::Secret;

@@ -1,18 +1,18 @@
-//! What may follow the document on stdin: one JSON object per line.
+//! Messages that may follow the config on stdin: one JSON object per line.
 
 use zeroize::Zeroizing;
 
 use crate::{
-    fields::{Fields, shown},
+    config::{Keys, read::keys},
+    fields::{Fields, displayable_name},
     mistake::Mistakes,
-    request::{Keys, keys},
     rules, unknown, value,
 };
 
-/// A message of the runner to its sidecar.
+/// A message from the runner to its sidecar.
 #[derive(Clone, Debug)]
 pub enum Message {
-    /// `credentials`: keys for all later calls, in place of those before.
+    /// `credentials`: keys that replace the previous ones for all later calls.
     Credentials(Keys),
 }
 
@@ -23,11 +23,11 @@ impl Message {
         let kind = fields.required("type", rules::text);
         let message = match kind.as_deref() {
             Some("credentials") => keys(&mut fields, HINT_KEYS).map(Self::Credentials),
-            Some(other) => return Err(MessageError::UnknownType(shown(other))),
+            Some(other) => return Err(MessageError::UnknownType(displayable_name(other))),
             None => None,
         };
         let findings = fields.finish();
-        // Without a type it cannot be told which fields there may be.
+        // Without a type the set of known fields is not known.
         let unknown = findings.unknown.iter().filter(|_| kind.is_some());
         let unknown = unknown.map(|(path, name)| unknown::mistake(path, name, &findings.known));
         let mistakes = findings.mistakes.into_iter().chain(unknown).collect();
@@ -39,7 +39,7 @@ impl Message {
     }
 }
 
-/// Why a line is no message. Never fatal: to be logged and forgotten. Quotes no value.
+/// Why a line is not a message. Never fatal: log it and continue. Quotes no value.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum MessageError {
     /// It is longer than [`MAX_MESSAGE_BYTES`].
@@ -56,21 +56,21 @@ pub enum MessageError {
     Mistakes(#[from] Mistakes),
 }
 
-/// Finds the lines behind the document.
+/// Splits the input after the config into lines and parses them.
 #[derive(Debug, Default)]
 pub struct MessageReader {
     line: Zeroizing<Vec<u8>>,
-    /// In a line that was too long already.
+    /// Whether the current line is too long and is being skipped.
     skipping: bool,
 }
 
 impl MessageReader {
-    /// Begins behind the document.
+    /// Starts after the closing brace of the config.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes the next piece of stdin; returns what ended in it. Empty lines are nothing.
+    /// Takes the next chunk of stdin; returns the messages that ended in it. Empty lines are skipped.
     pub fn push(&mut self, mut bytes: &[u8]) -> Vec<Result<Message, MessageError>> {
         let mut messages = Vec::new();
         while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
@@ -92,7 +92,7 @@ impl MessageReader {
             self.skipping = true;
             return Some(Err(MessageError::TooLong));
         }
-        // Taken whole at once: a growing vector would leave copies behind in memory.
+        // Full capacity at once: a growing vector would leave copies in memory that are not wiped.
         if self.line.capacity() == 0 {
             self.line = Zeroizing::new(Vec::with_capacity(MAX_MESSAGE_BYTES));
         }
@@ -119,17 +119,17 @@ const HINT_KEYS: &str = "give `access_key_id` and `secret_access_key`";
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Secret;
+    use crate::secret::Secret;
 
     const CREDENTIALS: &str = r#"{"type":"credentials","access_key_id":"AKIA","secret_access_key":"hunter2","session_token":"token"}"#;
 
     fn read(input: &str, size: usize) -> Vec<Result<Message, MessageError>> {
         let mut reader = MessageReader::new();
-        input.as_bytes().chunks(size).flat_map(|piece| reader.push(piece)).collect()
+        input.as_bytes().chunks(size).flat_map(|chunk| reader.push(chunk)).collect()
     }
 
     #[test]
-    fn credentials_arrive_however_the_line_is_cut() {
+    fn credentials_are_read_for_any_chunk_size() {
         let input = format!("\n  \r\n{CREDENTIALS}\r\n\n");
         for size in 1..=input.len() {
             let messages = read(&input, size);
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn line_without_an_end_is_not_a_message_yet() {
+    fn line_without_an_end_is_not_yet_a_message() {
         assert!(read(CREDENTIALS, 10).is_empty());
     }
 

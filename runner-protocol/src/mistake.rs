@@ -1,43 +1,46 @@
-//! What is wrong with the fields of a document.
+//! What is wrong with the fields of a config.
 
 use std::fmt;
 
-use crate::{ErrorCode, Failure};
+use crate::{
+    failure::{ErrorCode, Failure},
+    phase::Phase,
+};
 
-/// One thing that is wrong with a document.
+/// One wrong field of a config.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Mistake {
     /// The field, such as `bastion.instance_id` or `listen.allowed_uids[2]`.
     pub path: String,
-    /// What is wrong with it; never its value, unless that is a short number.
+    /// What is wrong with it. Never its value, which could be a secret, unless that is a short number.
     pub what: String,
-    /// What to do, in the imperative, naming the field.
+    /// What to do, in the imperative; names the field.
     pub hint: String,
 }
 
-/// All that is wrong with a document, in the order of the contract's fields; unknown fields last.
+/// All mistakes of a config, in the order of the contract's fields; unknown fields last. Never empty.
 ///
-/// Shown as `path: what; path: what`.
+/// Displayed as `path: what; path: what`, the first 24 of them, and the number of further ones.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Mistakes(Vec<Mistake>);
 
 impl Mistakes {
-    /// Takes what was found; `None` for nothing.
+    /// Returns `None` for an empty list.
     pub fn new(mistakes: Vec<Mistake>) -> Option<Self> {
         (!mistakes.is_empty()).then_some(Self(mistakes))
     }
 
-    /// Adds one at the end.
+    /// Appends a mistake.
     pub fn push(&mut self, mistake: Mistake) {
         self.0.push(mistake);
     }
 
-    /// Each mistake.
+    /// Every mistake, also those that are not displayed.
     pub fn iter(&self) -> impl Iterator<Item = &Mistake> {
         self.0.iter()
     }
 
-    /// What to do about all of them.
+    /// The hints of the displayed mistakes, each hint once.
     pub fn hint(&self) -> String {
         let mut hints: Vec<&str> = Vec::new();
         for mistake in self.0.iter().take(MAX_SHOWN) {
@@ -66,11 +69,11 @@ impl std::error::Error for Mistakes {}
 
 impl From<Mistakes> for Failure {
     fn from(mistakes: Mistakes) -> Self {
-        Self::new(ErrorCode::ConfigInvalid, mistakes.to_string(), mistakes.hint(), "config")
+        Self::new(ErrorCode::ConfigInvalid, mistakes.to_string(), mistakes.hint(), Phase::Config)
     }
 }
 
-/// Mistakes that are told one by one, so that a line stays readable: half of all fields.
+/// Mistakes that are listed one by one: half of all fields, so that the line stays readable.
 const MAX_SHOWN: usize = 24;
 
 #[cfg(test)]
@@ -87,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn all_are_told_in_one_line_and_each_hint_once() {
+    fn all_mistakes_are_on_one_line_and_each_hint_once() {
         let failure = Failure::from(mistakes(3));
         assert_eq!(failure.message, "a.b0: missing; a.b1: missing; a.b2: missing");
         assert_eq!(failure.hint, "give both; give `a.b2`");

@@ -1,4 +1,4 @@
-//! What a value may be: one rule for each sort of field.
+//! Which values a field may have: one rule for each kind of field.
 
 use std::{
     borrow::Cow,
@@ -9,9 +9,9 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use crate::{EndpointUrl, Secret, value::Value};
+use crate::{endpoint::EndpointUrl, secret::Secret, value::Value};
 
-/// What is wrong with a value, and what it should be: `set <path> to <expected>`.
+/// What is wrong with a value, and what it should be; the hint is `` set `<path>` to <expected> ``.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Problem {
     pub(crate) what: Cow<'static, str>,
@@ -26,13 +26,13 @@ impl Problem {
         Self { what: what.into(), expected: expected.into() }
     }
 
-    /// A value of the wrong kind.
+    /// A value of the wrong JSON type.
     pub(crate) fn kind(expected: &'static str) -> Self {
         Self::new(format!("not {expected}"), expected)
     }
 }
 
-/// Any text without NUL, which no consumer can carry.
+/// Any text without NUL, which no consumer of these texts supports.
 fn any_text(value: Value<'_>) -> Result<Zeroizing<String>, Problem> {
     let Value::Text(_) = value else { return Err(Problem::kind("a text")) };
     let broken = || Problem::new("half of a surrogate pair in it", "a text of whole characters");
@@ -54,7 +54,7 @@ pub(crate) fn text(value: Value<'_>) -> Result<String, Problem> {
     if text.is_empty() { Err(Problem::new("empty", "a text that is not empty")) } else { Ok(text) }
 }
 
-/// A text of so many characters, which `allowed` takes.
+/// A text with a length in `characters` that consists of `allowed` characters.
 fn text_of(
     value: Value<'_>,
     characters: RangeInclusive<usize>,
@@ -72,7 +72,7 @@ fn text_of(
     Ok(text)
 }
 
-/// A secret that is not empty.
+/// A secret that does not consist of white space alone.
 pub(crate) fn secret(value: Value<'_>) -> Result<Secret, Problem> {
     let text = any_text(value)?;
     if text.trim().is_empty() {
@@ -81,7 +81,7 @@ pub(crate) fn secret(value: Value<'_>) -> Result<Secret, Problem> {
     Ok(text.into())
 }
 
-/// A key of AWS: no blanks, which come with copying and make every signature wrong.
+/// An AWS key. White space in it, as left by copying, would make every signature wrong.
 pub(crate) fn aws_key(value: Value<'_>) -> Result<Secret, Problem> {
     let key = secret(value)?;
     if key.expose().chars().all(|c| c.is_ascii_graphic()) {
@@ -90,7 +90,7 @@ pub(crate) fn aws_key(value: Value<'_>) -> Result<Secret, Problem> {
     Err(Problem::new("blanks or characters in it that no key has", "the key alone"))
 }
 
-/// A passphrase; an empty one is none.
+/// A passphrase; an empty one counts as none.
 pub(crate) fn passphrase(value: Value<'_>) -> Result<Option<Secret>, Problem> {
     let text = any_text(value)?;
     Ok((!text.is_empty()).then(|| text.into()))
@@ -113,7 +113,7 @@ pub(crate) fn integer<T: TryFrom<i64>>(
         };
         let number = digits.parse().ok().filter(|number| range.contains(number));
         let number = number.and_then(|number| T::try_from(number).ok());
-        // What stands in a field for a number, and is a short one, is no secret.
+        // A short number in a field for numbers is no secret.
         let what = if digits.len() <= 10 {
             format!("not a whole number from {least} to {most}: {digits}")
         } else {
@@ -130,7 +130,7 @@ pub(crate) fn seconds(
     move |value| integer(range.clone())(value).map(Duration::from_secs)
 }
 
-/// One of a few words.
+/// One of the given words.
 pub(crate) fn word<T: Copy>(words: &[(&str, T)]) -> impl Fn(Value<'_>) -> Result<T, Problem> {
     move |value| {
         let names: Vec<_> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
@@ -154,7 +154,7 @@ pub(crate) fn name(value: Value<'_>) -> Result<String, Problem> {
     text_of(value, 1..=128, |_| true, "a label of 1 to 128 characters")
 }
 
-/// A region's name; it becomes part of host names.
+/// A region's name. It becomes part of host names, so only characters of host names are allowed.
 pub(crate) fn region(value: Value<'_>) -> Result<String, Problem> {
     let expected = "a region such as \"ap-northeast-1\"";
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
@@ -249,7 +249,7 @@ pub(crate) fn path(value: Value<'_>) -> Result<String, Problem> {
     Err(Problem::new("not an absolute path", "a path that begins with `/`"))
 }
 
-/// A URL of one of two schemes: the first with TLS, the second without and for loopback alone.
+/// A URL of one of two schemes: `secure` with TLS, `plain` without and only for loopback.
 pub(crate) fn endpoint(
     secure: &'static str,
     plain: &'static str,

@@ -1,9 +1,9 @@
-//! The document's JSON Schema.
+//! The JSON Schema of the config.
 
-/// The document's JSON Schema (draft 2020-12), as text.
+/// The JSON Schema of the config (draft 2020-12), as text.
 ///
-/// It says what [`Request::from_json`](crate::Request::from_json) takes, but for a few rules that a pattern
-/// says badly: the forms of URLs, addresses and names of hosts are described more loosely.
+/// It accepts what [`Config::from_json`](crate::Config::from_json) accepts. URLs, addresses and host names are
+/// hard to describe by a pattern; for these it is less strict.
 pub const fn schema() -> &'static str {
     include_str!("schema.json")
 }
@@ -16,12 +16,12 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{Request, request::known_fields};
+    use crate::config::{Config, read::known_fields};
 
     #[test]
     fn schema_names_every_field_of_the_parser_and_no_other() {
-        let document = json!({ "aws": { "assume_role": {} } }).to_string();
-        let known: BTreeSet<_> = known_fields(&document).into_iter().collect();
+        let config = json!({ "aws": { "assume_role": {} } }).to_string();
+        let known: BTreeSet<_> = known_fields(&config).into_iter().collect();
         let described: BTreeSet<_> = properties().into_iter().map(|(path, _)| path).collect();
         assert_eq!(known, described);
     }
@@ -34,7 +34,7 @@ mod tests {
     }
 
     #[test]
-    fn schema_and_parser_take_and_refuse_the_same_values() {
+    fn schema_and_parser_accept_and_refuse_the_same_values() {
         let validator = validator();
         let mut refused = 0;
         for (path, property) in properties() {
@@ -96,10 +96,10 @@ mod tests {
         ];
         for changes in changes {
             for base in bases() {
-                let document = changes
+                let config = changes
                     .iter()
-                    .fold(base, |document, (path, value)| with(document, path, value.clone()));
-                agree(&validator, &document);
+                    .fold(base, |config, (path, value)| with(config, path, value.clone()));
+                agree(&validator, &config);
             }
         }
     }
@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn defaults_of_the_schema_are_those_of_the_parser() {
         let read =
-            |document: &Value| format!("{:?}", Request::from_json(&document.to_string()).unwrap());
+            |config: &Value| format!("{:?}", Config::from_json(&config.to_string()).unwrap());
         let [smallest, _] = bases();
         let mut defaults = 0;
         for (path, property) in properties() {
@@ -180,11 +180,11 @@ mod tests {
         assert_eq!(defaults, 16);
     }
 
-    /// Asserts that both say the same about `document`; returns what they say.
-    fn agree(validator: &Validator, document: &Value) -> bool {
-        let text = document.to_string();
-        let parsed = Request::from_json(&text);
-        let error = validator.validate(document).err().map(|error| error.to_string());
+    /// Asserts that both accept `config` or both refuse it; true if they accept it.
+    fn agree(validator: &Validator, config: &Value) -> bool {
+        let text = config.to_string();
+        let parsed = Config::from_json(&text);
+        let error = validator.validate(config).err().map(|error| error.to_string());
         assert_eq!(
             parsed.is_ok(),
             error.is_none(),
@@ -225,20 +225,20 @@ mod tests {
         probes
     }
 
-    /// A document with nothing that may be left out, and one with everything.
+    /// A config with the required fields only, and one with all fields.
     fn bases() -> [Value; 2] {
-        let documents = [
-            include_str!("../tests/golden/documents/smallest.json"),
-            include_str!("../tests/golden/documents/largest.json"),
+        let configs = [
+            include_str!("../tests/golden/configs/smallest.json"),
+            include_str!("../tests/golden/configs/largest.json"),
         ];
-        documents.map(|document| serde_json::from_str(document).unwrap())
+        configs.map(|config| serde_json::from_str(config).unwrap())
     }
 
-    /// `document` with `value` at `path`.
-    fn with(mut document: Value, path: &str, value: Value) -> Value {
-        let place = path.split('.').fold(&mut document, |place, name| &mut place[name]);
+    /// `config` with `value` at `path`.
+    fn with(mut config: Value, path: &str, value: Value) -> Value {
+        let place = path.split('.').fold(&mut config, |place, name| &mut place[name]);
         *place = value;
-        document
+        config
     }
 
     /// Every property with its path.

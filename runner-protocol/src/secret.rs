@@ -1,25 +1,25 @@
-//! Text that must not be shown.
+//! Text that must not be displayed.
 
 use std::fmt;
 
 use zeroize::Zeroizing;
 
-/// A secret text: redacted when debugged, wiped from memory when dropped, never serialized.
+/// A secret text: redacted in `Debug`, wiped from memory when dropped, not serializable.
 #[derive(Clone)]
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
-    /// Takes `text` over, with its buffer.
+    /// Takes ownership of `text` without copying it.
     pub fn new(text: String) -> Self {
         Self(Zeroizing::new(text))
     }
 
-    /// Shows the text; what is copied from it is not wiped.
+    /// Returns the text; copies of it are not wiped.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// Gives the text away, still to be wiped when dropped.
+    /// Returns the text, which is still wiped when dropped.
     pub fn into_inner(self) -> Zeroizing<String> {
         self.0
     }

@@ -1,15 +1,15 @@
-//! What to say about fields that nobody knows.
+//! Messages and hints for unknown fields: the nearest known name is found by similarity.
 
 use crate::{
-    fields::{join, shown},
+    fields::{displayable_name, join},
     mistake::Mistake,
 };
 
-/// The mistake that the field `name` in the object at `path` is, given the paths of all `known` fields.
+/// Describes the unknown field `name` of the object at `path`; `known` has the paths of all fields that there are.
 pub(crate) fn mistake(path: &str, name: &str, known: &[String]) -> Mistake {
-    let full = join(path, &shown(name));
-    let plain = plain(name);
-    if TUNNELS.contains(&plain.as_str()) {
+    let full = join(path, &displayable_name(name));
+    let normalized = normalized(name);
+    if SSH_TUNNEL_NAMES.contains(&normalized.as_str()) {
         return Mistake {
             what: "unknown field; a plain SSH tunnel cannot be combined with a session tunnel"
                 .to_owned(),
@@ -17,19 +17,19 @@ pub(crate) fn mistake(path: &str, name: &str, known: &[String]) -> Mistake {
             path: full,
         };
     }
-    let hint = match nearest(path, &plain, known).as_slice() {
+    let hint = match nearest(path, &normalized, known).as_slice() {
         [] => format!("remove `{full}`"),
         [(parent, only)] if *parent == path => format!("rename `{full}` to `{only}`"),
-        there => {
-            let paths: Vec<_> = there.iter().map(|(parent, name)| join(parent, name)).collect();
+        elsewhere => {
+            let paths: Vec<_> = elsewhere.iter().map(|(parent, name)| join(parent, name)).collect();
             format!("move `{full}` to `{}`", paths.join("` or `"))
         }
     };
     Mistake { path: full, what: "unknown field".to_owned(), hint }
 }
 
-/// The known fields that may be meant, each as path of its object and name: first one of the same object, then
-/// those of the same name elsewhere.
+/// The known fields that may be meant, each as path of its object and name: the most similar one of the same
+/// object, or those of the same name in other objects.
 fn nearest<'k>(path: &str, name: &str, known: &'k [String]) -> Vec<(&'k str, &'k str)> {
     let split = |full: &'k String| full.rsplit_once('.').unwrap_or(("", full));
     let here = known.iter().map(split).filter(|(parent, _)| *parent == path);
@@ -43,22 +43,22 @@ fn nearest<'k>(path: &str, name: &str, known: &'k [String]) -> Vec<(&'k str, &'k
     if elsewhere.is_empty() && score >= LIKELY { vec![field] } else { elsewhere }
 }
 
-/// `sshPort` and `SSH-Port` are `ssh_port` in other conventions.
-fn plain(name: &str) -> String {
-    let mut plain = String::new();
+/// Converts other naming conventions to snake case: `sshPort` and `SSH-Port` become `ssh_port`.
+fn normalized(name: &str) -> String {
+    let mut normalized = String::new();
     let mut after_lower = false;
     for c in name.chars().take(64) {
         if c.is_ascii_uppercase() && after_lower {
-            plain.push('_');
+            normalized.push('_');
         }
         after_lower = c.is_ascii_lowercase() || c.is_ascii_digit();
-        plain.push(if c == '-' || c == ' ' { '_' } else { c.to_ascii_lowercase() });
+        normalized.push(if c == '-' || c == ' ' { '_' } else { c.to_ascii_lowercase() });
     }
-    plain
+    normalized
 }
 
-/// Names under which data-transfer services know a plain SSH tunnel.
-const TUNNELS: [&str; 8] = [
+/// Names that data-transfer services use for a plain SSH tunnel, which cannot be combined with this one.
+const SSH_TUNNEL_NAMES: [&str; 8] = [
     "ssh_tunnel",
     "ssh_tunnels",
     "ssh_tunneling",
@@ -69,10 +69,11 @@ const TUNNELS: [&str; 8] = [
     "ssh",
 ];
 
-/// Similarity from which a name is a slip of the other.
+/// Jaro-Winkler similarity from which a name counts as a typing error.
 const CERTAIN: f64 = 0.9;
 
-/// Similarity from which a name may be a slip of the other.
+/// Jaro-Winkler similarity from which a name may be a typing error, if no other object has a field of exactly that
+/// name.
 const LIKELY: f64 = 0.75;
 
 #[cfg(test)]
@@ -80,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn unknown_fields_are_told_what_may_be_meant() {
+    fn unknown_fields_get_a_hint_at_what_may_be_meant() {
         let known = [
             "name",
             "aws",

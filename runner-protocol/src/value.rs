@@ -1,7 +1,7 @@
-//! JSON values that are read one level at a time, out of text that stays where it is.
+//! JSON values, decoded one level at a time and borrowed from the input.
 //!
-//! `serde_json::Value` keeps the last of two equal names and leaves copies of texts in memory that nobody
-//! wipes. Here an object gives every entry, and a text is decoded once, into a buffer that is wiped.
+//! `serde_json::Value` keeps only the last of two equal names, and leaves copies of strings in memory that are not
+//! wiped. Here an object yields every entry, and a string is decoded once, into a buffer that is wiped.
 
 use std::{collections::VecDeque, fmt};
 
@@ -9,20 +9,20 @@ use serde::de::{MapAccess, Visitor};
 use serde_json::{Deserializer, error::Category, value::RawValue};
 use zeroize::Zeroizing;
 
-/// A value, decoded only as far as its kind.
+/// A value of which only the kind is decoded.
 #[derive(Clone, Copy)]
 pub(crate) enum Value<'d> {
     Null,
     Boolean(bool),
-    /// Its digits.
+    /// As written.
     Number(&'d str),
-    /// What stands between its quotes, still escaped.
+    /// The characters between the quotes, still escaped.
     Text(&'d str),
     Array(&'d RawValue),
     Object(&'d RawValue),
 }
 
-/// The entries of an object, in their order, equal names included.
+/// The entries of an object, in the order as written, equal names included.
 pub(crate) type Entries<'d> = Vec<(String, &'d RawValue)>;
 
 impl<'d> Value<'d> {
@@ -46,7 +46,7 @@ impl<'d> Value<'d> {
         matches!(self, Self::Null)
     }
 
-    /// The text; `None` for other kinds and for halves of a surrogate pair, which are no text.
+    /// The decoded string; `None` for other kinds and for an unpaired surrogate.
     pub(crate) fn text(self) -> Option<Zeroizing<String>> {
         let Self::Text(escaped) = self else { return None };
         unescape(escaped)
@@ -58,14 +58,14 @@ impl<'d> Value<'d> {
         serde_json::from_str(raw.get()).ok()
     }
 
-    /// The entries; `None` for other kinds, and where a name is no text.
+    /// The entries; `None` for other kinds, and if a name has an unpaired surrogate.
     pub(crate) fn entries(self) -> Option<Entries<'d>> {
         let Self::Object(raw) = self else { return None };
         entries(raw.get()).ok()
     }
 }
 
-/// Reads a whole text as one object.
+/// Parses the whole of `text` as one object.
 pub(crate) fn entries(text: &str) -> Result<Entries<'_>, SyntaxError> {
     struct Collect;
     impl<'d> Visitor<'d> for Collect {
@@ -89,7 +89,7 @@ pub(crate) fn entries(text: &str) -> Result<Entries<'_>, SyntaxError> {
     Ok(entries)
 }
 
-/// Where a text is not JSON.
+/// Where and why a text is not JSON; quotes none of it.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) struct SyntaxError {
     pub(crate) what: String,
@@ -100,7 +100,7 @@ pub(crate) struct SyntaxError {
 impl From<serde_json::Error> for SyntaxError {
     fn from(error: serde_json::Error) -> Self {
         let (line, column) = (error.line(), error.column());
-        // Messages about syntax are a fixed list; all others may quote values.
+        // The messages of `serde_json` about syntax are a fixed list; all others may quote values.
         let what = match error.classify() {
             Category::Syntax | Category::Eof => {
                 let text = error.to_string();
@@ -112,7 +112,8 @@ impl From<serde_json::Error> for SyntaxError {
     }
 }
 
-/// Decodes what the parser has found well-formed; never reallocates, since no text becomes longer.
+/// Decodes a string that `serde_json` has found well-formed. Never reallocates, which would leave copies in
+/// memory: no escape is shorter than what it stands for.
 fn unescape(escaped: &str) -> Option<Zeroizing<String>> {
     let mut text = Zeroizing::new(String::with_capacity(escaped.len()));
     let mut rest = escaped;
@@ -143,8 +144,8 @@ fn unescape(escaped: &str) -> Option<Zeroizing<String>> {
 
 /// Takes four hexadecimal digits.
 fn take_unit(rest: &mut &str) -> Option<u16> {
-    let (digits, behind) = rest.split_at_checked(4)?;
-    *rest = behind;
+    let (digits, after) = rest.split_at_checked(4)?;
+    *rest = after;
     u16::from_str_radix(digits, 16).ok()
 }
 
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_decoded_as_json_says() {
+    fn strings_are_decoded_as_json_defines() {
         let cases = [
             (r#""""#, Some("")),
             (r#""plain 日本""#, Some("plain 日本")),
@@ -179,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_names_are_all_given() {
+    fn equal_names_are_all_kept() {
         let entries =
             Value::new(raw(r#"{"a": 1, "b": [true], "\u0061": null}"#)).entries().unwrap();
         let names: Vec<_> = entries.iter().map(|(name, _)| name.as_str()).collect();
@@ -207,7 +208,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_comes_through(text in any::<String>()) {
+        fn any_text_is_decoded(text in any::<String>()) {
             let json = serde_json::to_string(&text).unwrap();
             let decoded = Value::new(raw(&json)).text().unwrap();
             prop_assert_eq!(decoded.as_str(), text);

@@ -1,45 +1,46 @@
-//! What a sidecar is kept apart from, and what of it a host refuses.
+//! The protections of a sidecar, and those that a host does not support.
 
 use std::{fmt, io, path::PathBuf};
 
-/// What to do where the host refuses a protection.
+/// What to do if the host does not support a protection.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Isolation {
-    /// Go on with those that there are; [`super::Sidecar::refused`] names the others.
+    /// Continue without it; [`super::Sidecar::missing_protections`] lists the missing ones.
     #[default]
     BestEffort,
-    /// Start nothing: [`super::LaunchError::Refused`].
+    /// Start nothing: [`super::LaunchError::MissingProtections`].
     Required,
 }
 
-/// The network that the sidecar reaches AWS by. Its listener may be elsewhere: see [`super::Launcher`].
+/// The network from which the sidecar reaches AWS. Its listener may be in another one: see
+/// [`super::Launcher::launch`].
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub enum Network {
     /// The runner's own.
     #[default]
     Host,
-    /// The network namespace at this path, such as one that leads to AWS alone. Needs `CAP_SYS_ADMIN`.
+    /// The network namespace at this path, such as one from which only AWS can be reached. Needs `CAP_SYS_ADMIN`.
     At(PathBuf),
-    /// A new one, with nothing in it.
+    /// A new network namespace without interfaces.
     Fresh,
 }
 
-/// Something that a sidecar is kept apart from or does without.
+/// A protection: isolates the sidecar from a part of the host, or takes a right from it.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Protection {
-    /// A user namespace: no right over anything outside.
+    /// A user namespace: no rights outside it.
     UserNamespace,
-    /// Mount, PID, IPC and UTS namespaces, and the network namespace if a fresh one is asked for.
+    /// Mount, PID, IPC and UTS namespaces, and a network namespace with [`Network::Fresh`].
     Namespaces,
-    /// Mounts that come and go outside do not show.
+    /// Mounts and unmounts outside are not visible.
     PrivateMounts,
     /// A `/proc` that shows no other process.
     OwnProc,
-    /// An empty directory in place of one that is to be hidden.
+    /// An empty directory mounted over a hidden one.
     HiddenDirectory,
-    /// A host name that says nothing.
+    /// A neutral host name.
     HostName,
-    /// No capability, now or after an exec.
+    /// No capabilities, also after an exec.
     NoCapabilities,
 }
 
@@ -57,21 +58,21 @@ impl fmt::Display for Protection {
     }
 }
 
-/// A protection that this host does not give.
+/// A protection that this host does not support.
 #[derive(Debug, thiserror::Error)]
 #[error("{protection}: {cause}")]
-pub struct Refused {
-    /// Which.
+pub struct MissingProtection {
+    /// The protection.
     pub protection: Protection,
-    /// What the kernel said.
+    /// The error of the kernel.
     pub cause: io::Error,
 }
 
-/// What a sidecar may use at most (`setrlimit(2)`); it never writes a core, and no file but its log where
-/// the runner's stderr is one.
+/// Resource limits of a sidecar (`setrlimit(2)`). Core dumps are never allowed, and files only if its stderr is
+/// one.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Limits {
-    /// Descriptors; 1,024 by default. A tunnel needs one for each connection, and some twenty.
+    /// Descriptors; 1,024 by default. A tunnel needs one per connection and about twenty more.
     pub open_files: u64,
     /// Bytes of address space; no limit by default. A sidecar reserves much more than it uses.
     pub address_space: Option<u64>,

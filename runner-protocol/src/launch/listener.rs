@@ -1,4 +1,5 @@
-//! `listen.netns`, carried out by the launcher, so that the sidecar needs no right to enter a namespace.
+//! Binds the listener in `listen.netns` from the launcher, so that the sidecar needs no right to enter a
+//! namespace.
 
 use std::{
     fs::File,
@@ -16,72 +17,71 @@ use nix::{
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
-use super::LaunchError;
+use super::error::LaunchError;
 use crate::{
-    Request,
-    request::Listen,
+    config::{Config, Listen},
     value::{self, Entries},
 };
 
-/// What a sidecar inherits in place of `listen.netns`.
+/// What a sidecar inherits instead of entering `listen.netns`.
 #[derive(Debug, Default)]
 pub(super) struct Inherited {
-    /// The listener, and with `listen.allowed_uids` a socket that tells who has connected to it.
+    /// The listener, and with `listen.allowed_uids` a socket for looking up the user of each connection.
     pub(super) descriptors: Vec<OwnedFd>,
-    /// The document that says so; `None`: as it is.
-    pub(super) document: Option<Zeroizing<String>>,
+    /// The config that refers to these descriptors; `None` if it is unchanged.
+    pub(super) config: Option<Zeroizing<String>>,
 }
 
-/// Makes the listener in the namespace that the document names, if it names one.
+/// Binds the listener in the namespace of `listen.netns`, if there is one; `first` is its number in the sidecar.
 ///
-/// A document that is wrong is left for the sidecar to refuse, which says why. Cancel-safe.
+/// A wrong config is passed on as it is: the sidecar refuses it with the reason. Cancel-safe.
 ///
 /// # Errors
 ///
 /// [`LaunchError::Network`] and [`LaunchError::Listen`].
-pub(super) async fn inherit(document: &str, first: i32) -> Result<Inherited, LaunchError> {
-    let Ok(Request { listen, .. }) = Request::from_json(document) else {
+pub(super) async fn inherit(config: &str, first: i32) -> Result<Inherited, LaunchError> {
+    let Ok(Config { listen, .. }) = Config::from_json(config) else {
         return Ok(Inherited::default());
     };
     let Some(path) = listen.netns.clone() else { return Ok(Inherited::default()) };
-    let document = Some(rewritten(document, &listen, first));
-    let (answer, answered) = oneshot::channel();
-    // A thread that has entered a namespace stays in it; so this one ends.
-    let maker = thread::Builder::new().name("listener".to_owned());
-    maker.spawn(move || drop(answer.send(made(path, &listen))))?;
-    let made = answered.await.map_err(|_| io::Error::other("the listener's thread has ended"))?;
-    Ok(Inherited { descriptors: made?, document })
+    let config = Some(rewritten(config, &listen, first));
+    let (sender, receiver) = oneshot::channel();
+    // A thread of its own, which ends afterwards: a thread that has entered a namespace stays in it.
+    let thread = thread::Builder::new().name("listener".to_owned());
+    thread.spawn(move || drop(sender.send(bind(path, &listen))))?;
+    let bound = receiver.await.map_err(|_| io::Error::other("the listener's thread has ended"))?;
+    Ok(Inherited { descriptors: bound?, config })
 }
 
-fn made(path: PathBuf, listen: &Listen) -> Result<Vec<OwnedFd>, LaunchError> {
+fn bind(path: PathBuf, listen: &Listen) -> Result<Vec<OwnedFd>, LaunchError> {
     let entered =
         File::open(&path).and_then(|namespace| Ok(setns(namespace, CloneFlags::CLONE_NEWNET)?));
     entered.map_err(|cause| LaunchError::Network { path, cause })?;
     let at = SocketAddr::new(listen.address, listen.port);
-    let refused = |cause| LaunchError::Listen { at, cause };
-    let mut made = vec![TcpListener::bind(at).map_err(refused)?.into()];
+    let failed = |cause| LaunchError::Listen { at, cause };
+    let mut descriptors = vec![TcpListener::bind(at).map_err(failed)?.into()];
     if listen.allowed_uids.is_some() {
-        // It sees the connections of this namespace, and names users as this process knows them.
+        // Created here, it sees the connections of this namespace, and reports user ids as this process sees them.
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let protocol = SockProtocol::NetlinkSockDiag;
-        let asked = socket(AddressFamily::Netlink, SockType::Datagram, flags, protocol);
-        made.push(asked.map_err(|error| refused(error.into()))?);
+        let diagnostics = socket(AddressFamily::Netlink, SockType::Datagram, flags, protocol);
+        descriptors.push(diagnostics.map_err(|error| failed(error.into()))?);
     }
-    Ok(made)
+    Ok(descriptors)
 }
 
-/// The document with another `listen`; everything else stays byte for byte.
-fn rewritten(document: &str, listen: &Listen, fd: i32) -> Zeroizing<String> {
+/// The config with `listen` replaced by the inherited descriptor; all other bytes stay as they are.
+fn rewritten(config: &str, listen: &Listen, fd: i32) -> Zeroizing<String> {
     let allowed = listen.allowed_uids.as_ref().map(|users| format!(r#","allowed_uids":{users:?}"#));
     let replacement = format!(r#"{{"fd":{fd}{}}}"#, allowed.unwrap_or_default());
-    let entries: Entries<'_> = value::entries(document).unwrap_or_default();
+    let entries: Entries<'_> = value::entries(config).unwrap_or_default();
     let old = entries.iter().find(|(name, _)| name == "listen").map_or("", |(_, raw)| raw.get());
-    let start = old.as_ptr().addr().saturating_sub(document.as_ptr().addr());
-    let (before, rest) = document.split_at_checked(start).unwrap_or((document, ""));
+    let start = old.as_ptr().addr().saturating_sub(config.as_ptr().addr());
+    let (before, rest) = config.split_at_checked(start).unwrap_or((config, ""));
     let after = rest.get(old.len()..).unwrap_or_default();
-    let mut text = Zeroizing::new(String::with_capacity(document.len() + replacement.len()));
-    for piece in [before, &replacement, after] {
-        text.push_str(piece);
+    let mut text = Zeroizing::new(String::with_capacity(config.len() + replacement.len()));
+    for part in [before, &replacement, after] {
+        text.push_str(part);
     }
     text
 }
@@ -92,18 +92,18 @@ mod tests {
 
     #[test]
     fn only_listen_is_rewritten() {
-        let document = concat!(
+        let config = concat!(
             r#"{ "name": "a", "aws": {"access_key_id": "AKIAIOSFODNN7EXAMPLE", "secret_access_key": "s"},"#,
             r#" "listen" : {"netns": "/run/netns/é", "port": 1024, "allowed_uids": [1, 2]} ,"#,
             r#" "bastion": {"instance_id": "i-0123456789abcdef0", "ssh_private_key": "k"},"#,
             r#" "target": {"host": "listen", "port": 1} }"#,
         );
-        let listen = Request::from_json(document).unwrap().listen;
-        let text = rewritten(document, &listen, 3);
-        let (before, rest) = document.split_once("{\"netns\"").unwrap();
+        let listen = Config::from_json(config).unwrap().listen;
+        let text = rewritten(config, &listen, 3);
+        let (before, rest) = config.split_once("{\"netns\"").unwrap();
         let after = rest.split_once('}').unwrap().1;
         assert_eq!(*text, format!(r#"{before}{{"fd":3,"allowed_uids":[1, 2]}}{after}"#));
-        let listen = Request::from_json(&text).unwrap().listen;
+        let listen = Config::from_json(&text).unwrap().listen;
         assert_eq!((listen.fd, listen.netns), (Some(3), None));
         assert_eq!(listen.allowed_uids, Some(vec![1, 2]));
     }

@@ -1,27 +1,27 @@
-//! What a sidecar uses, as `/proc` tells.
+//! Resource usage of a sidecar, from `/proc`.
 
 use std::{fs, io, time::Duration};
 
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
-/// What the processes of a sidecar use together.
+/// Resource usage of all processes of a sidecar.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Metrics {
-    /// How many there are.
+    /// Number of processes.
     pub processes: usize,
-    /// Memory that they have in use now, in bytes; what they share counts for each.
+    /// Resident memory in bytes; shared memory counts once per process.
     pub resident_bytes: u64,
-    /// The most that each had in use, added up, in bytes.
+    /// Sum of the peak resident memory of each process, in bytes.
     pub peak_bytes: u64,
-    /// Time on a processor, in steps of the kernel's clock tick, which is 10 ms.
+    /// CPU time; the resolution is the kernel's clock tick, 10 ms.
     pub cpu: Duration,
 }
 
-/// Adds up what `pid` and its descendants use.
+/// Sums up the usage of `pid` and its descendants.
 ///
 /// # Errors
 ///
-/// When `/proc` does not tell, as when it has ended.
+/// If `/proc` cannot be read, as when the process has ended.
 pub(super) fn of(pid: Pid) -> io::Result<Metrics> {
     let ticks = sysconf(SysconfVar::CLK_TCK)?.and_then(|ticks| u64::try_from(ticks).ok());
     let mut metrics = Metrics::default();
@@ -37,23 +37,23 @@ fn add(pid: i32, ticks: u64, metrics: &mut Metrics) -> io::Result<()> {
     metrics.peak_bytes += kibibytes(&status, "VmHWM:") << 10;
     metrics.cpu += Duration::from_millis(cpu_ticks(&stat) * 1000 / ticks);
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        // Without CONFIG_PROC_CHILDREN there is no such file, and the process stands for all.
+        // Without CONFIG_PROC_CHILDREN this file does not exist; then only the process itself is counted.
         let children = fs::read_to_string(thread?.path().join("children")).unwrap_or_default();
         for child in children.split_ascii_whitespace().filter_map(|child| child.parse().ok()) {
-            // One that has ended meanwhile uses nothing.
+            // Fails for a process that has ended in the meantime, which uses nothing.
             drop(add(child, ticks, metrics));
         }
     }
     Ok(())
 }
 
-/// A line of `/proc/PID/status`; 0 for a zombie, which has none.
+/// A value of `/proc/PID/status`; 0 for a zombie, which lacks these lines.
 fn kibibytes(status: &str, name: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix(name));
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
 }
 
-/// `utime` and `stime` of `/proc/PID/stat`, the 12th and 13th field behind the name in parentheses.
+/// `utime` and `stime` of `/proc/PID/stat`, the 12th and 13th field after the name in parentheses.
 fn cpu_ticks(stat: &str) -> u64 {
     let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_ascii_whitespace();
     fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum()

@@ -1,4 +1,4 @@
-//! What a sidecar says, read as it comes, so that it never waits for its runner.
+//! Reads stdout and stderr of a sidecar as they arrive, so that the sidecar never blocks on its runner.
 
 use std::io;
 
@@ -9,9 +9,12 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{Failure, Line, Summary};
+use crate::{
+    failure::Failure,
+    line::{Line, Summary},
+};
 
-/// Where a sidecar's log goes. Nothing of it ever waits: what is not taken in time is lost.
+/// Where a sidecar's log goes. The sidecar never waits for it: what is not consumed in time is dropped.
 #[derive(Default)]
 pub enum Stderr {
     /// To the runner's own stderr.
@@ -19,7 +22,7 @@ pub enum Stderr {
     Inherit,
     /// Nowhere.
     Discard,
-    /// To this writer, in pieces as they come; 512 KiB wait for it at most.
+    /// To this writer, in chunks as they arrive; at most 512 KiB are queued.
     Sink(Box<dyn AsyncWrite + Send + Unpin>),
 }
 
@@ -33,20 +36,20 @@ impl std::fmt::Debug for Stderr {
     }
 }
 
-/// What was said on stdout so far.
+/// What has been read from stdout so far.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Said {
+pub(super) struct StdoutState {
     pub(super) ready: Option<u16>,
     pub(super) failure: Option<Failure>,
     pub(super) summary: Option<Summary>,
-    /// Whether nothing more will come.
-    pub(super) is_over: bool,
+    /// Whether stdout is closed.
+    pub(super) is_closed: bool,
 }
 
-/// Readers of both pipes; they end with this.
+/// The tasks that read both pipes; they stop when this is dropped.
 #[derive(Debug)]
 pub(super) struct Output {
-    pub(super) said: watch::Receiver<Said>,
+    pub(super) stdout: watch::Receiver<StdoutState>,
     pub(super) events: mpsc::Receiver<Line>,
     _readers: JoinSet<()>,
 }
@@ -56,38 +59,38 @@ impl Output {
         stdout: pipe::Receiver,
         stderr: Option<(pipe::Receiver, Box<dyn AsyncWrite + Send + Unpin>)>,
     ) -> Self {
-        let (teller, said) = watch::channel(Said::default());
+        let (state_sender, state) = watch::channel(StdoutState::default());
         let (sender, events) = mpsc::channel(EVENTS);
         let mut readers = JoinSet::new();
         readers.spawn(async move {
-            // A pipe that cannot be read says no more either.
-            drop(read_lines(stdout, |line| note(line, &teller, &sender)).await);
-            teller.send_modify(|said| said.is_over = true);
+            // A read error counts as the end of stdout.
+            drop(read_lines(stdout, |line| handle_line(line, &state_sender, &sender)).await);
+            state_sender.send_modify(|state| state.is_closed = true);
         });
         if let Some((pipe, sink)) = stderr {
-            let (pieces, taken) = mpsc::channel(PIECES);
-            readers.spawn(write_pieces(taken, sink));
-            readers.spawn(async move { drop(read_pieces(pipe, pieces).await) });
+            let (sender, chunks) = mpsc::channel(CHUNKS);
+            readers.spawn(write_chunks(chunks, sink));
+            readers.spawn(async move { drop(read_chunks(pipe, sender).await) });
         }
-        Self { said, events, _readers: readers }
+        Self { stdout: state, events, _readers: readers }
     }
 }
 
-fn note(line: &str, teller: &watch::Sender<Said>, events: &mpsc::Sender<Line>) {
+fn handle_line(line: &str, state: &watch::Sender<StdoutState>, events: &mpsc::Sender<Line>) {
     let Some(line) = Line::parse(line) else { return };
-    teller.send_modify(|said| match &line {
-        Line::Ready(port) => said.ready = said.ready.or(Some(*port)),
-        Line::Failed(failure) => said.failure = Some(failure.clone()),
-        Line::Closed(summary) => said.summary = Some(summary.clone()),
+    state.send_modify(|state| match &line {
+        Line::Ready(port) => state.ready = state.ready.or(Some(*port)),
+        Line::Failed(failure) => state.failure = Some(failure.clone()),
+        Line::Closed(summary) => state.summary = Some(summary.clone()),
         _ => {}
     });
     if !matches!(line, Line::Ready(_) | Line::Failed(_)) {
-        // A runner that asks for none gets those that fit.
+        // If the runner does not read events, those beyond the queue's capacity are dropped.
         drop(events.try_send(line));
     }
 }
 
-/// Gives each line that is not longer than [`LINE_BYTES`] to `take`.
+/// Calls `take` for each line; lines longer than [`LINE_BYTES`] are skipped.
 async fn read_lines(
     mut pipe: impl AsyncRead + Unpin,
     mut take: impl FnMut(&str),
@@ -100,13 +103,13 @@ async fn read_lines(
         if length == 0 {
             return Ok(());
         }
-        for piece in buffer.get(..length).unwrap_or_default().split_inclusive(|byte| *byte == b'\n')
+        for part in buffer.get(..length).unwrap_or_default().split_inclusive(|byte| *byte == b'\n')
         {
-            too_long |= line.len() + piece.len() > LINE_BYTES;
+            too_long |= line.len() + part.len() > LINE_BYTES;
             if !too_long {
-                line.extend_from_slice(piece);
+                line.extend_from_slice(part);
             }
-            if piece.ends_with(b"\n") {
+            if part.ends_with(b"\n") {
                 if !too_long && let Ok(text) = std::str::from_utf8(&line) {
                     take(text);
                 }
@@ -117,46 +120,49 @@ async fn read_lines(
     }
 }
 
-async fn read_pieces(mut pipe: pipe::Receiver, pieces: mpsc::Sender<Vec<u8>>) -> io::Result<()> {
+async fn read_chunks(mut pipe: pipe::Receiver, chunks: mpsc::Sender<Vec<u8>>) -> io::Result<()> {
     loop {
-        let mut piece = Vec::with_capacity(PIECE_BYTES);
-        if pipe.read_buf(&mut piece).await? == 0 {
+        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+        if pipe.read_buf(&mut chunk).await? == 0 {
             return Ok(());
         }
-        // Where it does not fit it is lost: the sidecar must not wait.
-        drop(pieces.try_send(piece));
+        // Dropped if the queue is full: the sidecar must not block.
+        drop(chunks.try_send(chunk));
     }
 }
 
-async fn write_pieces(
-    mut pieces: mpsc::Receiver<Vec<u8>>,
+async fn write_chunks(
+    mut chunks: mpsc::Receiver<Vec<u8>>,
     mut sink: Box<dyn AsyncWrite + Send + Unpin>,
 ) {
-    while let Some(piece) = pieces.recv().await {
-        if sink.write_all(&piece).await.is_err() {
-            // Goes on to be emptied by the reader, which finds the queue closed.
+    while let Some(chunk) = chunks.recv().await {
+        if sink.write_all(&chunk).await.is_err() {
+            // The reader continues to drain the pipe; its sends fail, since the queue is closed.
             return;
         }
-        // As with the write.
+        // A failed flush shows as an error of the next write.
         drop(sink.flush().await);
     }
 }
 
-/// Far above any line of the contract.
+/// Longest line that is read; far above any line of the contract.
 const LINE_BYTES: usize = 64 << 10;
 
-/// Events that wait for a runner to ask.
+/// Events that are queued until the runner reads them.
 const EVENTS: usize = 256;
 
-const PIECE_BYTES: usize = 8 << 10;
-const PIECES: usize = 64;
+/// Largest chunk of the log.
+const CHUNK_BYTES: usize = 8 << 10;
+
+/// Chunks of the log that are queued for the sink.
+const CHUNKS: usize = 64;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn lines_are_found_in_pieces_and_giants_are_skipped() {
+    async fn lines_are_assembled_and_overlong_ones_skipped() {
         let mut bytes = b"ready 1\nhalf".to_vec();
         bytes.extend_from_slice(b" and half\n");
         bytes.extend(std::iter::repeat_n(b'x', 3 * LINE_BYTES));

@@ -1,4 +1,4 @@
-//! A sidecar that runs.
+//! A running sidecar.
 
 use std::{io, time::Duration};
 
@@ -14,78 +14,83 @@ use tokio::{
 };
 
 use super::{
-    isolation::Refused,
-    keeper::{Child, GRACE, TERMINATE_GRACE},
+    isolation::MissingProtection,
     metrics::{self, Metrics},
     output::Output,
+    supervisor::{Child, GRACE, TERMINATE_GRACE},
 };
-use crate::{ExitStatus, Failure, Line, Secret, Summary};
+use crate::{
+    failure::{ExitStatus, Failure},
+    line::{Line, Summary},
+    secret::Secret,
+};
 
 /// A sidecar, and the job's lease on it.
 ///
-/// When this is dropped the lease ends: the sidecar terminates its sessions and exits, by itself within 5 s,
-/// else by SIGTERM and SIGKILL; it is waited for in the background, by no task of this runtime.
+/// When this is dropped the lease ends: the sidecar terminates its sessions and exits within 5 s. If it does not,
+/// it gets SIGTERM and then SIGKILL. A thread waits for it in the background, so this works without an async
+/// runtime.
 #[derive(Debug)]
 pub struct Sidecar {
     stdin: Option<pipe::Sender>,
     output: Output,
     child: Child,
-    refused: Vec<Refused>,
+    missing_protections: Vec<MissingProtection>,
 }
 
 /// The tunnel is up.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Ready {
-    /// Where clients connect, in the network namespace of the listener.
+    /// The port that clients connect to, in the network namespace of the listener.
     pub port: u16,
 }
 
-/// Why there is no tunnel.
+/// Why the tunnel did not come up.
 #[derive(Debug, thiserror::Error)]
 pub enum NotReady {
-    /// The sidecar said why, and ends.
+    /// The sidecar reported the reason, and exits.
     #[error("{}", .0.message)]
     Failed(Box<Failure>),
-    /// It ended without a word.
-    #[error("the sidecar ended {0}")]
-    Ended(Ended),
-    /// The kernel does not say how it ended.
+    /// It exited without a `failed` line.
+    #[error("the sidecar exited {0}")]
+    Exited(Exit),
+    /// It cannot be waited for.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
-/// How a sidecar ended.
+/// How a sidecar exited.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Ended {
-    /// Its exit status; `None`: a signal, or a status that is not of the contract.
+pub struct Exit {
+    /// The exit status; `None` after a signal, and for a code that is not in the contract.
     pub status: Option<ExitStatus>,
-    /// The code that it exited with; `None`: by a signal.
+    /// The exit code; `None` after a signal.
     pub code: Option<i32>,
-    /// The signal that ended it.
+    /// The signal that killed it.
     pub signal: Option<i32>,
-    /// What the runner did beyond ending the lease.
+    /// The signal that was needed after the end of the lease, if any.
     pub force: Option<Force>,
-    /// What it said on stdout at the end.
+    /// Its `failed` line.
     pub failure: Option<Box<Failure>>,
-    /// What it carried, where the document has `"events": true`.
+    /// Its `closed` line, if the config has `"events": true`.
     pub summary: Option<Summary>,
 }
 
-/// What it took to end a sidecar that did not when it was asked to.
+/// The last signal sent to a sidecar that did not exit at the end of its lease.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Force {
     /// SIGTERM.
     Terminated,
-    /// SIGKILL: sessions may be left to their idle time-out.
+    /// SIGKILL. Sessions may stay open until their idle time-out.
     Killed,
 }
 
-impl std::fmt::Display for Ended {
+impl std::fmt::Display for Exit {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match (self.code, self.signal) {
             (Some(code), _) => write!(formatter, "with status {code}"),
             (None, Some(signal)) => write!(formatter, "by signal {signal}"),
-            (None, None) => formatter.write_str("in an unknown way"),
+            (None, None) => formatter.write_str("with an unknown status"),
         }
     }
 }
@@ -95,23 +100,23 @@ impl Sidecar {
         child: Child,
         stdin: pipe::Sender,
         output: Output,
-        refused: Vec<Refused>,
+        missing_protections: Vec<MissingProtection>,
     ) -> Self {
-        Self { stdin: Some(stdin), output, child, refused }
+        Self { stdin: Some(stdin), output, child, missing_protections }
     }
 
-    /// Waits until the tunnel is up. The sidecar gives up by itself after `timeouts.ready_s`. Cancel-safe.
+    /// Waits until the tunnel is up. The sidecar itself fails after `timeouts.ready_s`. Cancel-safe.
     ///
     /// # Errors
     ///
-    /// [`NotReady`] where it never will be.
+    /// [`NotReady`] if the sidecar fails or exits.
     pub async fn ready(&mut self) -> Result<Ready, NotReady> {
-        let over = self
+        let decided = self
             .output
-            .said
-            .wait_for(|said| said.is_over || said.ready.is_some() || said.failure.is_some());
-        let (ready, failure) = match over.await {
-            Ok(said) => (said.ready, said.failure.clone()),
+            .stdout
+            .wait_for(|state| state.is_closed || state.ready.is_some() || state.failure.is_some());
+        let (ready, failure) = match decided.await {
+            Ok(state) => (state.ready, state.failure.clone()),
             Err(_) => (None, None),
         };
         if let Some(failure) = failure {
@@ -119,23 +124,24 @@ impl Sidecar {
         }
         match ready {
             Some(port) => Ok(Ready { port }),
-            None => Err(NotReady::Ended(self.ended().await?)),
+            None => Err(NotReady::Exited(self.wait().await?)),
         }
     }
 
-    /// The next line other than `ready` and `failed`, where the document has `"events": true`; `None` once
-    /// there will be no more. Those beyond 256 that nobody asked for are lost. Cancel-safe.
+    /// Waits for the next line other than `ready` and `failed`; there are such lines if the config has
+    /// `"events": true`. `None` once stdout is closed. At most 256 lines are queued, further ones are dropped.
+    /// Cancel-safe.
     pub async fn event(&mut self) -> Option<Line> {
         self.output.events.recv().await
     }
 
-    /// Waits until it ends of itself, which means that the tunnel is lost. Cancel-safe.
+    /// Waits until the sidecar exits by itself, which means that the tunnel has failed. Cancel-safe.
     ///
     /// # Errors
     ///
-    /// When it cannot be waited for.
-    pub async fn ended(&mut self) -> io::Result<Ended> {
-        // Listened to first, so that no end falls between look and wait.
+    /// If it cannot be waited for.
+    pub async fn wait(&mut self) -> io::Result<Exit> {
+        // Subscribed first, so that an exit between the check and the wait is not missed.
         let mut children = signal(SignalKind::child())?;
         let status = loop {
             if let Some(status) = self.child.try_wait()? {
@@ -143,48 +149,51 @@ impl Sidecar {
             }
             children.recv().await;
         };
-        // What it said last is in the pipe; a process that it left there would keep that open.
-        drop(timeout(LAST_WORDS, self.output.said.wait_for(|said| said.is_over)).await);
-        let said = self.output.said.borrow().clone();
+        // Its last lines may still be in the pipe. With a limit: a process that it has left behind keeps the pipe
+        // open.
+        drop(timeout(DRAIN_TIMEOUT, self.output.stdout.wait_for(|state| state.is_closed)).await);
+        let state = self.output.stdout.borrow().clone();
         let (code, signal) = match status {
             WaitStatus::Exited(_, code) => (Some(code), None),
             WaitStatus::Signaled(_, signal, _) => (None, Some(signal as i32)),
             _ => (None, None),
         };
         let status = code.and_then(ExitStatus::from_code);
-        let failure = said.failure.map(Box::new);
-        Ok(Ended { status, code, signal, force: None, failure, summary: said.summary })
+        let failure = state.failure.map(Box::new);
+        Ok(Exit { status, code, signal, force: None, failure, summary: state.summary })
     }
 
-    /// Ends it: the lease, and 6 s to terminate its sessions; SIGTERM, and 2 s; SIGKILL.
+    /// Stops the sidecar: ends the lease and waits 6 s for it to terminate its sessions and exit; then SIGTERM and
+    /// 2 s; then SIGKILL.
     ///
-    /// Cancel-safe: where this is dropped the same goes on in the background.
+    /// Cancel-safe: if dropped, the same continues in the background.
     ///
     /// # Errors
     ///
-    /// When it cannot be signalled or waited for.
-    pub async fn end(mut self) -> io::Result<Ended> {
+    /// If it cannot be signalled or waited for.
+    pub async fn stop(mut self) -> io::Result<Exit> {
         drop(self.stdin.take());
         let mut force = None;
         for (grace, next, signal) in [
             (GRACE, Force::Terminated, Signal::SIGTERM),
             (TERMINATE_GRACE, Force::Killed, Signal::SIGKILL),
         ] {
-            if let Ok(ended) = timeout(grace, self.ended()).await {
-                return ended.map(|ended| Ended { force, ..ended });
+            if let Ok(exit) = timeout(grace, self.wait()).await {
+                return exit.map(|exit| Exit { force, ..exit });
             }
             self.child.signal(signal)?;
             force = Some(next);
         }
-        self.ended().await.map(|ended| Ended { force, ..ended })
+        self.wait().await.map(|exit| Exit { force, ..exit })
     }
 
-    /// Replaces the AWS keys of a job that outlives them. Not cancel-safe: half a line is ignored, with the
-    /// next one.
+    /// Replaces the AWS keys, for a job that runs longer than its temporary keys are valid. Not cancel-safe: if
+    /// dropped, part of the line may have been written, and the sidecar then ignores it together with the next
+    /// line.
     ///
     /// # Errors
     ///
-    /// When it no longer reads.
+    /// If the sidecar has closed its stdin.
     pub async fn renew_keys(
         &mut self,
         access_key_id: &str,
@@ -196,21 +205,22 @@ impl Sidecar {
         stdin.write_all(line.as_bytes()).await
     }
 
-    /// What it uses now.
+    /// Its current resource usage.
     ///
     /// # Errors
     ///
-    /// When it has ended, or `/proc` does not show it.
+    /// If it has been waited for, or `/proc` cannot be read.
     pub fn metrics(&self) -> io::Result<Metrics> {
         metrics::of(self.child.id().ok_or(io::ErrorKind::NotFound)?)
     }
 
-    /// The protections that this host does not give.
-    pub fn refused(&self) -> &[Refused] {
-        &self.refused
+    /// The protections that this host does not support; empty with
+    /// [`Isolation::Required`](super::Isolation::Required).
+    pub fn missing_protections(&self) -> &[MissingProtection] {
+        &self.missing_protections
     }
 
-    /// Its process id in the runner's PID namespace; `None` once it has been waited for.
+    /// The process id in the runner's PID namespace; `None` once it has been waited for.
     pub fn pid(&self) -> Option<i32> {
         self.child.id().map(Pid::as_raw)
     }
@@ -231,8 +241,8 @@ fn keys_line(
     for (name, text) in fields {
         if let Some(text) = text {
             let text = zeroize::Zeroizing::new(serde_json::to_string(text)?);
-            for piece in [",\"", name, "\":", &text] {
-                line.push_str(piece);
+            for part in [",\"", name, "\":", &text] {
+                line.push_str(part);
             }
         }
     }
@@ -240,16 +250,16 @@ fn keys_line(
     Ok(line)
 }
 
-/// For the last lines to be read once the process has ended.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long the last lines may take to be read once the process has ended.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Room enough that the line is not copied as it grows.
+/// Capacity of the line: enough that it never grows, which would leave copies in memory that are not wiped.
 const LINE_BYTES: usize = 8 << 10;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Message, MessageReader};
+    use crate::message::{Message, MessageReader};
 
     #[test]
     fn renewed_keys_are_a_message() {

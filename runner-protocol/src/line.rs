@@ -4,32 +4,34 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::Failure;
+use crate::failure::Failure;
 
-/// A line of the sidecar's stdout; its text ([`fmt::Display`]) has no line feed and never holds one.
+/// A line of the sidecar's stdout. Its text ([`fmt::Display`]) never contains a line feed, also not at its end.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Line {
     /// `ready <port>`: the tunnel is up; once. 1–65535.
     Ready(u16),
     /// `failed <json>`: at most once, last, before an exit status other than 0.
     Failed(Failure),
-    /// `phase <name>`: a phase of the start has begun; with `events`.
+    /// `phase <name>`: a phase of the start has begun; with `events`. The name of a [`Phase`](crate::Phase), or of
+    /// one that is newer than this crate.
     Phase(String),
     /// `host-key <SHA256:…>`: fingerprint of the bastion's host key; with `events`.
     HostKey(String),
-    /// `degraded <reason>`: the path is broken, and connections wait; with `events`.
+    /// `degraded <reason>`: the path to the bastion is broken, and connections wait; with `events`.
     Degraded(String),
-    /// `recovered`: the path is back; with `events`.
+    /// `recovered`: the path works again; with `events`.
     Recovered,
     /// `closed <json>`: the summary, before exit status 0; with `events`.
     Closed(Summary),
 }
 
 impl Line {
-    /// Reads a line as a runner should: unknown words are `None`, as is a known word without what must
-    /// follow it; what stands behind the known parts is ignored, as are unknown fields of JSON.
+    /// Parses a line with the tolerance that the contract asks of a runner. `None` for an unknown word, and for a
+    /// known word without the parts that must follow it. Anything after the known parts is ignored, and so are
+    /// unknown JSON fields.
     ///
-    /// A line end may be there or not.
+    /// The line may end in a line feed or not.
     pub fn parse(line: &str) -> Option<Self> {
         let line = line.trim_end_matches(['\r', '\n']);
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
@@ -62,29 +64,29 @@ impl fmt::Display for Line {
     }
 }
 
-/// What a tunnel did, from start to end.
+/// Totals of a tunnel, from start to end.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default)]
 pub struct Summary {
-    /// Why it ended.
+    /// Why the tunnel ended.
     pub reason: String,
     /// Bytes from clients towards the target, of all connections.
     pub bytes_to_target: u64,
     /// Bytes from the target towards clients, of all connections.
     pub bytes_from_target: u64,
-    /// Connections that clients made.
+    /// Accepted client connections.
     pub connections: u64,
     /// SSM sessions that were started.
     pub sessions: u64,
-    /// How often a session was resumed.
+    /// Number of times that a session was resumed.
     pub resumes: u64,
-    /// Messages that were sent again to the agent.
+    /// Messages to the agent that were sent again.
     pub retransmissions: u64,
-    /// How long each phase of the start took, in milliseconds.
+    /// Duration of each phase of the start, in milliseconds.
     pub phases_ms: PhaseTimes,
 }
 
-/// Milliseconds of each phase of the start by its name, in the order in which they ran; a JSON object.
+/// Milliseconds of each phase of the start by its name, in the order in which they ran. A JSON object.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct PhaseTimes(pub Vec<(String, u64)>);
 
@@ -123,7 +125,7 @@ fn json(value: &impl Serialize) -> Result<String, fmt::Error> {
     serde_json::to_string(value).map_err(|_| fmt::Error)
 }
 
-/// Control characters become spaces, so that no text of a peer can begin a line of its own.
+/// Replaces control characters by spaces, so that text from a peer cannot start a new line.
 fn on_one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
@@ -139,16 +141,16 @@ fn first_json<T: DeserializeOwned>(rest: &str) -> Option<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ErrorCode;
+    use crate::failure::ErrorCode;
 
     #[test]
-    fn runner_takes_what_it_knows_and_ignores_the_rest() {
+    fn known_parts_are_read_and_the_rest_is_ignored() {
         let failed = r#"{"code":"internal","message":"m","hint":"h","retryable":false,"phase":"ssh","blame":"bug"}"#;
         let failure = Failure::new(ErrorCode::Internal, "m", "h", "ssh");
         let cases = [
             ("port", "ready 5432", Some(Line::Ready(5432))),
             ("line end", "ready 5432\r\n", Some(Line::Ready(5432))),
-            ("behind the port", "ready 5432 fd=7", Some(Line::Ready(5432))),
+            ("text after the port", "ready 5432 fd=7", Some(Line::Ready(5432))),
             ("no port", "ready", None),
             ("port zero", "ready 0", None),
             ("no number", "ready soon", None),
@@ -156,11 +158,12 @@ mod tests {
             ("other word", "readyish 5432", None),
             ("nothing", "", None),
             ("unknown word", "weather sunny", None),
-            ("behind recovered", "recovered after 3 s", Some(Line::Recovered)),
-            ("behind the phase", "phase ssh 12 ms", Some(Line::Phase("ssh".to_owned()))),
+            ("text after recovered", "recovered after 3 s", Some(Line::Recovered)),
+            ("text after the phase", "phase ssh 12 ms", Some(Line::Phase("ssh".to_owned()))),
+            ("unknown phase", "phase relay", Some(Line::Phase("relay".to_owned()))),
             ("reason of words", "degraded by rain", Some(Line::Degraded("by rain".to_owned()))),
             ("failed", &format!("failed {failed}"), Some(Line::Failed(failure.clone()))),
-            ("behind the JSON", &format!("failed {failed} x"), Some(Line::Failed(failure))),
+            ("text after the JSON", &format!("failed {failed} x"), Some(Line::Failed(failure))),
             ("broken JSON", "failed {", None),
             ("no object", "closed 3", None),
             ("empty summary", "closed {}", Some(Line::Closed(Summary::default()))),
@@ -171,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn every_line_is_one_line_whatever_its_text() {
+    fn every_line_stays_one_line_with_hostile_text() {
         let hostile = "a\nready 1\r\u{85}\0\u{1b}";
         let lines = [
             Line::Phase(hostile.to_owned()),

@@ -1,13 +1,9 @@
-//! The JSON document, as written and within its rules, defaults filled in.
+//! The config of one connection, as types with the defaults filled in.
 //!
-//! A [`Request`] can only hold what the contract allows, so whoever has one need not check it again. What takes
-//! a key's format or a DNS server to judge is not checked here.
+//! A [`Config`] holds only values that the contract allows, so the code that uses one does not check them again.
+//! Not checked here is whether keys can be decoded and names resolve.
 
-mod read;
-
-pub(crate) use read::keys;
-#[cfg(test)]
-pub(crate) use read::known_fields;
+pub(crate) mod read;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -16,21 +12,24 @@ use std::{
 };
 
 use crate::{
-    EndpointUrl, ErrorCode, Failure, Secret,
-    framing::{DocumentReader, Malformed},
+    endpoint::EndpointUrl,
+    failure::{ErrorCode, Failure},
+    framing::Malformed,
     mistake::Mistakes,
+    phase::Phase,
+    secret::Secret,
 };
 
-/// The document of one connection.
+/// The config of one connection.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub struct Config {
     /// Label of the connection, 1–128 characters.
     pub name: String,
-    /// Free text of the runner's own.
+    /// Free text for the runner's own use; ignored.
     pub memo: Option<String>,
     /// The runner's own id of the transfer.
     pub job_id: Option<String>,
-    /// Who calls AWS, and where.
+    /// Identity and endpoints of the AWS calls.
     pub aws: Aws,
     /// The instance to go through.
     pub bastion: Bastion,
@@ -38,75 +37,50 @@ pub struct Request {
     pub target: Target,
     /// Where clients connect to.
     pub listen: Listen,
-    /// What to do where the host cannot give every protection.
+    /// What to do if the host does not support every protection.
     pub hardening: Hardening,
-    /// How bytes are carried.
+    /// How connections are carried.
     pub tunnel: Tunnel,
-    /// How long things may take.
+    /// Time limits.
     pub timeouts: Timeouts,
-    /// Whether the runner wants more lines than `ready` and `failed`; false by default.
+    /// Whether to write more lines than `ready` and `failed`; false by default.
     pub events: bool,
     /// The HTTP endpoint for probes.
     pub health: Health,
 }
 
-impl Request {
-    /// Reads a whole document, from its opening to its closing brace; only white space may stand around it.
-    ///
-    /// # Errors
-    ///
-    /// [`RequestError`], with every mistake of the document at once.
-    pub fn from_json(document: &str) -> Result<Self, RequestError> {
-        Self::from_slice(document.as_bytes())
-    }
-
-    /// Reads the bytes of a whole document, such as those of a file.
-    ///
-    /// # Errors
-    ///
-    /// [`RequestError`], with every mistake of the document at once.
-    pub fn from_slice(document: &[u8]) -> Result<Self, RequestError> {
-        let mut reader = DocumentReader::new();
-        let framed = reader.push(document)?.ok_or_else(|| reader.end())?;
-        if !framed.rest.trim_ascii().is_empty() {
-            return Err(Malformed::Trailing.into());
-        }
-        read::request(&framed.document)
-    }
-}
-
-/// `aws`: who calls AWS, and where.
+/// `aws`: identity and endpoints of the AWS calls.
 #[derive(Clone, Debug)]
 pub struct Aws {
-    /// The identity of every call.
+    /// The identity of every call, unless a role is assumed.
     pub identity: Identity,
-    /// A role to assume first, with that identity.
+    /// A role to assume with that identity, for all other calls.
     pub assume_role: Option<AssumeRole>,
     /// `ap-northeast-1` by default.
     pub region: String,
-    /// SSM endpoint in place of the region's public one; `https`, or `http` at loopback.
+    /// SSM endpoint instead of the region's public one; `https`, or `http` for loopback.
     pub endpoint_url: Option<EndpointUrl>,
-    /// Host in place of the `StreamUrl`'s; `wss`, or `ws` at loopback; without a path.
+    /// Host instead of the one in the `StreamUrl`; `wss`, or `ws` for loopback; without a path.
     pub stream_endpoint_url: Option<EndpointUrl>,
 }
 
-/// Who calls AWS.
+/// The AWS identity.
 #[derive(Clone, Debug)]
 pub enum Identity {
-    /// `aws.access_key_id` and its companions; nothing else, should they be refused.
+    /// `aws.access_key_id` and the fields that belong to it. There is no fallback if AWS refuses them.
     Static(Keys),
-    /// `"aws.credentials": "environment"`: the SDK's default chain, only ever on the document's word.
+    /// `"aws.credentials": "environment"`: the SDK's default chain. Never used unless the config asks for it.
     Environment,
 }
 
-/// An AWS access key. The id, no secret, is treated as one: the two are easily mixed up.
+/// An AWS access key. The id is not a secret, but is treated as one, since the two are easily mixed up.
 #[derive(Clone, Debug)]
 pub struct Keys {
-    /// Names the key.
+    /// The key's id, such as `AKIA…`.
     pub access_key_id: Secret,
-    /// Signs.
+    /// The key that signs requests.
     pub secret_access_key: Secret,
-    /// With temporary keys.
+    /// Only with temporary keys.
     pub session_token: Option<Secret>,
 }
 
@@ -115,9 +89,9 @@ pub struct Keys {
 pub struct AssumeRole {
     /// `arn:aws:iam::123456789012:role/name`.
     pub role_arn: String,
-    /// What the role's trust policy asks for, if it does; 2–1,224 characters.
+    /// The external id that the role's trust policy requires, if any; 2–1,224 characters.
     pub external_id: Option<String>,
-    /// Shown in the customer's trail; 2–64 characters.
+    /// Appears in the customer's `CloudTrail`; 2–64 characters.
     pub session_name: Option<String>,
 }
 
@@ -126,40 +100,40 @@ pub struct AssumeRole {
 pub struct Bastion {
     /// `i-` or `mi-` and 8 or 17 hexadecimal digits.
     pub instance_id: String,
-    /// Port of sshd at the instance's loopback, 1–65535; 22 by default.
+    /// Port of sshd on the instance's loopback interface, 1–65535; 22 by default.
     pub ssh_port: u16,
     /// User to log in as; `ec2-user` by default.
     pub ssh_user: String,
-    /// The key file's text.
+    /// The text of the key file.
     pub ssh_private_key: Secret,
-    /// What opens that key.
+    /// The passphrase of that key.
     pub ssh_private_key_passphrase: Option<Secret>,
-    /// Host keys that are accepted, as written; none: every key is.
+    /// Accepted host keys, as written; if empty, every key is accepted.
     pub ssh_host_key: Vec<String>,
 }
 
 /// `target`: the database, as the bastion sees it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Target {
-    /// What sort of database, if said.
+    /// The kind of database, if given.
     pub engine: Option<Engine>,
     /// Name or address, as the bastion resolves it.
     pub host: String,
-    /// 1–65535; the engine's own by default.
+    /// 1–65535; the engine's default port if not given.
     pub port: u16,
 }
 
-/// A sort of database.
+/// A kind of database.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Engine {
-    /// `"mysql"`: MySQL and what speaks its protocol.
+    /// `"mysql"`: MySQL and compatible databases.
     MySql,
-    /// `"postgresql"`: PostgreSQL and what speaks its protocol.
+    /// `"postgresql"`: PostgreSQL and compatible databases.
     PostgreSql,
 }
 
 impl Engine {
-    /// The word in the document.
+    /// The word in the config.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::MySql => "mysql",
@@ -167,7 +141,7 @@ impl Engine {
         }
     }
 
-    /// The port that such databases listen on unless told otherwise.
+    /// The default port of such databases.
     pub const fn default_port(self) -> u16 {
         match self {
             Self::MySql => 3306,
@@ -179,40 +153,40 @@ impl Engine {
 /// `listen`: where clients connect to.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Listen {
-    /// 127.0.0.1 by default; not loopback only with [`Self::allow_non_loopback`].
+    /// 127.0.0.1 by default. Addresses other than loopback need [`Self::allow_non_loopback`].
     pub address: IpAddr,
     /// False by default.
     pub allow_non_loopback: bool,
-    /// 0, the default: the kernel chooses.
+    /// 0, the default, lets the kernel choose.
     pub port: u16,
-    /// Number of an inherited, already listening socket, from 3: the first three are taken.
+    /// Number of an inherited, already listening socket; at least 3, since 0 to 2 are the standard streams.
     pub fd: Option<i32>,
-    /// Path of a network namespace to listen in; never together with `fd`.
+    /// Path of a network namespace to listen in; never given together with `fd`.
     pub netns: Option<PathBuf>,
-    /// User ids that may connect, not empty; `None`: everybody may.
+    /// User ids that may connect, not empty; `None` allows all.
     pub allowed_uids: Option<Vec<u32>>,
 }
 
-/// `hardening`: what to do where the host cannot give every protection.
+/// `hardening`: what to do if the host does not support every protection.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Hardening {
-    /// `"best_effort"`: go on with those that there are.
+    /// `"best_effort"`: continue without the missing ones.
     #[default]
     BestEffort,
     /// `"required"`: fail.
     Required,
 }
 
-/// `tunnel`: how bytes are carried.
+/// `tunnel`: how connections are carried.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Tunnel {
     /// SSM sessions that may carry connections at once, 1–16; 1 by default.
     pub sessions: usize,
     /// SSH compression.
     pub compression: Compression,
-    /// Payload of each message towards the agent, 256–65,536 bytes; 1,024 by default.
+    /// Payload of each message to the agent, 256–65,536 bytes; 1,024 by default.
     pub message_bytes: usize,
-    /// Connections at once, 1–65,535; 64 by default. Further ones wait in the listen queue.
+    /// Concurrent connections, 1–65,535; 64 by default. Further ones wait in the listen queue.
     pub max_connections: usize,
 }
 
@@ -228,39 +202,39 @@ pub enum Compression {
     Off,
 }
 
-/// `timeouts`: how long things may take; whole seconds in the document.
+/// `timeouts`: time limits; whole seconds in the config.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Timeouts {
-    /// From start to `ready`, 1–600 s; 60 s by default.
+    /// From the start to `ready`, 1–600 s; 60 s by default.
     pub ready: Duration,
     /// Each connection to the target, 1 s to a day; 10 s by default.
     pub connect: Duration,
-    /// For a broken path to come back before the tunnel is given up, 1 s to a day; 60 s by default.
+    /// How long a broken path may take to recover before the tunnel fails, 1 s to a day; 60 s by default.
     pub reconnect: Duration,
 }
 
 /// `health`: the HTTP endpoint for probes.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Health {
-    /// Where it listens; not at all by default.
+    /// Address and port; no endpoint by default.
     pub listen: Option<SocketAddr>,
 }
 
-/// Why a document is refused; its text quotes no value that could be secret.
+/// Why a config is refused; the message quotes no value that could be a secret.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum RequestError {
-    /// It is no JSON object.
+pub enum ConfigError {
+    /// It is not a JSON object.
     #[error(transparent)]
     Malformed(#[from] Malformed),
-    /// It is of another version; nothing else was looked at.
-    #[error("version of the document is not known: {0}")]
+    /// It has another version; nothing else was checked.
+    #[error("version of the config is not known: {0}")]
     Version(String),
     /// Fields are wrong.
     #[error(transparent)]
     Mistakes(#[from] Mistakes),
 }
 
-impl RequestError {
+impl ConfigError {
     /// The code of the `failed` line.
     pub const fn code(&self) -> ErrorCode {
         match self {
@@ -274,18 +248,18 @@ impl RequestError {
         match self {
             Self::Malformed(malformed) => malformed.hint().to_owned(),
             Self::Version(_) => {
-                "set `version` to 1, or use a sidecar that is as new as the document".to_owned()
+                "set `version` to 1, or use a sidecar that is as new as the config".to_owned()
             }
             Self::Mistakes(mistakes) => mistakes.hint(),
         }
     }
 }
 
-impl From<RequestError> for Failure {
-    fn from(error: RequestError) -> Self {
-        Self::new(error.code(), error.to_string(), error.hint(), "config")
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::new(error.code(), error.to_string(), error.hint(), Phase::Config)
     }
 }
 
-/// The version of the contract that this crate speaks.
+/// The version of the contract that this crate implements.
 pub const VERSION: u32 = 1;

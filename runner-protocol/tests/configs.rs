@@ -1,4 +1,4 @@
-//! What a document becomes, and what is said when it is wrong.
+//! What a config is read as, and the message and hint for each mistake.
 
 #![cfg(test)]
 
@@ -6,37 +6,34 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use runner_protocol::{
-    ErrorCode, Failure, MAX_DOCUMENT_BYTES, Request,
-    request::{Compression, Engine, Hardening, Identity},
+    Config, ErrorCode, Failure, MAX_CONFIG_BYTES,
+    config::{Compression, Engine, Hardening, Identity},
 };
 use serde_json::{Map, Value, json};
 
 const SECRET: &str = "hunter2-hunter2-hunter2";
 
 #[test]
-fn smallest_document_gets_every_default() {
-    let request = Request::from_json(&document(&json!({})).to_string()).unwrap();
-    let Identity::Static(keys) = &request.aws.identity else { panic!("{:?}", request.aws) };
+fn smallest_config_gets_every_default() {
+    let config = Config::from_json(&valid_with(&json!({})).to_string()).unwrap();
+    let Identity::Static(keys) = &config.aws.identity else { panic!("{:?}", config.aws) };
     assert_eq!(keys.access_key_id.expose(), "AKIAIOSFODNN7EXAMPLE");
     assert_eq!(keys.secret_access_key.expose(), SECRET);
     assert!(keys.session_token.is_none());
-    assert_eq!(request.aws.region, "ap-northeast-1");
-    assert_eq!((request.bastion.ssh_port, request.bastion.ssh_user.as_str()), (22, "ec2-user"));
-    assert_eq!(request.bastion.ssh_private_key.expose(), SECRET);
-    assert_eq!(request.bastion.ssh_host_key, Vec::<String>::new());
-    assert_eq!((request.target.engine, request.target.port), (Some(Engine::MySql), 3306));
-    assert_eq!(
-        (request.listen.address.to_string().as_str(), request.listen.port),
-        ("127.0.0.1", 0)
-    );
-    assert_eq!(request.listen.allowed_uids, None);
-    assert_eq!(request.hardening, Hardening::BestEffort);
-    assert_eq!((request.tunnel.sessions, request.tunnel.compression), (1, Compression::Auto));
-    assert_eq!((request.tunnel.message_bytes, request.tunnel.max_connections), (1024, 64));
-    assert_eq!(request.timeouts.ready, Duration::from_mins(1));
-    assert_eq!(request.timeouts.connect, Duration::from_secs(10));
-    assert_eq!(request.timeouts.reconnect, Duration::from_mins(1));
-    assert!(!request.events && request.health.listen.is_none());
+    assert_eq!(config.aws.region, "ap-northeast-1");
+    assert_eq!((config.bastion.ssh_port, config.bastion.ssh_user.as_str()), (22, "ec2-user"));
+    assert_eq!(config.bastion.ssh_private_key.expose(), SECRET);
+    assert_eq!(config.bastion.ssh_host_key, Vec::<String>::new());
+    assert_eq!((config.target.engine, config.target.port), (Some(Engine::MySql), 3306));
+    assert_eq!((config.listen.address.to_string().as_str(), config.listen.port), ("127.0.0.1", 0));
+    assert_eq!(config.listen.allowed_uids, None);
+    assert_eq!(config.hardening, Hardening::BestEffort);
+    assert_eq!((config.tunnel.sessions, config.tunnel.compression), (1, Compression::Auto));
+    assert_eq!((config.tunnel.message_bytes, config.tunnel.max_connections), (1024, 64));
+    assert_eq!(config.timeouts.ready, Duration::from_mins(1));
+    assert_eq!(config.timeouts.connect, Duration::from_secs(10));
+    assert_eq!(config.timeouts.reconnect, Duration::from_mins(1));
+    assert!(!config.events && config.health.listen.is_none());
 }
 
 #[test]
@@ -45,13 +42,13 @@ fn one_host_key_is_a_list_of_one_and_an_engine_gives_its_port() {
         "bastion": { "ssh_host_key": "SHA256:x" },
         "target": { "engine": "postgresql" },
     });
-    let request = Request::from_json(&document(&changes).to_string()).unwrap();
-    assert_eq!(request.bastion.ssh_host_key, ["SHA256:x"]);
-    assert_eq!(request.target.port, 5432);
+    let config = Config::from_json(&valid_with(&changes).to_string()).unwrap();
+    assert_eq!(config.bastion.ssh_host_key, ["SHA256:x"]);
+    assert_eq!(config.target.port, 5432);
 }
 
 #[test]
-fn each_mistake_is_told_by_its_path_with_what_to_do() {
+fn each_mistake_is_reported_by_its_path_with_a_hint() {
     let keys = "give `aws.access_key_id` and `aws.secret_access_key`; only with `aws.credentials` \
                 set to \"environment\" is the identity of the sidecar's host used";
     let cases = [
@@ -142,7 +139,7 @@ fn each_mistake_is_told_by_its_path_with_what_to_do() {
         ),
     ];
     for (changes, message, hint) in cases {
-        let failure = refuse(&document(&changes).to_string());
+        let failure = refuse(&valid_with(&changes).to_string());
         assert_eq!((failure.message.as_str(), failure.hint.as_str()), (message, hint), "{changes}");
         assert_eq!(failure.code, ErrorCode::ConfigInvalid, "{changes}");
         assert_eq!(failure.phase, "config");
@@ -150,7 +147,7 @@ fn each_mistake_is_told_by_its_path_with_what_to_do() {
 }
 
 #[test]
-fn all_mistakes_are_told_at_once() {
+fn all_mistakes_are_reported_at_once() {
     let failure = refuse(r#"{ "aws": { "region": "" }, "tunnel": { "sessions": 17, "size": 1 } }"#);
     let expected = "name: missing; aws.access_key_id: missing; aws.secret_access_key: missing; \
          aws.region: empty; bastion.instance_id: missing; bastion.ssh_private_key: missing; \
@@ -161,25 +158,25 @@ fn all_mistakes_are_told_at_once() {
 }
 
 #[test]
-fn environment_is_taken_on_the_documents_word_alone() {
+fn environment_is_used_only_if_the_config_says_so() {
     let changes = json!({ "aws": {
         "access_key_id": null,
         "secret_access_key": null,
         "credentials": "environment",
     } });
-    let request = Request::from_json(&document(&changes).to_string()).unwrap();
-    assert!(matches!(request.aws.identity, Identity::Environment));
+    let config = Config::from_json(&valid_with(&changes).to_string()).unwrap();
+    assert!(matches!(config.aws.identity, Identity::Environment));
     for aws in [json!(null), json!({}), json!({ "credentials": null })] {
-        let mut document = document(&json!({}));
-        document["aws"] = aws;
-        let failure = refuse(&document.to_string());
+        let mut config = valid_with(&json!({}));
+        config["aws"] = aws;
+        let failure = refuse(&config.to_string());
         assert_eq!(failure.message, "aws.access_key_id: missing; aws.secret_access_key: missing");
     }
 }
 
 #[test]
-fn equal_names_are_a_mistake_even_in_disguise() {
-    let text = document(&json!({})).to_string();
+fn equal_names_are_a_mistake_even_when_escaped() {
+    let text = valid_with(&json!({})).to_string();
     let twice = text.replacen('{', r#"{"\u006eame":"other","#, 1);
     assert_eq!(refuse(&twice).message, "name: given more than once");
     let nested = text.replacen(r#""host":"#, r#""host":"a","host":"#, 1);
@@ -190,7 +187,7 @@ fn equal_names_are_a_mistake_even_in_disguise() {
 fn as_many_unknown_and_equal_names_as_fit_are_counted_not_listed() {
     let names: Vec<_> = (0..50_000).map(|index| format!(r#""u{index}":1"#)).collect();
     let failure = refuse(&format!("{{{},{}}}", names.join(","), [r#""u0":1"#; 9].join(",")));
-    // Missing are 7; the fields of `target` and `bastion` are counted among them.
+    // 7 fields are missing, those of `target` and `bastion` included.
     assert!(
         failure.message.ends_with(&format!("; and {} more", 7 + 9 + 50_000 - 24)),
         "{}",
@@ -200,38 +197,38 @@ fn as_many_unknown_and_equal_names_as_fit_are_counted_not_listed() {
 }
 
 #[test]
-fn other_versions_are_told_before_anything_else() {
+fn other_versions_are_reported_before_anything_else() {
     for version in ["0", "2", "1.5", "-1"] {
         let failure = refuse(&format!(r#"{{ "version": {version}, "new_field": true }}"#));
         assert_eq!(failure.code, ErrorCode::ConfigVersion);
-        assert_eq!(failure.message, format!("version of the document is not known: {version}"));
+        assert_eq!(failure.message, format!("version of the config is not known: {version}"));
         assert!(failure.hint.contains("`version`"), "{}", failure.hint);
     }
-    let failure = refuse(&document(&json!({ "version": "1" })).to_string());
+    let failure = refuse(&valid_with(&json!({ "version": "1" })).to_string());
     assert_eq!(failure.message, "version: not a number");
-    assert!(Request::from_json(&document(&json!({ "version": 1 })).to_string()).is_ok());
+    assert!(Config::from_json(&valid_with(&json!({ "version": 1 })).to_string()).is_ok());
 }
 
 #[test]
-fn what_is_no_document_is_told_without_quoting_it() {
-    let long = format!(r#"{{"memo":"{}"}}"#, "x".repeat(MAX_DOCUMENT_BYTES));
+fn malformed_configs_are_reported_without_quoting_them() {
+    let long = format!(r#"{{"memo":"{}"}}"#, "x".repeat(MAX_CONFIG_BYTES));
     let deep = format!(r#"{{"memo":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
     let cases: [(&[u8], &str); 12] = [
-        (b"", "no document was given"),
-        (b"hunter2", "document is not a JSON object"),
-        (b"[{}]", "document is not a JSON object"),
-        (b"{\"a\": 1", "document ends before its closing brace"),
-        (b"{\"a\": hunter2}", "document is not JSON: expected value at line 1 column 7"),
-        (b"{\"a\": 1,\n}", "document is not JSON: trailing comma at line 2 column 1"),
-        (b"{\"a\0\": 1}", "document is not JSON: a control character at line 1 column 4"),
-        (b"{\"a\": \"\xc3\"}", "document is not UTF-8"),
-        (b"{} hunter2", "document goes on after its closing brace"),
-        (b"{}{}", "document goes on after its closing brace"),
-        (long.as_bytes(), "document is longer than 1 MiB"),
-        (deep.as_bytes(), "document is nested deeper than 32 levels"),
+        (b"", "no config was given"),
+        (b"hunter2", "config is not a JSON object"),
+        (b"[{}]", "config is not a JSON object"),
+        (b"{\"a\": 1", "config ends before its closing brace"),
+        (b"{\"a\": hunter2}", "config is not JSON: expected value at line 1 column 7"),
+        (b"{\"a\": 1,\n}", "config is not JSON: trailing comma at line 2 column 1"),
+        (b"{\"a\0\": 1}", "config is not JSON: a control character at line 1 column 4"),
+        (b"{\"a\": \"\xc3\"}", "config is not UTF-8"),
+        (b"{} hunter2", "config goes on after its closing brace"),
+        (b"{}{}", "config goes on after its closing brace"),
+        (long.as_bytes(), "config is longer than 1 MiB"),
+        (deep.as_bytes(), "config is nested deeper than 32 levels"),
     ];
     for (bytes, message) in cases {
-        let failure = Failure::from(Request::from_slice(bytes).unwrap_err());
+        let failure = Failure::from(Config::from_slice(bytes).unwrap_err());
         assert_eq!(failure.message, message);
         assert_eq!(failure.code, ErrorCode::ConfigInvalid);
         assert!(!failure.hint.is_empty());
@@ -239,13 +236,13 @@ fn what_is_no_document_is_told_without_quoting_it() {
 }
 
 #[test]
-fn document_may_begin_with_a_byte_order_mark_and_end_with_blanks() {
-    let text = format!("\u{feff}\r\n{:#}\r\n", document(&json!({})));
-    assert!(Request::from_json(&text).is_ok());
+fn config_may_begin_with_a_byte_order_mark_and_end_with_blanks() {
+    let text = format!("\u{feff}\r\n{:#}\r\n", valid_with(&json!({})));
+    assert!(Config::from_json(&text).is_ok());
 }
 
 #[test]
-fn nothing_said_about_a_wrong_document_holds_its_values() {
+fn messages_about_a_wrong_config_hold_none_of_its_values() {
     let wrong = [json!(SECRET), json!([SECRET]), json!({ "a": SECRET }), json!({ SECRET_NAME: 1 })];
     for path in paths() {
         for value in &wrong {
@@ -253,32 +250,32 @@ fn nothing_said_about_a_wrong_document_holds_its_values() {
             for name in path.rsplit('.') {
                 changes = json!({ name: changes });
             }
-            // The document beneath is wrong elsewhere, so that something is said in any case.
-            let document = merged(document(&json!({ "name": null, "events": 3 })), &changes);
-            let failure = refuse(&document.to_string());
-            let said = format!("{failure:?}");
-            assert!(!said.contains(SECRET) && !said.contains(SECRET_NAME), "{path}: {said}");
+            // Wrong elsewhere as well, so that there is a message in any case.
+            let config = merged(valid_with(&json!({ "name": null, "events": 3 })), &changes);
+            let failure = refuse(&config.to_string());
+            let shown = format!("{failure:?}");
+            assert!(!shown.contains(SECRET) && !shown.contains(SECRET_NAME), "{path}: {shown}");
         }
     }
 }
 
 #[test]
-fn debug_of_a_request_shows_no_secret() {
+fn debug_of_a_config_shows_no_secret() {
     let changes = json!({
         "aws": { "session_token": SECRET },
         "bastion": { "ssh_private_key_passphrase": SECRET },
     });
-    let request = Request::from_json(&document(&changes).to_string()).unwrap();
-    assert!(!format!("{request:?}").contains(SECRET));
+    let config = Config::from_json(&valid_with(&changes).to_string()).unwrap();
+    assert!(!format!("{config:?}").contains(SECRET));
 }
 
 #[test]
 fn failures_follow_the_style_of_messages() {
     for text in ["", "[]", "{", "{]", "{}", r#"{"version":3}"#, r#"{"a":1,"b":{},"bastion":[]}"#] {
         let failure = refuse(text);
-        for said in [&failure.message, &failure.hint] {
-            assert!(said.starts_with(|c: char| !c.is_uppercase()), "{said}");
-            assert!(!said.ends_with('.') && !said.contains('\n'), "{said}");
+        for text in [&failure.message, &failure.hint] {
+            assert!(text.starts_with(|c: char| !c.is_uppercase()), "{text}");
+            assert!(!text.ends_with('.') && !text.contains('\n'), "{text}");
         }
     }
 }
@@ -286,18 +283,18 @@ fn failures_follow_the_style_of_messages() {
 proptest! {
     #[test]
     fn any_bytes_are_taken_or_refused_without_panic(bytes in any::<Vec<u8>>()) {
-        drop(Request::from_slice(&bytes));
+        drop(Config::from_slice(&bytes));
     }
 
     #[test]
-    fn a_document_damaged_anywhere_is_taken_or_refused_without_panic(
+    fn a_config_damaged_anywhere_is_taken_or_refused_without_panic(
         at in any::<prop::sample::Index>(),
         with in any::<u8>(),
     ) {
-        let mut bytes = document(&json!({})).to_string().into_bytes();
+        let mut bytes = valid_with(&json!({})).to_string().into_bytes();
         let index = at.index(bytes.len());
         bytes[index] = with;
-        if let Err(error) = Request::from_slice(&bytes) {
+        if let Err(error) = Config::from_slice(&bytes) {
             prop_assert!(!Failure::from(error).message.contains(SECRET));
         }
     }
@@ -306,31 +303,31 @@ proptest! {
     fn texts_arrive_as_they_were_written(name in "\\PC{1,128}", key in "[^\0]{0,40}") {
         let key = format!("x{key}");
         let changes = json!({ "name": name, "bastion": { "ssh_private_key": key } });
-        let request = Request::from_json(&document(&changes).to_string()).unwrap();
-        prop_assert_eq!(request.name, name);
-        prop_assert_eq!(request.bastion.ssh_private_key.expose(), key);
+        let config = Config::from_json(&valid_with(&changes).to_string()).unwrap();
+        prop_assert_eq!(config.name, name);
+        prop_assert_eq!(config.bastion.ssh_private_key.expose(), key);
     }
 }
 
-fn refuse(document: &str) -> Failure {
-    Request::from_json(document).unwrap_err().into()
+fn refuse(config: &str) -> Failure {
+    Config::from_json(config).unwrap_err().into()
 }
 
-/// A document that is right, with `changes` laid over it; null takes a field away.
-fn document(changes: &Value) -> Value {
-    let right = json!({
+/// A valid config with `changes` merged into it (RFC 7396): null removes a field.
+fn valid_with(changes: &Value) -> Value {
+    let valid = json!({
         "name": "orders",
         "aws": { "access_key_id": "AKIAIOSFODNN7EXAMPLE", "secret_access_key": SECRET },
         "bastion": { "instance_id": "i-0123456789abcdef0", "ssh_private_key": SECRET },
         "target": { "engine": "mysql", "host": "orders.internal" },
     });
-    merged(right, changes)
+    merged(valid, changes)
 }
 
 /// RFC 7396.
-fn merged(document: Value, changes: &Value) -> Value {
+fn merged(target: Value, changes: &Value) -> Value {
     let Value::Object(changes) = changes else { return changes.clone() };
-    let mut fields = match document {
+    let mut fields = match target {
         Value::Object(fields) => fields,
         _ => Map::new(),
     };
@@ -343,7 +340,7 @@ fn merged(document: Value, changes: &Value) -> Value {
     Value::Object(fields)
 }
 
-/// The paths of all fields, by the schema.
+/// The paths of all fields of the schema.
 fn paths() -> Vec<String> {
     fn walk(object: &Value, path: &str, found: &mut Vec<String>) {
         for (name, property) in object["properties"].as_object().into_iter().flatten() {
@@ -357,5 +354,5 @@ fn paths() -> Vec<String> {
     found
 }
 
-/// A secret in place of a name; AWS's keys have 40 characters.
+/// A secret in place of a field name, of 40 characters as AWS secret keys have.
 const SECRET_NAME: &str = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";

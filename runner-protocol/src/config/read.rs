@@ -1,4 +1,4 @@
-//! From the document's text to a [`Request`], section by section.
+//! Parses the config's text into a [`Config`], section by section.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -7,21 +7,46 @@ use std::{
 };
 
 use super::{
-    AssumeRole, Aws, Bastion, Compression, Engine, Hardening, Health, Identity, Keys, Listen,
-    Request, RequestError, Target, Timeouts, Tunnel, VERSION,
+    AssumeRole, Aws, Bastion, Compression, Config, ConfigError, Engine, Hardening, Health,
+    Identity, Keys, Listen, Target, Timeouts, Tunnel, VERSION,
 };
 use crate::{
     fields::Fields,
-    framing::Malformed,
+    framing::{ConfigReader, Malformed},
     mistake::Mistakes,
     rules::{self, Problem, integer, seconds, word},
     unknown,
     value::{self, Value},
 };
 
-/// Reads a document that begins and ends with its braces.
-pub(super) fn request(document: &str) -> Result<Request, RequestError> {
-    let entries = value::entries(document).map_err(|error| {
+impl Config {
+    /// Reads a whole config. Only white space may stand before its opening and after its closing brace.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`], with all mistakes at once.
+    pub fn from_json(text: &str) -> Result<Self, ConfigError> {
+        Self::from_slice(text.as_bytes())
+    }
+
+    /// Reads a whole config from bytes, such as the content of a file.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`], with all mistakes at once.
+    pub fn from_slice(bytes: &[u8]) -> Result<Self, ConfigError> {
+        let mut reader = ConfigReader::new();
+        let framed = reader.push(bytes)?.ok_or_else(|| reader.end())?;
+        if !framed.rest.trim_ascii().is_empty() {
+            return Err(Malformed::Trailing.into());
+        }
+        parse(&framed.text)
+    }
+}
+
+/// Parses a text that begins and ends with the braces of the config.
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    let entries = value::entries(text).map_err(|error| {
         let value::SyntaxError { what, line, column } = error;
         Malformed::Syntax { what, line, column }
     })?;
@@ -30,24 +55,24 @@ pub(super) fn request(document: &str) -> Result<Request, RequestError> {
         && digits.parse() != Ok(VERSION)
     {
         let shown = if digits.len() <= 10 { digits } else { "a long number" };
-        return Err(RequestError::Version(shown.to_owned()));
+        return Err(ConfigError::Version(shown.to_owned()));
     }
     let mut fields = Fields::new(entries);
-    let request = sections(&mut fields);
+    let config = sections(&mut fields);
     let findings = fields.finish();
     let unknown =
         findings.unknown.iter().map(|(path, name)| unknown::mistake(path, name, &findings.known));
     let mistakes = findings.mistakes.into_iter().chain(unknown).collect();
-    match (request, Mistakes::new(mistakes)) {
-        (Some(request), None) => Ok(request),
+    match (config, Mistakes::new(mistakes)) {
+        (Some(config), None) => Ok(config),
         (_, Some(mistakes)) => Err(mistakes.into()),
         (None, None) => Err(Malformed::NotObject.into()),
     }
 }
 
-/// The sections in the contract's order. Every field is asked for before any `?` gives up, so that all mistakes
-/// are found.
-fn sections(fields: &mut Fields<'_>) -> Option<Request> {
+/// Reads the sections in the contract's order. Every field is asked for before any `?` returns, so that all
+/// mistakes are found.
+fn sections(fields: &mut Fields<'_>) -> Option<Config> {
     fields.optional("version", integer::<u32>(VERSION.into()..=VERSION.into()));
     let name = fields.required("name", rules::name);
     let memo = fields.optional("memo", rules::free_text);
@@ -64,7 +89,7 @@ fn sections(fields: &mut Fields<'_>) -> Option<Request> {
     let health = fields.section("health", |fields| {
         Some(Health { listen: fields.optional("listen", rules::socket_address) })
     });
-    Some(Request {
+    Some(Config {
         name: name?,
         memo,
         job_id,
@@ -111,17 +136,17 @@ fn identity(fields: &mut Fields<'_>) -> Option<Identity> {
         fields.optional(key, |_| Ok(()));
         if given {
             let what = "given beside `aws.credentials`";
-            fields.wrong(key, Problem::new(what, "nothing, or leave out `aws.credentials`"));
+            fields.reject(key, Problem::new(what, "nothing, or leave out `aws.credentials`"));
         }
     }
     let environment = fields.optional("credentials", word(&[("environment", ())]));
     environment.map(|()| Identity::Environment)
 }
 
-/// An access key; `alternative` is what to do instead of giving one.
-pub(crate) fn keys(fields: &mut Fields<'_>, alternative: &str) -> Option<Keys> {
-    let access_key_id = fields.required_or("access_key_id", rules::aws_key, alternative);
-    let secret_access_key = fields.required_or("secret_access_key", rules::aws_key, alternative);
+/// Reads an access key; `hint` is used for fields that are missing.
+pub(crate) fn keys(fields: &mut Fields<'_>, hint: &str) -> Option<Keys> {
+    let access_key_id = fields.required_or("access_key_id", rules::aws_key, hint);
+    let secret_access_key = fields.required_or("secret_access_key", rules::aws_key, hint);
     let session_token = fields.optional("session_token", rules::aws_key);
     Some(Keys {
         access_key_id: access_key_id?,
@@ -167,20 +192,20 @@ fn listen(fields: &mut Fields<'_>) -> Listen {
     let address = address.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     if !address.is_loopback() && !allow_non_loopback {
         let expected = "\"127.0.0.1\" or \"::1\", or set `listen.allow_non_loopback` to true";
-        fields.wrong("address", Problem::new("not a loopback address", expected));
+        fields.reject("address", Problem::new("not a loopback address", expected));
     }
     let port = fields.optional("port", integer(0..=65535)).unwrap_or(0);
     let fd = fields.optional("fd", integer(3..=i32::MAX.into()));
     if fd.is_some() && port != 0 {
         let problem = Problem::new("given beside `listen.fd`", "0, or leave out `listen.fd`");
-        fields.wrong("port", problem);
+        fields.reject("port", problem);
     }
     let netns = fields.optional("netns", rules::path).map(PathBuf::from);
     if fd.is_some() && netns.is_some() {
         let problem = Problem::new("given beside `listen.fd`", "nothing, or leave out `listen.fd`");
-        fields.wrong("netns", problem);
+        fields.reject("netns", problem);
     }
-    // The last number, (uid_t)-1, stands for no user.
+    // The greatest number, (uid_t)-1, means "no user".
     let allowed_uids = fields.list("allowed_uids", false, integer(0..=i64::from(u32::MAX) - 1));
     Listen { address, allow_non_loopback, port, fd, netns, allowed_uids }
 }
@@ -209,16 +234,16 @@ fn timeouts(fields: &mut Fields<'_>) -> Timeouts {
 
 const DEFAULT_REGION: &str = "ap-northeast-1";
 
-/// A key that is missing never means the host's own identity; who wants that must say so.
+/// A missing key never falls back to the host's own identity, which has to be asked for.
 const HINT_ENVIRONMENT: &str = "give `aws.access_key_id` and `aws.secret_access_key`; only with \
     `aws.credentials` set to \"environment\" is the identity of the sidecar's host used";
 
 const DAY: i64 = 24 * 60 * 60;
 
-/// The paths of all fields that reading `document` asks for.
+/// The paths of all fields that are asked for while reading the config `text`.
 #[cfg(test)]
-pub(crate) fn known_fields(document: &str) -> Vec<String> {
-    let mut fields = Fields::new(value::entries(document).unwrap());
+pub(crate) fn known_fields(text: &str) -> Vec<String> {
+    let mut fields = Fields::new(value::entries(text).unwrap());
     drop(sections(&mut fields));
     fields.finish().known
 }
