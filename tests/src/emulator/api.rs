@@ -1,4 +1,4 @@
-//! The SSM API as HTTP: AWS JSON 1.1, signatures, and answers in AWS's form.
+//! The SSM API over HTTP: AWS JSON 1.1, signatures, and responses in AWS's format.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -21,27 +21,27 @@ use super::{
     sts,
 };
 
-/// Accepts connections until it is dropped.
+/// Accepts connections until the future is dropped.
 pub(crate) async fn serve(listener: TcpListener, service: Arc<Service>) {
     while let Ok((stream, _)) = listener.accept().await {
-        // Without it the kernel would hold the second half of an answer back.
+        // With Nagle's algorithm, the kernel would delay the second half of a response.
         drop(stream.set_nodelay(true));
         let tasks = Arc::clone(&service);
         let service = Arc::clone(&service);
         tasks.tasks.spawn(async move {
             let handler = service_fn(move |request| handle(request, Arc::clone(&service)));
-            // An error is a connection that the client, or a fault of ours, has closed.
+            // An error means that the client, or an injected fault, closed the connection.
             drop(http1::Builder::new().serve_connection(TokioIo::new(stream), handler).await);
         });
     }
 }
 
-/// An error closes the connection in place of an answer.
+/// An error that makes hyper close the connection without a response.
 #[derive(Debug, thiserror::Error)]
 #[error("no answer")]
 struct NoAnswer;
 
-/// What a call answers when it fails.
+/// The error response of a failed call.
 #[derive(Debug)]
 pub(crate) struct ApiError {
     pub(crate) status: u16,
@@ -67,7 +67,7 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    /// Who makes it, if the signature holds for this service.
+    /// The caller, if the request is correctly signed for this service.
     pub(crate) fn caller(&self, service: &Service, name: &str) -> Result<Arc<Principal>, Stranger> {
         let uri = &self.parts.uri;
         let received = Received {
@@ -143,7 +143,7 @@ async fn answer_sts(call: &Call, service: &Service) -> Result<Response<Full<Byte
     Ok(response(status, "text/xml", id, body))
 }
 
-/// What happens before a call is looked at: the faults that need nothing of it.
+/// Applies the faults that do not depend on the request, before it is handled.
 async fn before(service: &Service, action: Action) -> Result<Option<Failure>, NoAnswer> {
     let failure = service.failure(action);
     match failure {
@@ -289,7 +289,7 @@ fn start_request(members: &Map<String, Value>) -> Result<StartRequest, ApiError>
     Ok(StartRequest { target, document, port, reason })
 }
 
-/// A list of one text that is a port.
+/// A list with one string that is a port number.
 fn port(value: &Value) -> Result<u16, ApiError> {
     let wrong = || ApiError::validation("Parameters.portNumber is no list of one port as text");
     let [value] = value.as_array().ok_or_else(wrong)?.as_slice() else { return Err(wrong()) };
@@ -298,7 +298,7 @@ fn port(value: &Value) -> Result<u16, ApiError> {
     if port == 0 || port.to_string() != text { Err(wrong()) } else { Ok(port) }
 }
 
-/// `i-` or `mi-` and 8 or 17 hexadecimal digits; an `mi-` has always 17.
+/// `i-` or `mi-` followed by 8 or 17 hexadecimal digits; always 17 for `mi-`.
 fn is_instance(target: &str) -> bool {
     let (digits, short) = match target.strip_prefix("mi-") {
         Some(digits) => (digits, false),
@@ -333,7 +333,7 @@ fn terminate(
     Ok(json!({ "SessionId": id }))
 }
 
-/// The one member of a request, if the caller may do that to this session.
+/// The only member of a request, if the caller is allowed the action on that session.
 fn session_id(
     members: &Map<String, Value>,
     action: &str,
@@ -395,7 +395,7 @@ fn unknown(id: &str) -> ApiError {
     ApiError::new(400, "DoesNotExistException", format!("Session {id} does not exist."))
 }
 
-/// The errors that the API declares write their message in a capital letter, those of all AWS do not.
+/// Errors declared by the API spell the field `Message`, errors common to all of AWS `message`.
 fn respond(id: Uuid, outcome: Result<Value, ApiError>) -> Response<Full<Bytes>> {
     let (status, body) = match outcome {
         Ok(body) => (200, body),
@@ -432,7 +432,7 @@ impl From<Infallible> for NoAnswer {
     }
 }
 
-/// The only document whose sessions are emulated.
+/// The only SSM document whose sessions are emulated.
 const SSH_DOCUMENT: &str = "AWS-StartSSHSession";
 
 const JSON: &str = "application/x-amz-json-1.1";
@@ -440,5 +440,5 @@ const JSON: &str = "application/x-amz-json-1.1";
 const DECLARED: [&str; 4] =
     ["InvalidDocument", "TargetNotConnected", "InternalServerError", "DoesNotExistException"];
 
-/// Longest body, in bytes.
+/// Largest request body, in bytes.
 const LONGEST: usize = 64 * 1024;

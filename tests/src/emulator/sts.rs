@@ -1,4 +1,4 @@
-//! STS: `AssumeRole` and `GetCallerIdentity` of the query protocol.
+//! STS: `AssumeRole` and `GetCallerIdentity` in the query protocol.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,7 @@ use super::{
     sigv4::form_decode,
 };
 
-/// Keys that were given out.
+/// The keys issued by `AssumeRole`.
 pub(crate) struct Assumed {
     id: String,
     secret: String,
@@ -30,12 +30,12 @@ pub(crate) fn asks_who(call: &Call) -> bool {
     call.body.split(|byte| *byte == b'&').any(|pair| pair == b"Action=GetCallerIdentity")
 }
 
-/// Tells who calls, which needs no permission.
+/// Returns the caller, which needs no permission.
 pub(crate) fn caller_identity(call: &Call, service: &Service) -> Result<Arc<Principal>, ApiError> {
     call.caller(service, "sts").map_err(refuse)
 }
 
-/// Status and body of the answer to `GetCallerIdentity`.
+/// Status and body of the response to `GetCallerIdentity`.
 pub(crate) fn render_identity(
     outcome: Result<Arc<Principal>, ApiError>,
     id: Uuid,
@@ -57,7 +57,7 @@ pub(crate) fn render_identity(
     }
 }
 
-/// Carries out a call.
+/// Carries out `AssumeRole`.
 pub(crate) fn assume_role(call: &Call, service: &Service) -> Result<Assumed, ApiError> {
     let caller = call.caller(service, "sts").map_err(refuse)?;
     let request = Request::read(&call.body).inspect_err(|error| {
@@ -164,7 +164,7 @@ fn refuse(stranger: Stranger) -> ApiError {
     }
 }
 
-/// Status and body of the answer.
+/// Status and body of the response to `AssumeRole`.
 pub(crate) fn render(outcome: Result<Assumed, ApiError>, id: Uuid) -> (u16, String) {
     match outcome {
         Ok(assumed) => {

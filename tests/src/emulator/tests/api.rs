@@ -1,4 +1,4 @@
-//! The API as the AWS SDK sees it.
+//! The API, called through the AWS SDK.
 
 use std::time::Duration;
 

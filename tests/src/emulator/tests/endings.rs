@@ -1,4 +1,4 @@
-//! Every way in which a session ends, with the service's last word.
+//! Every way in which a session ends, and the text that the service sends with it.
 
 use std::time::Duration;
 
