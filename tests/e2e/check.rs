@@ -1,4 +1,5 @@
-//! `check`, whole: what is printed for a healthy document and for planted faults, against `golden/check/`.
+//! The complete output of `check` for a healthy config and for planted faults, compared with
+//! `golden/check/`.
 
 use std::{process::Stdio, sync::Arc};
 
@@ -197,17 +198,17 @@ async fn interrupted_check_ends_its_session() {
     world.finish().await;
 }
 
-/// Compares all that a check prints with a file.
+/// Compares the complete output of a check with a golden file.
 async fn golden(name: &str, document: &Document, status: i32) {
     let (stdout, stderr, actual) = check(document, &[]).await;
     assert_eq!(stderr, "", "{stdout}");
-    assert!(!stdout.contains('\u{1b}'), "colours go to terminals alone");
+    assert!(!stdout.contains('\u{1b}'), "colours are for terminals only");
     let masked: String = stdout.lines().map(|line| mask_line(document, line) + "\n").collect();
     assert_same(&format!("check/{name}.txt"), &masked);
     assert_eq!(actual, status, "{stdout}");
 }
 
-/// Masks a line, and its time, which stands right-aligned before ` ms  `.
+/// Masks a line, including its duration, which is right-aligned before ` ms  `.
 fn mask_line(document: &Document, line: &str) -> String {
     let line = mask(document, line);
     match line.split_once(" ms  ") {
@@ -219,7 +220,7 @@ fn mask_line(document: &Document, line: &str) -> String {
     }
 }
 
-/// Stdout, stderr and the exit status.
+/// Runs `check`; returns stdout, stderr and the exit status.
 async fn check(document: &Document, options: &[&str]) -> (String, String, i32) {
     let child = start(document, options).await;
     let output = timeout(LIMIT * 2, child.wait_with_output()).await.unwrap().unwrap();

@@ -1,4 +1,4 @@
-//! The document: how it may arrive, what is wrong with it, and that it stays secret.
+//! The config: how it may arrive, which mistakes are reported, and that its secrets stay secret.
 
 use std::{fs, time::Duration};
 
@@ -9,7 +9,7 @@ use tests::fixtures::{Document, KeyFormat, KeyPair, KeyType, Sidecar, TcpServer}
 
 use crate::world::{Failure, LIMIT, STOP, World, assert_fails, assert_no_secret, with_key};
 
-/// A document that is wrong.
+/// The failure of an invalid config.
 const INVALID: Failure =
     Failure { code: "config.invalid", status: 65, phase: "config", blame: "customer" };
 
@@ -35,7 +35,7 @@ async fn compact_pretty_and_piecemeal_documents_are_the_same() {
     let mut sidecar = Sidecar::spawn_silent(|_| ()).await.unwrap();
     for piece in document.pretty().as_bytes().chunks(100) {
         sidecar.write(piece).await.unwrap();
-        // Lets each piece be read by itself; any order of events is right.
+        // Makes it likely that each piece is read separately; the test holds in any case.
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     sidecar.ready(LIMIT).await.unwrap();
@@ -99,7 +99,7 @@ async fn everything_that_is_not_one_object_is_refused() {
     ];
     for (name, text) in cases {
         let mut sidecar = Sidecar::spawn_silent(|_| ()).await.unwrap();
-        // It may have gone before it has read all that is too long.
+        // The sidecar may exit before it has read the excess.
         drop(sidecar.write(text.as_bytes()).await);
         sidecar.close_stdin();
         let exit = sidecar.exit(STOP).await.unwrap();
@@ -144,7 +144,7 @@ async fn all_mistakes_are_reported_at_once_by_path() {
         "tunnel.compression",
     ];
     for path in paths {
-        assert!(message.contains(path), "`{path}` is missing in: {message}");
+        assert!(message.contains(path), "`{path}` is not mentioned in: {message}");
     }
     world.finish().await;
 }
@@ -153,7 +153,7 @@ async fn all_mistakes_are_reported_at_once_by_path() {
 async fn key_that_takes_too_long_to_open_is_refused_with_the_way_to_mend_it() {
     let world = World::start().await;
     let key = KeyPair::generate(KeyType::Ed25519).unwrap();
-    // About as long to make as to open: just above the bound.
+    // The derivation takes about as long to encrypt as to decrypt: just above the bound.
     let slow = tokio::task::spawn_blocking(move || key.encrypt_slowly("correct horse", 1001));
     let slow = slow.await.unwrap().unwrap();
     let document = world.document(5432).with(&json!({ "bastion": {
@@ -178,7 +178,7 @@ async fn keys_that_cannot_be_read_are_reported_with_all_other_mistakes() {
     let failure = assert_fails(&document, INVALID, "keys_among_many_mistakes").await;
     let message = failure["message"].as_str().unwrap();
     for path in ["target.host: ", "bastion.ssh_private_key: ", "bastion.ssh_host_key[0]: "] {
-        assert!(message.contains(path), "`{path}` is missing in: {message}");
+        assert!(message.contains(path), "`{path}` is not mentioned in: {message}");
     }
     assert!(!message.contains("ssh_host_key[1]"), "{message}");
     world.finish().await;
@@ -195,7 +195,7 @@ async fn unknown_field_is_refused_with_the_nearest_name() {
     for (change, cause) in cases {
         assert_fails(&world.document(5432).with(&change), INVALID, cause).await;
     }
-    // A plain SSH tunnel beside this one cannot be meant.
+    // This field's name resembles that of a plain SSH tunnel's config, but it is not one of ours.
     let document = world.document(5432).with(&json!({ "ssh_tunnel": { "host": "b" } }));
     assert_fails(&document, INVALID, "ssh_tunnel").await;
     world.finish().await;

@@ -1,4 +1,4 @@
-//! The lines on stdout: what a runner gets by default, and what more when it asks for `events`.
+//! The lines on stdout: those that a runner gets by default, and the additional ones with `events`.
 
 use serde_json::{Value, json};
 use tests::fixtures::TcpServer;

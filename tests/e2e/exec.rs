@@ -1,4 +1,4 @@
-//! `exec`: a command with the tunnel up, as a person or a container's entry point runs it.
+//! `exec`: a command with the tunnel up, as run by a person or by a container's entry point.
 
 use std::{path::PathBuf, process::Stdio, time::Duration};
 
@@ -64,7 +64,7 @@ async fn no_secret_reaches_the_command() {
     assert!(output.stdout.contains("SSM_SIDECAR_PORT="), "{}", output.stdout);
     assert_no_secret(&(output.stdout.clone() + &output.stderr), &document);
     assert!(!output.stdout.contains(SECRET_ACCESS_KEY));
-    // Nothing is open in it but the standard streams and what this test has inherited itself.
+    // Only the standard streams are open in it, and what this test has inherited itself.
     let inherited: Vec<_> = std::fs::read_dir("/proc/self/fd")
         .unwrap()
         .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
@@ -162,14 +162,14 @@ async fn process_1_waits_for_those_who_lost_their_parent() {
         .output()
         .is_ok_and(|output| output.status.success());
     if !allowed {
-        // A namespace of processes takes privileges that not every host gives.
+        // A PID namespace needs privileges that not every host grants.
         eprintln!("skipped: no new namespace of processes here");
         return;
     }
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
     let document = world.document(server.port());
-    // The subshell ends first, so that its child falls to process 1; then nobody may be left as a zombie.
+    // The subshell ends first, so its child is adopted by process 1, which must leave no zombie.
     let script = r#"[ "$PPID" = 1 ] || exit 9; (sleep 0.3 &); sleep 0.2
         for _ in $(seq 100); do
             kinds=$(cat /proc/[0-9]*/stat 2>/dev/null | grep -c '(sleep) [SRZ]')
@@ -204,7 +204,7 @@ struct Exec {
 struct Output {
     stdout: String,
     stderr: String,
-    /// -1 where a signal ended it.
+    /// -1 if it was ended by a signal.
     status: i32,
 }
 
@@ -213,7 +213,7 @@ impl Exec {
         Self::start_behind(&["env"], document, command).await
     }
 
-    /// The same, started by another program's `exec`.
+    /// Starts `exec` through another program, such as `unshare`.
     async fn start_behind(prefix: &[&str], document: &Document, command: &[&str]) -> Self {
         let path: PathBuf = tokio::task::spawn_blocking(binary).await.unwrap().unwrap();
         let directory = TempDir::new().unwrap();
@@ -238,7 +238,7 @@ impl Exec {
         Self { child, stdout, _directory: directory }
     }
 
-    /// The command's next line.
+    /// The next line of the command's output.
     async fn line(&mut self) -> String {
         let mut line = String::new();
         timeout(LIMIT, self.stdout.read_line(&mut line)).await.unwrap().unwrap();

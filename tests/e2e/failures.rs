@@ -1,5 +1,5 @@
-//! Each code of the contract, provoked on the customer's side and on this host: the whole `failed`
-//! line, the exit status, no secret, and no session left. Those of AWS are in `failures_aws.rs`.
+//! Each code of the contract that is caused on the customer's side or on this host: the whole `failed`
+//! line, the exit status, no secret, and no session left. The codes of AWS are in `failures_aws.rs`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +14,8 @@ use crate::world::{Failure, LIMIT, World, assert_fails, assert_fails_within, may
 
 #[tokio::test]
 async fn ssh_unreachable_when_nothing_listens() {
-    // The agent's worker has died: only the API still ends such a session before a minute is over.
+    // The agent's worker has died: within a minute, such a session can be ended only through the
+    // API.
     let world = World::with(|builder| builder.policy(may_terminate())).await;
     let port = free_port().unwrap();
     let document = world.document(5432).with(&json!({ "bastion": { "ssh_port": port } }));
@@ -103,7 +104,7 @@ async fn ssh_host_key_mismatch() {
     let failure = refused("ssh.host_key_mismatch", "ssh");
     let line = assert_fails(&document, failure, "other_key").await;
     let presented = world.sshd.host_key_fingerprint("ed25519").unwrap();
-    assert!(line["message"].as_str().unwrap().contains(&presented), "names what it saw: {line}");
+    assert!(line["message"].as_str().unwrap().contains(&presented), "names the presented key: {line}");
     world.finish().await;
 }
 
@@ -245,7 +246,8 @@ async fn proxy_for_everything_that_speaks_another_protocol_is_passed_over() {
 async fn aws_internal_when_another_server_answers() {
     let world = World::start().await;
     let server = TcpServer::start(|mut stream| async move {
-        // Its first bytes tell that there is a request; an answer to none would be no HTTP.
+        // Its first bytes show that a request has arrived; a response without a request would not
+        // be HTTP.
         if stream.read(&mut [0; 16 << 10]).await? > 0 {
             stream.write_all(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 5\r\n\r\nnever").await?;
         }
@@ -282,7 +284,7 @@ async fn local_listen_when_the_port_is_taken() {
     let document = world.document(5432).with(&json!({ "listen": { "port": port } }));
     assert_fails(&document, local("local.listen"), "port_taken").await;
     let sessions = world.emulator.journal().open_sessions();
-    assert!(sessions.is_empty(), "no session is started for it: {sessions:?}");
+    assert!(sessions.is_empty(), "no session is started: {sessions:?}");
     world.finish().await;
 }
 
@@ -304,17 +306,17 @@ async fn local_namespace_when_it_is_missing() {
     world.finish().await;
 }
 
-/// Something on the customer's side is unavailable.
+/// The customer's side is unavailable.
 fn unavailable(code: &'static str, phase: &'static str) -> Failure {
     Failure { code, status: 69, phase, blame: "customer" }
 }
 
-/// Refused on the customer's side.
+/// The customer's side refuses.
 fn refused(code: &'static str, phase: &'static str) -> Failure {
     Failure { code, status: 77, phase, blame: "customer" }
 }
 
-/// Passing trouble.
+/// A transient failure.
 fn passing(code: &'static str, phase: &'static str, blame: &'static str) -> Failure {
     Failure { code, status: 75, phase, blame }
 }

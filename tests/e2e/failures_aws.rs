@@ -1,5 +1,5 @@
-//! Each code of the contract that AWS or the agent can provoke: the whole `failed` line, the exit
-//! status, no secret, and no session left. Those of the customer's side are in `failures.rs`.
+//! Each code of the contract that AWS or the agent can cause: the whole `failed` line, the exit status, no
+//! secret, and no session left. The codes of the customer's side are in `failures.rs`.
 
 use std::time::Duration;
 
@@ -149,7 +149,7 @@ async fn session_lost_when_the_path_does_not_come_back() {
     let exit = sidecar.exit(LIMIT).await.unwrap();
     let failure = Failure { code: "session.lost", status: 75, phase: "tunnel", blame: "operator" };
     failure.assert("not_replaced", &exit, &document);
-    // Nobody could reach it any more to end it.
+    // The sidecar can no longer reach AWS to end it.
     for session in world.emulator.journal().open_sessions() {
         world.emulator.control().terminate(&session, "ended by a test");
     }
@@ -194,7 +194,7 @@ async fn session_protocol_when_the_gateway_sends_what_is_no_message() {
     }
 }
 
-/// Meets an agent with which there can be no port session.
+/// Asserts the failure with an agent that does not support port sessions.
 async fn unsupported(agent: AgentSettings, cause: &str) {
     let world = World::with(|builder| builder.agent(agent)).await;
     let failure =
@@ -203,17 +203,17 @@ async fn unsupported(agent: AgentSettings, cause: &str) {
     world.finish().await;
 }
 
-/// A world in which the API fails.
+/// A world with a fault of the API.
 async fn faulty(fault: ApiFault) -> World {
     World::with(|builder| builder.faults(Plan::default().api(fault))).await
 }
 
-/// Passing trouble with `StartSession`.
+/// A transient failure of `StartSession`.
 fn passing(code: &'static str) -> Failure {
     Failure { code, status: 75, phase: "start_session", blame: "aws" }
 }
 
-/// `StartSession` refused.
+/// A refusal of `StartSession`.
 fn refused(code: &'static str) -> Failure {
     Failure { code, status: 77, phase: "start_session", blame: "customer" }
 }

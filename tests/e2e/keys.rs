@@ -1,4 +1,4 @@
-//! Every kind of private key that a customer may hold opens the bastion.
+//! Every kind of private key that a customer may have is accepted by the bastion.
 
 use serde_json::json;
 use std::{io, sync::Arc};
@@ -88,7 +88,7 @@ async fn pinned_host_keys_as_fingerprint_as_line_and_in_a_list() {
         ("line", json!(bare)),
         ("line with comment", json!(line)),
         ("list", json!([other, ed25519])),
-        // sshd has this key too: a client that insists on Ed25519 would take it for a mismatch.
+        // sshd has this key too: a client that always negotiates Ed25519 would report a mismatch.
         ("another type of the same host", json!(ecdsa)),
     ];
     for (name, pin) in cases {
@@ -103,7 +103,7 @@ async fn pinned_host_keys_as_fingerprint_as_line_and_in_a_list() {
     world.finish().await;
 }
 
-/// Logs in with one key, written in each format, with and without a passphrase.
+/// Logs in with one key, in each format, with and without a passphrase.
 async fn every_format(key_type: KeyType, formats: &[KeyFormat]) {
     let world = world(Sshd::start_with(KeyPair::generate(key_type).unwrap(), &[]).await).await;
     let server = TcpServer::echo().await.unwrap();
@@ -123,7 +123,7 @@ async fn every_format(key_type: KeyType, formats: &[KeyFormat]) {
     world.finish().await;
 }
 
-/// A world around a bastion of the test's own.
+/// A world with the test's own bastion.
 async fn world(sshd: io::Result<Sshd>) -> World {
     World::around(Arc::new(sshd.unwrap()), |builder| builder).await
 }

@@ -1,9 +1,8 @@
-//! The promises, proven from outside on the real binary: one file for each.
+//! The promises, tested from outside on the real binary, one file each.
 //!
-//! Every test starts the sidecar as a runner does, in a world of its own ([`world::World`]): an
-//! emulator of AWS with the least-privilege policy and the real agent's pacing, a real sshd, a real
-//! database. At its end it asserts that nobody broke the protocol and that no session was left
-//! open.
+//! Every test starts the sidecar as a runner does, in its own world ([`world::World`]): an emulator of AWS
+//! with the least-privilege policy and the real agent's pacing, a real sshd, a real database. At its end it
+//! asserts that the protocol was not violated and that no session was left open.
 
 #[cfg(test)]
 #[cfg(target_os = "linux")]

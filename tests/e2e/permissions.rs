@@ -1,4 +1,4 @@
-//! What the customer must allow, and what is used where it is allowed and never required.
+//! Permissions: which ones the customer must grant, and which are used where granted but never required.
 
 use std::time::Duration;
 
@@ -220,7 +220,7 @@ async fn lines_that_make_no_sense_are_logged_and_change_nothing() {
 }
 
 impl World {
-    /// What ended each session, in the order of their start.
+    /// How each session ended, in the order of their start.
     fn endings(&self) -> Vec<Option<Ending>> {
         let journal = self.emulator.journal();
         journal.sessions().iter().map(|id| journal.ending(id)).collect()
@@ -238,7 +238,7 @@ impl World {
         records.iter().filter_map(|entry| opening(&entry.record)).collect()
     }
 
-    /// ARNs of those who started sessions.
+    /// ARNs of the callers who started sessions.
     fn callers(&self) -> Vec<String> {
         let records = self.emulator.journal().records();
         let caller = |record: &Record| match record {

@@ -1,4 +1,4 @@
-//! `policy` prints what is needed, and not a statement more: judged by the emulator's IAM.
+//! `policy` prints exactly the permissions needed, as evaluated by the emulator's IAM.
 
 use serde_json::{Value, json};
 use tests::{
@@ -9,10 +9,10 @@ use tokio::{io::AsyncWriteExt as _, process::Command, time::timeout};
 
 use crate::world::{LIMIT, STOP, World};
 
-/// What a session is worth under some policy.
+/// What a session can do under a policy.
 #[derive(Debug, Default, Eq, PartialEq)]
 struct Worth {
-    /// The code of the `failed` line, if it was not ready.
+    /// The code of the `failed` line, if the sidecar failed.
     failed: Option<String>,
     resumed: bool,
     terminated_by_api: bool,
@@ -92,7 +92,7 @@ fn without(policy: &Value, index: usize, action: Option<&Value>) -> Value {
     policy
 }
 
-/// Opens a tunnel under `policy` where signed openings are demanded, breaks its path, and ends it.
+/// Opens a tunnel under `policy` where signed openings are required, breaks its path, and ends it.
 async fn worth(policy: &Value) -> Worth {
     let policy = Policy::from_json(&policy.to_string()).unwrap();
     let world =

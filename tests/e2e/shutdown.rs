@@ -1,5 +1,5 @@
-//! Whoever asks the sidecar to stop, and whenever: it ends within five seconds with status 0, says
-//! nothing of a failure, and leaves no session behind.
+//! However and whenever the sidecar is asked to stop, it exits within five seconds with status 0, reports
+//! no failure, and leaves no session behind.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -43,7 +43,7 @@ async fn signals_before_the_document_is_complete() {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
         let mut sidecar = Sidecar::spawn_silent(|_| ()).await.unwrap();
         sidecar.write(br#"{"name": "half"#).await.unwrap();
-        // A signal before the handler stands would end the process by itself.
+        // A signal before the handler is installed would kill the process.
         until_listening(&sidecar).await;
         sidecar.signal(signal).unwrap();
         let exit = sidecar.exit(STOP).await.unwrap();
@@ -77,7 +77,7 @@ async fn while_a_key_that_takes_long_to_open_is_opened() {
         let sidecar = Sidecar::spawn(&document).await.unwrap();
         let is_busy =
             eventually(LIMIT, || async { sidecar.worker().is_ok_and(|w| cpu_ticks(w) > 20) });
-        assert!(is_busy.await, "the key is not opened");
+        assert!(is_busy.await, "the key is not being decrypted");
         let exit = stop(sidecar, way).await;
         assert_ended_well(&exit, &format!("{way:?} while the key is opened"));
         assert!(world.emulator.journal().sessions().is_empty());
@@ -85,10 +85,10 @@ async fn while_a_key_that_takes_long_to_open_is_opened() {
     }
 }
 
-/// Hundredths of a second of processor time.
+/// Processor time in hundredths of a second.
 fn cpu_ticks(process: Pid) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
-    // Its name, in parentheses, is the second field; user time is the fourteenth.
+    // The name, in parentheses, is the second field; user time is the fourteenth.
     let (_, behind) = stat.rsplit_once(") ").unwrap();
     behind.split(' ').nth(11).unwrap().parse().unwrap()
 }
@@ -96,7 +96,8 @@ fn cpu_ticks(process: Pid) -> u64 {
 #[tokio::test]
 async fn while_start_session_is_under_way() {
     for way in WAYS {
-        // The answer comes after the stop: its session must be seen and ended all the same.
+        // The response arrives after the stop: the new session must be noticed and ended
+        // nevertheless.
         let late = ApiFault::new(Failing::Delayed(Duration::from_secs(1))).on(Action::StartSession);
         let plan = Plan::default().api(late);
         let world = World::with(|builder| builder.policy(may_terminate()).faults(plan)).await;
@@ -118,7 +119,7 @@ async fn while_start_session_is_under_way_with_nothing_but_leave_to_start() {
 #[tokio::test]
 async fn while_the_handshake_is_awaited() {
     for way in WAYS {
-        // The agent's first word is late by more than anybody waits here.
+        // The agent's first message arrives later than any test waits.
         let agent = AgentSettings::default().start_delay(Duration::from_mins(1));
         let world = World::with(|builder| builder.policy(may_terminate()).agent(agent)).await;
         stop_in_phase(&world.document(5432), "session", way).await;
@@ -128,7 +129,7 @@ async fn while_the_handshake_is_awaited() {
 
 #[tokio::test]
 async fn while_the_websocket_is_opening() {
-    // Accepts and says nothing: the upgrade is never answered.
+    // Accepts connections and sends nothing: the upgrade is never answered.
     let gateway = TcpServer::deaf().await.unwrap();
     let endpoint = format!("ws://127.0.0.1:{}", gateway.port());
     for way in WAYS {
@@ -205,7 +206,7 @@ async fn second_signal_changes_nothing() {
     let world = World::start().await;
     let mut tunnel = world.tunnel(server.port()).await;
     tunnel.sidecar.close_stdin();
-    // It may have gone between the two, which is the promise kept.
+    // It may exit between the two signals, which also keeps the promise.
     drop(tunnel.sidecar.signal(Signal::SIGTERM));
     drop(tunnel.sidecar.signal(Signal::SIGINT));
     let exit = tunnel.sidecar.exit(STOP).await.unwrap();
@@ -220,7 +221,7 @@ async fn port_is_free_again_afterwards() {
     let first = world.tunnel(server.port()).await;
     let port = first.port;
     first.close().await;
-    assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err(), "somebody still listens");
+    assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err(), "the port is still open");
     let document = world.document(server.port()).with(&json!({ "listen": { "port": port } }));
     let second = Tunnel::open(&document).await;
     assert_eq!(second.port, port);
@@ -235,7 +236,7 @@ async fn runner_that_is_killed_ends_the_lease() {
     let document = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&document, world.document(server.port()).compact()).unwrap();
     let sidecar = tokio::task::spawn_blocking(tests::fixtures::binary).await.unwrap().unwrap();
-    // A runner in another process, which holds the pipe's only write end.
+    // A runner in another process, which holds the only write end of the pipe.
     let script = r#"
 import subprocess, sys, time
 job = subprocess.Popen([sys.argv[1]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -261,7 +262,7 @@ time.sleep(600)
     runner.kill().await.unwrap();
     let process = format!("/proc/{pid}/cmdline");
     let gone = eventually(STOP, || async {
-        // A zombie that nobody has waited for yet has no command line left.
+        // A zombie that has not been waited for yet has an empty command line.
         std::fs::read(&process).is_ok_and(|line| line.is_empty())
             || !std::path::Path::new(&process).exists()
     });
@@ -284,14 +285,14 @@ async fn stdout_that_nobody_reads_any_more_ends_the_lease() {
 async fn stdout_that_is_a_socket_nobody_reads_any_more_ends_the_lease() {
     let server = TcpServer::echo().await.unwrap();
     let world = World::start().await;
-    // As Node's `child_process` makes it.
+    // As Node's `child_process` creates it.
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     let document = world.document(server.port());
     let sidecar = Sidecar::spawn_with(&document, |command| {
         command.stdout(OwnedFd::from(theirs));
     });
     let sidecar = sidecar.await.unwrap();
-    // All of `ready`: what is left unread would be an error, as of a pipe.
+    // Reads all of `ready`: unread bytes would cause an error, as on a pipe.
     let read = move || BufReader::new(ours).read_line(&mut String::new());
     tokio::task::spawn_blocking(read).await.unwrap().unwrap();
     let exit = sidecar.exit(STOP).await.unwrap();
@@ -357,7 +358,7 @@ async fn stderr_that_is_closed_blocks_nothing() {
     world.finish().await;
 }
 
-/// Starts a sidecar, waits until it is in `phase`, stops it, and asserts that it ended well.
+/// Starts a sidecar, stops it in `phase`, and asserts that it ended well.
 async fn stop_in_phase(document: &Document, phase: &str, way: Way) {
     let document = document.clone().with(&json!({ "events": true }));
     let mut sidecar = Sidecar::spawn(&document).await.unwrap();
@@ -367,7 +368,7 @@ async fn stop_in_phase(document: &Document, phase: &str, way: Way) {
     assert!(exit.closed().is_some(), "{way:?} in phase {phase}: no summary; {}", exit.text());
 }
 
-/// Stops a sidecar and waits for its end, which must come in time.
+/// Stops a sidecar and waits for its exit, which must be in time.
 pub(crate) async fn stop(mut sidecar: Sidecar, way: Way) -> Exit {
     let started = Instant::now();
     match way {
@@ -379,13 +380,13 @@ pub(crate) async fn stop(mut sidecar: Sidecar, way: Way) -> Exit {
     exit
 }
 
-/// Asserts status 0 and no word of a failure.
+/// Asserts status 0 and no `failed` line.
 pub(crate) fn assert_ended_well(exit: &Exit, case: &str) {
     assert_eq!(exit.status.code(), Some(0), "{case}: {}", exit.text());
     assert_eq!(exit.failure(), None, "{case}");
 }
 
-/// Waits until the sidecar has taken over the signals, which it does before it reads stdin.
+/// Waits until the sidecar has installed its signal handlers, which it does before it reads stdin.
 async fn until_listening(sidecar: &Sidecar) {
     let path = format!("/proc/{}/status", sidecar.pid().unwrap());
     let caught = eventually(LIMIT, || async {
@@ -397,7 +398,7 @@ async fn until_listening(sidecar: &Sidecar) {
     assert!(caught.await, "it does not catch its signals");
 }
 
-/// A pipe into which nothing more can be written, with its read end, which nobody reads.
+/// A full pipe, and its read end, which no one reads.
 fn full_pipe() -> (OwnedFd, OwnedFd) {
     use std::io::Write as _;
     let (reader, writer) = nix::unistd::pipe().unwrap();

@@ -1,4 +1,4 @@
-//! Memory, size, and two hundred at once.
+//! Memory, binary size, and two hundred sidecars at once.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -60,7 +60,7 @@ pub(crate) async fn run(bench: &Bench, program: &Path, report: &mut Report) -> O
     many(bench, report).await
 }
 
-/// Starts many at once, and uses each.
+/// Starts many sidecars at once and uses each.
 async fn many(bench: &Bench, report: &mut Report) -> Outcome<()> {
     let columns = [
         "sidecars",
@@ -119,7 +119,7 @@ async fn many(bench: &Bench, report: &mut Report) -> Outcome<()> {
     Ok(())
 }
 
-/// A question of a kilobyte through an echo.
+/// A request of a kilobyte to an echo server.
 async fn ask(port: u16) -> Outcome<Duration> {
     let started = Instant::now();
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;

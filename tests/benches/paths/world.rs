@@ -1,4 +1,4 @@
-//! The world around a path: the emulator with legs of some length, a bastion, a document.
+//! The environment of a path: the emulator with legs of a given length, a bastion, a config.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,9 +18,9 @@ pub(crate) const SECRET_ACCESS_KEY: &str = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPL
 /// The network between the parts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Net {
-    /// Of each leg: to the API, to the gateway, from there to the agent.
+    /// One-way delay of each leg: to the API, to the gateway, and from there to the agent.
     pub(crate) one_way: Duration,
-    /// Of messages between gateway and agent, in each direction.
+    /// Loss of messages between gateway and agent, in each direction.
     pub(crate) loss: f64,
 }
 
@@ -28,7 +28,7 @@ impl Net {
     pub(crate) const NEAR: Self = Self { one_way: Duration::ZERO, loss: 0.0 };
     pub(crate) const FAR: Self = Self { one_way: Duration::from_millis(25), loss: 0.0 };
 
-    /// From the client to the agent and back.
+    /// Round trip from the client to the agent.
     pub(crate) fn rtt(self) -> Duration {
         4 * self.one_way
     }
@@ -55,8 +55,9 @@ impl World {
             .access_key(ACCESS_KEY_ID, SECRET_ACCESS_KEY)
             .policy(Policy::full(INSTANCE))
             .pacing(pacing)
-            // What it costs that the agent forgets an acknowledge, or throws away what comes right after
-            // `HandshakeComplete` (for ssh behind the official plugin: the session), is seen in the tests.
+            // The cost of an agent that ignores an acknowledge or discards what arrives right after
+            // `HandshakeComplete` (for ssh through the official plugin, that ends the session) is
+            // covered by the tests.
             .agent(
                 AgentSettings::default().forgotten_acknowledges(0.0).complete_delay(Duration::ZERO),
             )
@@ -71,8 +72,8 @@ impl World {
         Ok(Self { emulator, sshd: Arc::clone(sshd), net, api, gateway })
     }
 
-    /// Where a client finds the API: at the near end of its leg, or at the emulator's own door where
-    /// that has no length.
+    /// Where a client finds the API: at the near end of its leg, or directly at the emulator if the leg has
+    /// no length.
     pub(crate) fn api_url(&self) -> String {
         if self.net.one_way.is_zero() {
             return self.emulator.api_url().to_owned();
@@ -92,7 +93,7 @@ impl World {
         &self.api
     }
 
-    /// The document for a target on 127.0.0.1, as the bastion sees it.
+    /// The config for a target on 127.0.0.1, as seen from the bastion.
     pub(crate) fn document(&self, target_port: u16, changes: &Value) -> Outcome<Document> {
         let base = json!({
             "aws": {
@@ -123,7 +124,7 @@ impl World {
 pub(crate) struct Tunnel {
     pub(crate) sidecar: Sidecar,
     pub(crate) port: u16,
-    /// From its start.
+    /// Time from its start.
     pub(crate) ready_after: Duration,
     pub(crate) started: Instant,
 }
@@ -149,7 +150,7 @@ impl Tunnel {
         self.sidecar.pid().map(process::memory).unwrap_or_default()
     }
 
-    /// Ends the tunnel and returns the summary, the last line of its log.
+    /// Closes the tunnel and returns the summary, the last line of its log.
     pub(crate) async fn close(mut self) -> Outcome<Value> {
         self.sidecar.close_stdin();
         let exit = self.sidecar.exit(Duration::from_secs(30)).await?;

@@ -1,4 +1,4 @@
-//! The agent on the instance, or whoever speaks in its name.
+//! A hostile agent on the instance, or an attacker who sends messages in its name.
 
 use bytes::Bytes;
 use tests::{
@@ -10,12 +10,12 @@ use tokio::time::Instant;
 use super::{Neighbour, Watch, assert_answers, finish_deceived};
 use crate::world::{LIMIT, STOP, World, may_terminate};
 
-/// What becomes of the tunnel.
+/// What happens to the tunnel.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Then {
-    /// It goes on in the same session.
+    /// It continues in the same session.
     GoesOn,
-    /// It goes on in another one.
+    /// It continues in a new session.
     Anew,
 }
 
@@ -76,7 +76,7 @@ async fn messages_of_every_wrong_kind_end_the_tunnel_or_do_nothing_to_it() {
     neighbour.finish().await;
 }
 
-/// Sends `frames` in the name of the agent of a tunnel.
+/// Injects `frames` as messages of a tunnel's agent.
 async fn attacked(neighbour: &Neighbour, name: &str, frames: &[Bytes], then: Then) {
     let world = World::with(|builder| builder.policy(may_terminate())).await;
     let server = TcpServer::echo().await.unwrap();
@@ -90,7 +90,7 @@ async fn attacked(neighbour: &Neighbour, name: &str, frames: &[Bytes], then: The
     let began = Instant::now();
     for bytes in frames.chunks(100).map(<[Bytes]>::concat) {
         if !control.inject(&session, bytes.into()).await {
-            // It has hung up already.
+            // The client has already disconnected.
             break;
         }
     }
@@ -101,7 +101,8 @@ async fn attacked(neighbour: &Neighbour, name: &str, frames: &[Bytes], then: The
     println!("{name}: {:?}", began.elapsed());
     let sessions = journal.sessions().len();
     assert_eq!(sessions > 1, then == Then::Anew, "{name}: {sessions} sessions");
-    // Whoever is told that a session is over does not end it: who lies about that has it.
+    // A sidecar that was told that its session has ended does not end it, so the forged end leaves
+    // it open.
     control.terminate(&session, "");
     watch.assert_within(name, neighbour, 2 * STOP);
     finish_deceived(world).await;
@@ -118,8 +119,8 @@ const ACKNOWLEDGE: &str = "acknowledge";
 const DATA: u32 = 1;
 const HANDSHAKE: u32 = 5;
 
-/// A number that the agent comes to only much later.
+/// Sequence numbers that the agent reaches only much later.
 const AHEAD: i64 = 1_000;
 
-/// Numbers that the agent comes to soon.
+/// Sequence numbers that the agent reaches soon.
 const NEXT: i64 = 1;

@@ -30,7 +30,7 @@ async fn drop_at_any_stage_leaves_no_process_and_no_session() {
     let document = world.document(server.port()).with(&json!({ "events": true }));
     let launcher = launcher().await;
 
-    // In the middle of the launch itself, after each number of polls.
+    // During the launch itself, after each number of polls.
     let mut finished = 0;
     for polls in 0..12 {
         let text = document.pretty();
@@ -45,7 +45,7 @@ async fn drop_at_any_stage_leaves_no_process_and_no_session() {
     }
     assert!(finished < 12, "no launch was interrupted");
 
-    // Before anything is heard of it, and at each event of the start.
+    // Before the first event, and at each event of the start.
     drop(launch(&launcher, &document).await);
     for stage in ["start_session", "session", "ssh", "target"] {
         let mut sidecar = launch(&launcher, &document).await;
@@ -58,8 +58,9 @@ async fn drop_at_any_stage_leaves_no_process_and_no_session() {
         }
     }
 
-    // While it is awaited, once it is ready, and while it ends: in one that still reads, and in one
-    // that stands still, so that neither is over before it is looked at.
+    // While it is awaited after `ready`, and while it ends. The futures are of one sidecar that
+    // still reads its config and of one that is stopped, so that neither is complete before it is
+    // dropped.
     let mut sidecar = idle(&launcher).await;
     assert!(poll!(pin!(sidecar.ready())).is_pending());
     drop(sidecar);
@@ -111,7 +112,7 @@ async fn fifty_launches_leave_no_zombie() {
 async fn process_that_ignores_its_lease_is_ended_by_force() {
     let _alone = alone().await;
     let shell = |script: &str| Launcher::new("/bin/sh").argument("-c").argument(script);
-    // The second is process 1 of its namespace, which ignores SIGTERM unless it wants it.
+    // The second is process 1 of its namespace, which ignores SIGTERM unless it has a handler.
     for (script, force) in [
         (
             "trap 'exit 75' TERM; echo ready 1; while :; do read line || sleep 0.1; done",
@@ -173,7 +174,7 @@ async fn runner_that_is_killed_takes_its_sidecar_along() {
     world.finish().await;
 }
 
-/// The runner of the test above, in a process of its own.
+/// The runner of the test above, in its own process.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a helper of another test, which kills it"]
 async fn runner_to_be_killed() {
@@ -185,7 +186,7 @@ async fn runner_to_be_killed() {
     std::future::pending::<()>().await;
 }
 
-/// Whether it is there and no zombie, which is what is left where nobody waits for orphans.
+/// Whether the process exists and is not a zombie; orphans stay zombies if process 1 does not reap them.
 fn is_running(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))

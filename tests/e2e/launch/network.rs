@@ -1,4 +1,4 @@
-//! The listener stands in the job's network namespace, the sidecar outside.
+//! The listening socket is in the job's network namespace, the sidecar outside.
 
 use std::{
     io::{Read as _, Write as _},

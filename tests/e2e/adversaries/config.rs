@@ -1,4 +1,4 @@
-//! Whoever writes the document.
+//! A hostile config.
 
 use std::time::Duration;
 
@@ -43,7 +43,8 @@ async fn document_of_any_shape_is_refused_at_once() {
         .await
         .unwrap();
         let watch = Watch::on(&sidecar);
-        // It has gone before it has read what is too long. Stdin stays open: nothing but the document is to end it.
+        // The sidecar exits before it has read the excess. Stdin stays open: only the config may
+        // end it.
         drop(sidecar.write(&document).await);
         if name == "arrays that are never closed" || name == "a hundred megabytes of white space" {
             sidecar.close_stdin();
