@@ -5,7 +5,7 @@
 //! with a neighbour tunnel beside it whose connection is used all the time.
 
 mod agent;
-mod document;
+mod config;
 mod gateway;
 mod local;
 mod sshd;

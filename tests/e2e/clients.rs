@@ -143,7 +143,10 @@ fn mysql_options(port: u16) -> OptsBuilder {
 }
 
 /// Drives a connection until its client is dropped.
-#[expect(clippy::disallowed_methods, reason = "ends when its client is dropped, at the latest with the test")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "ends when its client is dropped, at the latest with the test"
+)]
 fn drive<F>(connection: F) -> JoinHandle<F::Output>
 where
     F: Future<Output: Send> + Send + 'static,

@@ -67,12 +67,12 @@ async fn panic_of_any_task_ends_the_sessions_and_is_internal() {
     for (text, phase, connect) in places {
         let world = World::with(|builder| builder.policy(may_terminate())).await;
         let server = TcpServer::source(10).await.unwrap();
-        let document = world.document(server.port());
+        let config = world.config(server.port());
         let sidecar = Sidecar::spawn_program(program.clone(), |command| {
             command.arg(text);
         });
         let mut sidecar = sidecar.await.unwrap();
-        sidecar.write(document.compact().as_bytes()).await.unwrap();
+        sidecar.write(config.compact().as_bytes()).await.unwrap();
         if connect {
             let port = sidecar.ready(LIMIT).await.unwrap();
             // The panic may reset the connection before it is established.
@@ -83,7 +83,7 @@ async fn panic_of_any_task_ends_the_sessions_and_is_internal() {
         }
         let exit = sidecar.exit(LIMIT).await.unwrap();
         let failure = Failure { code: "internal", status: 70, phase, blame: "bug" };
-        let line = failure.assert(&format!("panic_in_{phase}"), &exit, &document);
+        let line = failure.assert(&format!("panic_in_{phase}"), &exit, &config);
         assert!(!line.to_string().contains("planted"), "{text}: quotes the panic: {line}");
         world.finish().await;
     }
@@ -99,12 +99,12 @@ async fn panic_of_any_task_of_a_check_ends_its_session_and_is_internal() {
     let program = tokio::task::spawn_blocking(|| example("panicking")).await.unwrap().unwrap();
     for (text, step) in places {
         let world = World::with(|builder| builder.policy(may_terminate())).await;
-        let document = world.document(free_port().unwrap());
+        let config = world.config(free_port().unwrap());
         let sidecar = Sidecar::spawn_program(program.clone(), |command| {
             command.args([text, "check"]);
         });
         let mut sidecar = sidecar.await.unwrap();
-        sidecar.write(document.compact().as_bytes()).await.unwrap();
+        sidecar.write(config.compact().as_bytes()).await.unwrap();
         sidecar.close_stdin();
         let exit = sidecar.exit(LIMIT).await.unwrap();
         let told = exit.text();
@@ -182,8 +182,8 @@ async fn everything_out_of_reach_at_the_end_is_said_and_left_to_the_idle_time_ou
 async fn both_processes_killed_at_once_leave_the_session_to_the_idle_time_out() {
     let world = World::with(|builder| builder.idle_timeout(Duration::from_secs(8))).await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port());
-    let sidecar = Sidecar::spawn_with(&document, |command| {
+    let config = world.config(server.port());
+    let sidecar = Sidecar::spawn_with(&config, |command| {
         command.process_group(0);
     });
     let mut sidecar = sidecar.await.unwrap();
@@ -201,7 +201,7 @@ async fn stdout_that_nobody_reads_holds_up_no_end() {
     for way in [WAYS[0], WAYS[1]] {
         let world = World::start().await;
         let server = TcpServer::echo().await.unwrap();
-        let document = world.document(server.port()).with(&json!({ "events": true }));
+        let config = world.config(server.port()).with(&json!({ "events": true }));
         // A pipe that is completely full.
         let (unread, stdout) = std::io::pipe().unwrap();
         let mut filler = stdout.try_clone().unwrap();
@@ -209,7 +209,7 @@ async fn stdout_that_nobody_reads_holds_up_no_end() {
         while filler.write(&[b'.'; 1024]).is_ok() {}
         while filler.write(b".").is_ok() {}
         fcntl(&filler, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
-        let sidecar = Sidecar::spawn_with(&document, |command| {
+        let sidecar = Sidecar::spawn_with(&config, |command| {
             command.stdout(stdout);
         });
         let sidecar = sidecar.await.unwrap();
@@ -227,8 +227,8 @@ async fn full_disk_below_the_log_stops_nothing() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let document = world.document(server.port());
-    let sidecar = Sidecar::spawn_with(&document, |command| {
+    let config = world.config(server.port());
+    let sidecar = Sidecar::spawn_with(&config, |command| {
         command.stderr(full).env("RUST_LOG", "trace");
     });
     let mut sidecar = sidecar.await.unwrap();
@@ -243,8 +243,8 @@ async fn no_file_and_no_process_is_left() {
     let server = TcpServer::echo().await.unwrap();
     for way in WAYS {
         let directory = TempDir::new().unwrap();
-        let document = world.document(server.port());
-        let sidecar = Sidecar::spawn_with(&document, |command| {
+        let config = world.config(server.port());
+        let sidecar = Sidecar::spawn_with(&config, |command| {
             let here = directory.path();
             command.current_dir(here).env("TMPDIR", here).env("HOME", here).process_group(0);
         });
@@ -273,15 +273,15 @@ async fn failure_after_ready_is_told_within_five_seconds_of_its_cause() {
     assert!(began.elapsed() < STOP, "took {:?}", began.elapsed());
     let failure =
         Failure { code: "aws.access_denied", status: 77, phase: "tunnel", blame: "customer" };
-    failure.assert("start_session_again", &exit, &world.document(1));
+    failure.assert("start_session_again", &exit, &world.config(1));
 }
 
 /// A tunnel to an echo server, with `events`.
 async fn eventful(world: &World) -> Tunnel {
     // The server is needed only until the target is proven.
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port()).with(&json!({ "events": true }));
-    Tunnel::open(&document).await
+    let config = world.config(server.port()).with(&json!({ "events": true }));
+    Tunnel::open(&config).await
 }
 
 /// Asserts that the only session is still open, and that the service ends it when idle.

@@ -103,8 +103,8 @@ async fn pause_of_the_service_holds_new_bytes_until_it_is_over() {
     for is_started in [true, false] {
         let world = World::start().await;
         let server = TcpServer::echo().await.unwrap();
-        let document = world.document(server.port());
-        let sidecar = Sidecar::spawn_with(&document, |command| {
+        let config = world.config(server.port());
+        let sidecar = Sidecar::spawn_with(&config, |command| {
             command.env("RUST_LOG", "debug");
         });
         let mut sidecar = sidecar.await.unwrap();
@@ -148,8 +148,8 @@ async fn close_at_any_moment_of_the_start_ends_in_one_failure_line() {
         let link = Link::clean().delayed(Duration::from_millis(100), Duration::ZERO);
         let world = World::with(|builder| builder.faults(Plan::default().both(link))).await;
         let server = TcpServer::echo().await.unwrap();
-        let document = world.document(server.port());
-        let sidecar = Sidecar::spawn(&document).await.unwrap();
+        let config = world.config(server.port());
+        let sidecar = Sidecar::spawn(&config).await.unwrap();
         let journal = world.emulator.journal();
         let is_open = |entries: &[tests::emulator::Entry]| {
             entries.iter().any(|entry| matches!(entry.record, Record::Opened { .. }))
@@ -164,7 +164,7 @@ async fn close_at_any_moment_of_the_start_ends_in_one_failure_line() {
         world.emulator.control().terminate(&session, "ended by a test");
         let exit = sidecar.exit(LIMIT).await.unwrap();
         let ended = Failure { code: "session.ended", status: 69, phase, blame: "customer" };
-        ended.assert(&format!("by_somebody_else_in_{phase}"), &exit, &document);
+        ended.assert(&format!("by_somebody_else_in_{phase}"), &exit, &config);
         world.finish().await;
     }
 }
@@ -215,8 +215,8 @@ async fn carries_bytes_whole(name: &str, plan: Plan, agent: AgentSettings) {
     });
     let server = server.await.unwrap();
     let patient = json!({ "timeouts": { "ready_s": 300, "reconnect_s": 300, "connect_s": 120 } });
-    let document = world.document(server.port()).with(&patient);
-    let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+    let config = world.config(server.port()).with(&patient);
+    let mut sidecar = Sidecar::spawn(&config).await.unwrap();
     let port = sidecar.ready(PATIENCE).await.unwrap_or_else(|error| panic!("{name}: {error}"));
     let tunnel = Tunnel { sidecar, port };
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();

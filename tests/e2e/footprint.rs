@@ -20,8 +20,8 @@ async fn code_that_only_the_start_needs_is_given_up_once_ready() {
     let world = World::start().await;
     // Everything is done except for the target's answer.
     let mut target = FullQueue::start().await.unwrap();
-    let document = world.document(target.port()).with(&json!({ "events": true }));
-    let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+    let config = world.config(target.port()).with(&json!({ "events": true }));
+    let mut sidecar = Sidecar::spawn(&config).await.unwrap();
     while sidecar.word("phase", LIMIT).await.unwrap() != "target" {}
     let processes = [sidecar.pid().unwrap(), sidecar.worker().unwrap()];
     let before = processes.map(|process| resident_code_kib(process, program));

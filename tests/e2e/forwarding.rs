@@ -122,8 +122,8 @@ async fn engine_gives_the_default_port() {
     for (engine, port) in [("mysql", 3306), ("postgresql", 5432)] {
         let listener = tokio::net::TcpListener::bind(("127.0.0.77", port)).await.unwrap();
         let target = json!({ "engine": engine, "host": "127.0.0.77", "port": null });
-        let document = world.document(1).with(&json!({ "target": target }));
-        let tunnel = Tunnel::open(&document).await;
+        let config = world.config(1).with(&json!({ "target": target }));
+        let tunnel = Tunnel::open(&config).await;
         timeout(LIMIT, listener.accept()).await.unwrap().unwrap();
         tunnel.close().await;
     }
@@ -282,9 +282,8 @@ async fn first_client_gets_the_connection_that_proved_the_target() {
 async fn connections_beyond_the_limit_wait_their_turn() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let document =
-        world.document(server.port()).with(&json!({ "tunnel": { "max_connections": 2 } }));
-    let tunnel = Tunnel::open(&document).await;
+    let config = world.config(server.port()).with(&json!({ "tunnel": { "max_connections": 2 } }));
+    let tunnel = Tunnel::open(&config).await;
     let connect = || TcpStream::connect(("127.0.0.1", tunnel.port));
     let mut first = connect().await.unwrap();
     let mut second = connect().await.unwrap();
@@ -310,7 +309,7 @@ async fn users_that_are_not_named_are_refused() {
     let me = nix::unistd::geteuid().as_raw();
     for (allowed, answer) in [(me, Some(*b"ping")), (me + 1, None)] {
         let listen = json!({ "listen": { "allowed_uids": [allowed] } });
-        let tunnel = Tunnel::open(&world.document(server.port()).with(&listen)).await;
+        let tunnel = Tunnel::open(&world.config(server.port()).with(&listen)).await;
         // A refused client may learn of it before the connection counts as established.
         let heard = match TcpStream::connect(("127.0.0.1", tunnel.port)).await {
             Ok(mut stream) => ping(&mut stream, LIMIT).await,

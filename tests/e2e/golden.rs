@@ -11,7 +11,7 @@ use std::{
 use nix::unistd::{User, geteuid};
 use runner_protocol::{ErrorCode, Failure};
 use serde_json::Value;
-use tests::fixtures::{Document, Exit};
+use tests::fixtures::{Config, Exit};
 
 /// Compares `text` with the file at `path` below `golden/`.
 pub(crate) fn assert_same(path: &str, text: &str) {
@@ -25,24 +25,24 @@ pub(crate) fn assert_same(path: &str, text: &str) {
 }
 
 /// Compares the `failed` line of `exit`, with all its fields, to `failed/CODE/CAUSE.json`.
-pub(crate) fn assert_failed(cause: &str, exit: &Exit, document: &Document) {
+pub(crate) fn assert_failed(cause: &str, exit: &Exit, config: &Config) {
     let words = cause.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
     let cause = words.collect::<Vec<_>>().join("_").to_lowercase();
     let line = exit.stdout.last().unwrap();
     let mut failure: Failure = serde_json::from_str(line.strip_prefix("failed ").unwrap()).unwrap();
     let written = format!("failed {}", serde_json::to_string(&failure).unwrap());
     assert_eq!(*line, written, "the fields, in the order of the contract");
-    failure.message = mask(document, &failure.message);
-    failure.hint = mask(document, &failure.hint);
+    failure.message = mask(config, &failure.message);
+    failure.hint = mask(config, &failure.hint);
     failure.aws_request_id = failure.aws_request_id.map(|_| "…".to_owned());
     let text = serde_json::to_string_pretty(&failure).unwrap() + "\n";
     assert_same(&format!("failed/{}/{cause}.json", failure.code), &text);
 }
 
 /// Masks what differs from run to run.
-pub(crate) fn mask(document: &Document, text: &str) -> String {
+pub(crate) fn mask(config: &Config, text: &str) -> String {
     let port = |pointer: &str| {
-        let port = document.value().pointer(pointer).and_then(Value::as_u64);
+        let port = config.value().pointer(pointer).and_then(Value::as_u64);
         // Ports chosen by the system.
         port.filter(|port| (10_000..=65_535).contains(port)).map(|port| port.to_string())
     };

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, process::Stdio, time::Duration};
 use serde_json::json;
 use tests::{
     emulator::{ApiFault, Break, Cut, Failure as Fault, Plan},
-    fixtures::{Document, Sidecar, TcpServer, binary, eventually, free_port},
+    fixtures::{Config, Sidecar, TcpServer, binary, eventually, free_port},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -21,12 +21,12 @@ use crate::world::{
 async fn ready_is_answered_from_ready_until_the_path_breaks() {
     let world = World::with(|builder| builder.policy(may_terminate())).await;
     let server = TcpServer::echo().await.unwrap();
-    let (document, address) = with_health(&world.document(server.port()));
-    let document = document.with(&json!({ "events": true, "timeouts": { "reconnect_s": 30 } }));
+    let (config, address) = with_health(&world.config(server.port()));
+    let config = config.with(&json!({ "events": true, "timeouts": { "reconnect_s": 30 } }));
     // A slow API, so that probes can be sent during the start.
     let slow = ApiFault::new(Fault::Delayed(Duration::from_secs(2)));
     world.emulator.control().set_faults(Plan::default().api(slow));
-    let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+    let mut sidecar = Sidecar::spawn(&config).await.unwrap();
     sidecar.word("phase", LIMIT).await.unwrap();
     assert_eq!(get(address, "/livez").await, (200, "ok\n".to_owned()));
     assert_eq!(get(address, "/readyz").await, (503, "starting\n".to_owned()));
@@ -61,9 +61,9 @@ async fn ready_is_answered_from_ready_until_the_path_breaks() {
 async fn metrics_count_what_clients_do_and_name_nobody() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let (document, address) = with_health(&world.document(server.port()));
-    let document = document.with(&json!({ "job_id": "job-4711" }));
-    let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+    let (config, address) = with_health(&world.config(server.port()));
+    let config = config.with(&json!({ "job_id": "job-4711" }));
+    let mut sidecar = Sidecar::spawn(&config).await.unwrap();
     let port = sidecar.ready(LIMIT).await.unwrap();
     let mut client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     client.write_all(b"seven b").await.unwrap();
@@ -118,8 +118,8 @@ async fn probes_never_touch_the_target() {
         async move { stream.read(&mut [0]).await.map(drop) }
     });
     let server = server.await.unwrap();
-    let (document, address) = with_health(&world.document(server.port()));
-    let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+    let (config, address) = with_health(&world.config(server.port()));
+    let mut sidecar = Sidecar::spawn(&config).await.unwrap();
     sidecar.ready(LIMIT).await.unwrap();
     for path in ["/livez", "/readyz", "/metrics"].repeat(20) {
         assert_eq!(get(address, path).await.0, 200);
@@ -135,8 +135,8 @@ async fn probes_never_touch_the_target() {
 async fn silent_and_endless_probes_harm_nobody() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let (document, address) = with_health(&world.document(server.port()));
-    let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+    let (config, address) = with_health(&world.config(server.port()));
+    let mut sidecar = Sidecar::spawn(&config).await.unwrap();
     sidecar.ready(LIMIT).await.unwrap();
     let mut silent = Vec::new();
     for _ in 0..32 {
@@ -158,9 +158,9 @@ async fn local_listen_when_the_port_of_the_health_endpoint_is_taken() {
     let world = World::start().await;
     let taken = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = taken.local_addr().unwrap();
-    let document = world.document(5432).with(&json!({ "health": { "listen": address } }));
+    let config = world.config(5432).with(&json!({ "health": { "listen": address } }));
     let failure = Failure { code: "local.listen", status: 71, phase: "config", blame: "operator" };
-    assert_fails(&document, failure, "health_port_taken").await;
+    assert_fails(&config, failure, "health_port_taken").await;
     assert!(world.emulator.journal().sessions().is_empty(), "no session is started");
     world.finish().await;
 }
@@ -176,9 +176,9 @@ async fn probe_fails_by_itself_where_nobody_answers() {
 }
 
 /// The config with a health endpoint on its own port.
-fn with_health(document: &Document) -> (Document, SocketAddr) {
+fn with_health(config: &Config) -> (Config, SocketAddr) {
     let address = SocketAddr::from(([127, 0, 0, 1], free_port().unwrap()));
-    (document.clone().with(&json!({ "health": { "listen": address } })), address)
+    (config.clone().with(&json!({ "health": { "listen": address } })), address)
 }
 
 async fn get(address: SocketAddr, path: &str) -> (u16, String) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 use tests::{
     emulator::{Break, Ending, Policy, Record},
-    fixtures::{Document, Sidecar, TcpServer, eventually, source_bytes},
+    fixtures::{Config, Sidecar, TcpServer, eventually, source_bytes},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -62,9 +62,9 @@ async fn nobody_notices_the_close_where_sessions_may_be_resumed() {
 async fn each_of_several_lanes_has_its_successor_in_time() {
     let world = World::with(|builder| builder.channel_lifetime(LIFE).policy(may_terminate())).await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port());
-    let document = document.with(&json!({ "events": true, "tunnel": { "sessions": 2 } }));
-    let tunnel = short_lived_by(&document).await;
+    let config = world.config(server.port());
+    let config = config.with(&json!({ "events": true, "tunnel": { "sessions": 2 } }));
+    let tunnel = short_lived_by(&config).await;
     let journal = world.emulator.journal();
     let mut first = Echo::connect(tunnel.port).await;
     assert!(first.answers().await);
@@ -113,7 +113,7 @@ async fn successor_takes_new_connections_before_the_close_and_old_ones_last_unti
 
 /// With `ssm:StartSession` alone, a session can be ended only through its channel.
 #[tokio::test]
-async fn succeeded_lane_is_ended_before_the_close_so_that_nothing_is_left() {
+async fn replaced_lane_is_ended_before_the_close_so_that_nothing_is_left() {
     // The service closes a little later than assumed, as the assumed lifetime is only an estimate.
     let late = LIFE + Duration::from_secs(4);
     let world = World::with(|builder| builder.channel_lifetime(late)).await;
@@ -168,12 +168,12 @@ async fn permission_that_is_granted_in_time_makes_successors_needless() {
 }
 
 #[tokio::test]
-async fn break_right_after_a_succession_is_not_charged_for_an_older_one() {
+async fn break_right_after_a_replacement_is_not_charged_for_an_older_one() {
     let world = World::with(|builder| builder.channel_lifetime(LIFE).policy(may_terminate())).await;
     let server = TcpServer::echo().await.unwrap();
     // The first outage's budget would be used up long before the second break.
     let change = json!({ "timeouts": { "reconnect_s": 6 }, "events": true });
-    let mut tunnel = short_lived_by(&world.document(server.port()).with(&change)).await;
+    let mut tunnel = short_lived_by(&world.config(server.port()).with(&change)).await;
     let mend = async |tunnel: &mut Tunnel| {
         world.emulator.control().disconnect_all(Break::Reset).await;
         tunnel.sidecar.word("degraded", LIMIT).await.unwrap();
@@ -190,12 +190,12 @@ async fn break_right_after_a_succession_is_not_charged_for_an_older_one() {
 
 /// A tunnel whose sidecar knows the short lifetime.
 async fn short_lived(world: &World, target_port: u16) -> Tunnel {
-    short_lived_by(&world.document(target_port).with(&json!({ "events": true }))).await
+    short_lived_by(&world.config(target_port).with(&json!({ "events": true }))).await
 }
 
-async fn short_lived_by(document: &Document) -> Tunnel {
+async fn short_lived_by(config: &Config) -> Tunnel {
     let life = LIFE.as_secs().to_string();
-    let sidecar = Sidecar::spawn_with(document, |command| {
+    let sidecar = Sidecar::spawn_with(config, |command| {
         command.args(["--channel-life", &life]);
     });
     let mut sidecar = sidecar.await.unwrap();

@@ -63,9 +63,9 @@ async fn key_texts_as_people_paste_them() {
         ("empty lines around", format!("\n\n{key}\n\n")),
     ];
     for (name, text) in cases {
-        let document = world.document(server.port());
-        let document = document.with(&json!({ "bastion": { "ssh_private_key": text } }));
-        let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+        let config = world.config(server.port());
+        let config = config.with(&json!({ "bastion": { "ssh_private_key": text } }));
+        let mut sidecar = Sidecar::spawn(&config).await.unwrap();
         let ready = sidecar.ready(LIMIT).await;
         assert!(ready.is_ok(), "{name}: {ready:?}");
         sidecar.close_stdin();
@@ -92,9 +92,9 @@ async fn pinned_host_keys_as_fingerprint_as_line_and_in_a_list() {
         ("another type of the same host", json!(ecdsa)),
     ];
     for (name, pin) in cases {
-        let document = world.document(server.port());
-        let document = document.with(&json!({ "bastion": { "ssh_host_key": pin } }));
-        let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+        let config = world.config(server.port());
+        let config = config.with(&json!({ "bastion": { "ssh_host_key": pin } }));
+        let mut sidecar = Sidecar::spawn(&config).await.unwrap();
         let ready = sidecar.ready(LIMIT).await;
         assert!(ready.is_ok(), "{name}: {ready:?}");
         sidecar.close_stdin();
@@ -110,8 +110,8 @@ async fn every_format(key_type: KeyType, formats: &[KeyFormat]) {
     for format in formats {
         for passphrase in [None, Some(PASSPHRASE)] {
             let key = world.sshd.client_key().write(*format, passphrase).unwrap();
-            let document = world.document(server.port()).with(&with_key(&key));
-            let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+            let config = world.config(server.port()).with(&with_key(&key));
+            let mut sidecar = Sidecar::spawn(&config).await.unwrap();
             let ready = sidecar.ready(LIMIT).await;
             let case = format!("{key_type:?} as {format:?}, passphrase: {passphrase:?}");
             assert!(ready.is_ok(), "{case}: {ready:?}");

@@ -20,9 +20,8 @@ use crate::world::{LIMIT, Tunnel, World};
 async fn each_connection_finds_an_empty_session_up_to_the_number_allowed() {
     let world = World::with(|builder| builder.pacing(Pacing::Unpaced)).await;
     let server = TcpServer::echo().await.unwrap();
-    let document =
-        world.document(server.port()).with(&json!({ "tunnel": { "sessions": SESSIONS } }));
-    let mut tunnel = Tunnel::open(&document).await;
+    let config = world.config(server.port()).with(&json!({ "tunnel": { "sessions": SESSIONS } }));
+    let mut tunnel = Tunnel::open(&config).await;
     let journal = world.emulator.journal();
     assert_eq!(journal.sessions().len(), 1, "no session is opened without a connection");
 
@@ -65,7 +64,7 @@ async fn connections_keep_off_the_session_of_a_download() {
     .await
     .unwrap();
     let changes = json!({ "tunnel": { "sessions": 2, "compression": "off" } });
-    let mut tunnel = Tunnel::open(&world.document(server.port()).with(&changes)).await;
+    let mut tunnel = Tunnel::open(&world.config(server.port()).with(&changes)).await;
     let mut download = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     download.write_all(b"d").await.unwrap();
     let opened = |line: &str| line.contains("a further session is open");

@@ -11,7 +11,7 @@ use runner_protocol::{
     launch::{Isolation, LaunchError, Launcher, NotReady, Sidecar, Stderr},
 };
 use serde_json::json;
-use tests::fixtures::{Document, TcpServer, binary, eventually};
+use tests::fixtures::{Config, TcpServer, binary, eventually};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -27,8 +27,8 @@ async fn ready_events_metrics_and_the_end_are_types() {
     let _alone = alone().await;
     let world = World::start().await;
     let server = echo().await;
-    let document = world.document(server.port()).with(&json!({ "events": true }));
-    let mut sidecar = launch(&launcher().await, &document).await;
+    let config = world.config(server.port()).with(&json!({ "events": true }));
+    let mut sidecar = launch(&launcher().await, &config).await;
     let ready = timeout(LIMIT, sidecar.ready()).await.unwrap().unwrap();
     let mut phases = Vec::new();
     while phases.last().is_none_or(|phase| phase != "target") {
@@ -64,13 +64,13 @@ async fn ready_events_metrics_and_the_end_are_types() {
 async fn failures_are_types_too() {
     let _alone = alone().await;
     let launcher = launcher().await;
-    let document = Document::new("").with(&json!({ "aws": 1 }));
-    let mut sidecar = launch(&launcher, &document).await;
+    let config = Config::new("").with(&json!({ "aws": 1 }));
+    let mut sidecar = launch(&launcher, &config).await;
     let failure = timeout(LIMIT, sidecar.ready()).await.unwrap().unwrap_err();
     let NotReady::Failed(failure) = failure else { panic!("{failure:?}") };
     assert_eq!(failure.code, ErrorCode::ConfigInvalid);
     let ended = timeout(LIMIT, sidecar.ended()).await.unwrap().unwrap();
-    assert_eq!(ended.status, Some(ExitStatus::Document), "{ended:?}");
+    assert_eq!(ended.status, Some(ExitStatus::Config), "{ended:?}");
     assert_eq!(ended.failure, Some(failure));
 
     // A program that is no sidecar exits without any output.
@@ -90,11 +90,11 @@ async fn log_goes_where_it_is_sent_and_a_sink_that_stands_still_holds_nothing_up
     let _alone = alone().await;
     let world = World::start().await;
     let server = echo().await;
-    let document = world.document(server.port());
+    let config = world.config(server.port());
     let loud = launcher().await.variable("RUST_LOG", "trace");
 
     let (sink, mut log) = tokio::io::duplex(1 << 20);
-    let mut sidecar = loud.launch(&document.pretty(), sink_of(sink)).await.unwrap();
+    let mut sidecar = loud.launch(&config.pretty(), sink_of(sink)).await.unwrap();
     timeout(LIMIT, sidecar.ready()).await.unwrap().unwrap();
     let ended = timeout(LIMIT, sidecar.end()).await.unwrap().unwrap();
     assert_eq!(ended.status, Some(ExitStatus::Ended));
@@ -104,7 +104,7 @@ async fn log_goes_where_it_is_sent_and_a_sink_that_stands_still_holds_nothing_up
     assert!(last.contains("\"closed\""), "{last}");
 
     let (sink, _never_read) = tokio::io::duplex(1);
-    let mut sidecar = loud.launch(&document.pretty(), sink_of(sink)).await.unwrap();
+    let mut sidecar = loud.launch(&config.pretty(), sink_of(sink)).await.unwrap();
     let ready = timeout(LIMIT, sidecar.ready()).await.unwrap().unwrap();
     for _ in 0..50 {
         let mut client = TcpStream::connect(("127.0.0.1", ready.port)).await.unwrap();
@@ -129,8 +129,8 @@ async fn log_of_a_runner_whose_stderr_is_a_file_goes_there() {
         .kill_on_drop(true)
         .spawn();
     let mut runner = runner.unwrap();
-    let document = format!("{}\n", world.document(server.port()).compact());
-    runner.stdin.take().unwrap().write_all(document.as_bytes()).await.unwrap();
+    let config = format!("{}\n", world.config(server.port()).compact());
+    runner.stdin.take().unwrap().write_all(config.as_bytes()).await.unwrap();
     let ended = timeout(2 * LIMIT, runner.wait_with_output()).await.unwrap().unwrap();
     let logged = fs::read_to_string(log.path()).unwrap();
     assert!(ended.status.success(), "{} {logged}", String::from_utf8_lossy(&ended.stdout));
@@ -142,8 +142,8 @@ async fn log_of_a_runner_whose_stderr_is_a_file_goes_there() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a helper of another test, whose stderr is a file"]
 async fn runner_that_logs_to_a_file() {
-    let document = std::io::stdin().lines().next().unwrap().unwrap();
-    let mut sidecar = launcher().await.launch(&document, Stderr::Inherit).await.unwrap();
+    let config = std::io::stdin().lines().next().unwrap().unwrap();
+    let mut sidecar = launcher().await.launch(&config, Stderr::Inherit).await.unwrap();
     timeout(LIMIT, sidecar.ready()).await.unwrap().unwrap();
     let ended = timeout(LIMIT, sidecar.end()).await.unwrap().unwrap();
     assert_eq!((ended.status, ended.force), (Some(ExitStatus::Ended), None), "{ended:?}");
@@ -165,8 +165,8 @@ async fn launcher() -> Launcher {
     Launcher::new(program).isolation(Isolation::BestEffort)
 }
 
-async fn launch(launcher: &Launcher, document: &Document) -> Sidecar {
-    timeout(LIMIT, launcher.launch(&document.pretty(), Stderr::Discard)).await.unwrap().unwrap()
+async fn launch(launcher: &Launcher, config: &Config) -> Sidecar {
+    timeout(LIMIT, launcher.launch(&config.pretty(), Stderr::Discard)).await.unwrap().unwrap()
 }
 
 /// A sidecar that waits for the rest of its config.

@@ -30,7 +30,7 @@ async fn new_ssh_keys_by_volume_and_by_time_go_unnoticed_under_load_and_across_r
     let server = TcpServer::source(bytes).await.unwrap();
     // Uncompressed, so that the volume is known.
     let change = json!({ "tunnel": { "compression": "off" } });
-    let tunnel = Tunnel::open(&world.document(server.port()).with(&change)).await;
+    let tunnel = Tunnel::open(&world.config(server.port()).with(&change)).await;
     let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     let mut received = vec![0; bytes];
     let mut rest = received.as_mut_slice();
@@ -76,8 +76,8 @@ async fn temporary_keys_are_renewed_again_and_again_in_the_middle_of_a_transfer(
     let bytes = 8_000_000;
     let server = TcpServer::source(bytes).await.unwrap();
     let first = json!({ "aws": { "access_key_id": id(0), "session_token": "token-0" } });
-    let document = world.document(server.port()).with(&first);
-    let mut tunnel = Tunnel::open(&document).await;
+    let config = world.config(server.port()).with(&first);
+    let mut tunnel = Tunnel::open(&config).await;
     let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     let mut received = vec![0; bytes];
     let mut rest = received.as_mut_slice();
@@ -119,7 +119,7 @@ async fn role_is_assumed_anew_where_its_keys_do_not_last_to_the_next_close() {
     let bytes = 6_000_000;
     let server = TcpServer::source(bytes).await.unwrap();
     let role = json!({ "aws": { "assume_role": { "role_arn": ROLE } } });
-    let tunnel = Tunnel::open(&world.document(server.port()).with(&role)).await;
+    let tunnel = Tunnel::open(&world.config(server.port()).with(&role)).await;
     let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     let mut received = Vec::new();
     timeout(4 * LIMIT, stream.read_to_end(&mut received)).await.unwrap().unwrap();
@@ -197,7 +197,7 @@ async fn tunnel_carries_as_many_bytes_as_it_is_told_unchanged() {
     let server = TcpServer::source(bytes).await.unwrap();
     // Compression would reduce the number of bytes.
     let change = json!({ "tunnel": { "compression": "off" } });
-    let tunnel = Tunnel::open(&world.document(server.port()).with(&change)).await;
+    let tunnel = Tunnel::open(&world.config(server.port()).with(&change)).await;
     let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     let block = source_bytes(bytes.min(64 << 20));
     let (mut received, mut buffer) = (0, vec![0; 1 << 20]);

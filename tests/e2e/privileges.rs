@@ -16,7 +16,7 @@ use nix::{
 use serde_json::json;
 use tests::{
     emulator::{Action, ApiFault, Ending, Failure as Fault, Plan},
-    fixtures::{Document, Exit, Sidecar, TcpServer, binary, eventually},
+    fixtures::{Config, Exit, Sidecar, TcpServer, binary, eventually},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -37,15 +37,18 @@ async fn killed_worker_is_told_as_such_and_its_session_is_ended_by_api() {
     // Like a kill for lack of memory, an abort, and a violation of the seccomp filter.
     for signal in [Signal::SIGKILL, Signal::SIGABRT, Signal::SIGSYS] {
         let world = World::with(|builder| builder.policy(may_terminate())).await;
-        let (tunnel, document, _server) = echo(&world).await;
+        let (tunnel, config, _server) = echo(&world).await;
         let began = Instant::now();
         kill(tunnel.sidecar.worker().unwrap(), signal).unwrap();
         let exit = tunnel.sidecar.exit(STOP).await.unwrap();
         assert!(began.elapsed() < STOP, "{signal}: took {:?}", began.elapsed());
-        WORKER_LOST.assert(&signal.as_str().to_lowercase(), &exit, &document);
+        WORKER_LOST.assert(&signal.as_str().to_lowercase(), &exit, &config);
         let session = world.emulator.journal().sessions().remove(0);
         assert_eq!(world.emulator.journal().ending(&session), Some(Ending::Api), "{signal}");
-        assert!(TcpStream::connect(("127.0.0.1", tunnel.port)).await.is_err(), "the port is still open");
+        assert!(
+            TcpStream::connect(("127.0.0.1", tunnel.port)).await.is_err(),
+            "the port is still open"
+        );
         world.finish().await;
     }
 }
@@ -56,8 +59,8 @@ async fn worker_killed_while_start_session_is_under_way_leaves_no_session() {
     let world =
         World::with(|builder| builder.policy(may_terminate()).faults(Plan::default().api(late)));
     let world = world.await;
-    let document = world.document(5432);
-    let sidecar = Sidecar::spawn(&document).await.unwrap();
+    let config = world.config(5432);
+    let sidecar = Sidecar::spawn(&config).await.unwrap();
     // The phase is reported before the call is sent.
     let journal = world.emulator.journal();
     let called = eventually(LIMIT, || async { journal.arrived("StartSession") == 1 }).await;
@@ -65,7 +68,7 @@ async fn worker_killed_while_start_session_is_under_way_leaves_no_session() {
     kill(sidecar.worker().unwrap(), Signal::SIGKILL).unwrap();
     let exit = sidecar.exit(STOP).await.unwrap();
     let failure = Failure { phase: "start_session", ..WORKER_LOST };
-    failure.assert("during_start_session", &exit, &document);
+    failure.assert("during_start_session", &exit, &config);
     // The call was completed, and its session ended.
     let seen = eventually(STOP, || async { journal.sessions().len() == 1 }).await;
     assert!(seen, "StartSession was not completed");
@@ -89,7 +92,10 @@ async fn killed_monitor_leaves_no_session_and_no_process() {
     assert_eq!(exit.status.signal(), Some(Signal::SIGKILL as i32));
     let session = world.emulator.journal().sessions().remove(0);
     assert_eq!(world.emulator.journal().ending(&session), Some(Ending::Flag), "{}", exit.text());
-    assert!(TcpStream::connect(("127.0.0.1", tunnel.port)).await.is_err(), "the port is still open");
+    assert!(
+        TcpStream::connect(("127.0.0.1", tunnel.port)).await.is_err(),
+        "the port is still open"
+    );
     world.finish().await;
 }
 
@@ -100,8 +106,8 @@ async fn signal_to_both_processes_ends_the_session_as_one_to_the_monitor_does() 
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
         let world = World::start().await;
         let server = TcpServer::echo().await.unwrap();
-        let document = world.document(server.port());
-        let sidecar = Sidecar::spawn_with(&document, |command| {
+        let config = world.config(server.port());
+        let sidecar = Sidecar::spawn_with(&config, |command| {
             command.process_group(0);
         });
         let mut sidecar = sidecar.await.unwrap();
@@ -118,14 +124,14 @@ async fn signal_to_both_processes_ends_the_session_as_one_to_the_monitor_does() 
 #[tokio::test]
 async fn stopped_worker_does_not_hold_up_the_end() {
     let world = World::with(|builder| builder.policy(may_terminate())).await;
-    let (mut tunnel, document, _server) = echo(&world).await;
+    let (mut tunnel, config, _server) = echo(&world).await;
     // A stopped process does not answer.
     kill(tunnel.sidecar.worker().unwrap(), Signal::SIGSTOP).unwrap();
     let began = Instant::now();
     tunnel.sidecar.close_stdin();
     let exit = tunnel.sidecar.exit(STOP + Duration::from_secs(1)).await.unwrap();
     assert!(began.elapsed() < STOP, "took {:?}", began.elapsed());
-    WORKER_LOST.assert("worker_stuck", &exit, &document);
+    WORKER_LOST.assert("worker_stuck", &exit, &config);
     world.finish().await;
 }
 
@@ -174,8 +180,8 @@ async fn no_secret_of_aws_is_anywhere_in_the_worker_nor_in_what_a_run_leaves() {
     let inherited = "inheritedSecretInheritedSecretInherited1";
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port()).with(&json!({ "events": true }));
-    let sidecar = Sidecar::spawn_with(&document, |command| {
+    let config = world.config(server.port()).with(&json!({ "events": true }));
+    let sidecar = Sidecar::spawn_with(&config, |command| {
         command.env("RUST_LOG", "trace").env("AWS_SECRET_ACCESS_KEY", inherited);
     });
     let mut sidecar = sidecar.await.unwrap();
@@ -224,8 +230,8 @@ async fn no_secret_of_aws_is_anywhere_in_the_worker_nor_in_what_a_run_leaves() {
 async fn host_that_gives_every_protection_passes_where_they_are_required() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port()).with(&json!({ "hardening": "required" }));
-    let tunnel = Tunnel::open(&document).await;
+    let config = world.config(server.port()).with(&json!({ "hardening": "required" }));
+    let tunnel = Tunnel::open(&config).await;
     tunnel.close().await;
     world.finish().await;
 }
@@ -235,8 +241,8 @@ async fn host_that_gives_every_protection_passes_where_they_are_required() {
 async fn host_without_landlock_and_seccomp_is_told_and_refused_where_they_are_required() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port());
-    let required = document.clone().with(&json!({ "hardening": "required" }));
+    let config = world.config(server.port());
+    let required = config.clone().with(&json!({ "hardening": "required" }));
     tokio::task::spawn_blocking(binary).await.unwrap().unwrap();
 
     let failed = without_protections(required.clone()).await;
@@ -244,7 +250,7 @@ async fn host_without_landlock_and_seccomp_is_told_and_refused_where_they_are_re
         Failure { code: "local.hardening", status: 71, phase: "config", blame: "operator" };
     expected.assert("no_landlock", &failed, &required);
 
-    let ended = without_protections(document).await;
+    let ended = without_protections(config).await;
     assert_eq!(ended.status.code(), Some(0), "{}", ended.text());
     assert!(ended.stdout.iter().any(|line| line.starts_with("ready ")), "{}", ended.text());
     for missing in ["Landlock", "seccomp"] {
@@ -259,11 +265,11 @@ async fn host_without_landlock_and_seccomp_is_told_and_refused_where_they_are_re
 /// Starts a sidecar, waits until it is ready and ends it, on a thread that is denied both protections, as
 /// is everything it starts.
 #[cfg(target_os = "linux")]
-async fn without_protections(document: Document) -> Exit {
+async fn without_protections(config: Config) -> Exit {
     use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 
     let run = async move {
-        let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+        let mut sidecar = Sidecar::spawn(&config).await.unwrap();
         if sidecar.ready(LIMIT).await.is_ok() {
             sidecar.close_stdin();
         }
@@ -285,11 +291,11 @@ async fn without_protections(document: Document) -> Exit {
 }
 
 /// A tunnel to an echo server, its config, and the server.
-async fn echo(world: &World) -> (Tunnel, Document, TcpServer) {
+async fn echo(world: &World) -> (Tunnel, Config, TcpServer) {
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port());
-    let tunnel = Tunnel::open(&document).await;
-    (tunnel, document, server)
+    let config = world.config(server.port());
+    let tunnel = Tunnel::open(&config).await;
+    (tunnel, config, server)
 }
 
 /// A copy of the memory that a process can read of itself.

@@ -22,6 +22,9 @@ fn every_test_that_the_table_of_endings_names_exists() {
         .collect();
     assert!(names.len() > 25, "{names:?}");
     for name in names {
-        assert!(sources.contains(&format!("fn {name}()")), "the README names a missing test `{name}`");
+        assert!(
+            sources.contains(&format!("fn {name}()")),
+            "the README names a missing test `{name}`"
+        );
     }
 }

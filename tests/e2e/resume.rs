@@ -135,7 +135,7 @@ async fn new_connection_waits_for_the_path_and_not_against_its_own_limit() {
     let world = resumable().await;
     let server = TcpServer::echo().await.unwrap();
     let change = json!({ "timeouts": { "connect_s": 1 } });
-    let tunnel = Tunnel::open(&world.document(server.port()).with(&change)).await;
+    let tunnel = Tunnel::open(&world.config(server.port()).with(&change)).await;
     let refused = ApiFault::new(Fault::InternalServerError).on(Action::ResumeSession);
     let plan = Plan::default().api(refused.lasting(Duration::from_secs(4)));
     world.emulator.control().set_faults(plan);
@@ -153,8 +153,8 @@ async fn attempts_to_resume_are_spaced_out_even_if_each_gets_a_socket() {
     let world = resumable().await;
     let server = TcpServer::echo().await.unwrap();
     let change = json!({ "timeouts": { "reconnect_s": 6 } });
-    let document = world.document(server.port()).with(&change);
-    let tunnel = Tunnel::open(&document).await;
+    let config = world.config(server.port()).with(&change);
+    let tunnel = Tunnel::open(&config).await;
     let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     assert!(echoes(&mut stream).await);
     // Each WebSocket breaks with its first frame.
@@ -163,7 +163,7 @@ async fn attempts_to_resume_are_spaced_out_even_if_each_gets_a_socket() {
     stream.write_all(b"hello").await.unwrap();
     let exit = tunnel.sidecar.exit(LIMIT).await.unwrap();
     let failure = Failure { code: "session.lost", status: 75, phase: "tunnel", blame: "operator" };
-    failure.assert("sockets_come_to_nothing", &exit, &document);
+    failure.assert("sockets_come_to_nothing", &exit, &config);
     assert!(began.elapsed() > Duration::from_secs(4), "given up after {:?}", began.elapsed());
     let calls = world.emulator.journal().calls(RESUME).len();
     assert!((4..=16).contains(&calls), "{calls} attempts in 6 s");
@@ -175,8 +175,8 @@ async fn attempts_to_resume_are_spaced_out_even_if_each_gets_a_socket() {
 async fn session_whose_openings_are_refused_again_and_again_is_replaced() {
     let world = resumable().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port()).with(&json!({ "events": true }));
-    let mut tunnel = Tunnel::open(&document).await;
+    let config = world.config(server.port()).with(&json!({ "events": true }));
+    let mut tunnel = Tunnel::open(&config).await;
     let (status, code, message) = (410, "Gone".to_owned(), "no such session".to_owned());
     let refused = ApiFault::new(Fault::Error { status, code, message });
     let plan = Plan::default().api(refused.on(Action::OpenDataChannel).times(5));
@@ -196,8 +196,8 @@ async fn session_whose_openings_are_refused_again_and_again_is_replaced() {
 async fn instance_that_is_gone_is_noticed_and_the_one_that_comes_back_serves_the_same_port() {
     let world = resumable().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port()).with(&json!({ "events": true }));
-    let mut tunnel = Tunnel::open(&document).await;
+    let config = world.config(server.port()).with(&json!({ "events": true }));
+    let mut tunnel = Tunnel::open(&config).await;
     let mut old = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     assert!(echoes(&mut old).await);
     world.emulator.control().set_faults(Plan::default().both(Link::clean().dropping(1.0)));
@@ -217,8 +217,8 @@ async fn instance_that_is_gone_is_noticed_and_the_one_that_comes_back_serves_the
 async fn session_whose_agent_never_answers_is_given_up_for_another() {
     let server = TcpServer::echo().await.unwrap();
     let world = World::with(|builder| builder.policy(may_terminate())).await;
-    let document = world.document(server.port()).with(&json!({ "events": true }));
-    let mut tunnel = Tunnel::open(&document).await;
+    let config = world.config(server.port()).with(&json!({ "events": true }));
+    let mut tunnel = Tunnel::open(&config).await;
     // As on an instance that has just died: the service starts sessions and answers pings, the
     // agent sends nothing.
     let control = world.emulator.control();
@@ -240,22 +240,22 @@ async fn session_whose_agent_never_answers_is_given_up_for_another() {
 async fn refusal_of_a_new_session_for_good_ends_the_job_with_its_own_code() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port());
-    let tunnel = Tunnel::open(&document).await;
+    let config = world.config(server.port());
+    let tunnel = Tunnel::open(&config).await;
     world.emulator.control().set_policy(Policy::nothing());
     world.emulator.control().disconnect_all(Break::Reset).await;
     let exit = tunnel.sidecar.exit(LIMIT).await.unwrap();
     let failure =
         Failure { code: "aws.access_denied", status: 77, phase: "tunnel", blame: "customer" };
-    failure.assert("start_session_again", &exit, &document);
+    failure.assert("start_session_again", &exit, &config);
 }
 
 #[tokio::test]
 async fn silent_path_is_noticed_within_10_seconds_also_when_idle() {
     let world = resumable().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port()).with(&json!({ "events": true }));
-    let mut tunnel = Tunnel::open(&document).await;
+    let config = world.config(server.port()).with(&json!({ "events": true }));
+    let mut tunnel = Tunnel::open(&config).await;
     world.emulator.control().disconnect_all(Break::Silence).await;
     let began = Instant::now();
     tunnel.sidecar.word("degraded", LIMIT).await.unwrap();
@@ -272,8 +272,8 @@ async fn refused_resume_resets_connections_and_a_new_session_serves_the_same_por
     // `ssm:StartSession` only.
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port()).with(&json!({ "events": true }));
-    let mut tunnel = Tunnel::open(&document).await;
+    let config = world.config(server.port()).with(&json!({ "events": true }));
+    let mut tunnel = Tunnel::open(&config).await;
     let mut old = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     assert!(echoes(&mut old).await);
     world.emulator.control().disconnect_all(Break::Reset).await;
@@ -293,8 +293,8 @@ async fn refused_resume_resets_connections_and_a_new_session_serves_the_same_por
 async fn session_that_the_service_has_ended_is_replaced() {
     let world = resumable().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port()).with(&json!({ "events": true }));
-    let mut tunnel = Tunnel::open(&document).await;
+    let config = world.config(server.port()).with(&json!({ "events": true }));
+    let mut tunnel = Tunnel::open(&config).await;
     let session = world.emulator.journal().sessions().remove(0);
     let text = "Your session timed out due to inactivity and has been terminated.";
     world.emulator.control().terminate(&session, text);
@@ -313,15 +313,15 @@ async fn path_that_does_not_come_back_in_time_is_session_lost() {
     let world = resumable().await;
     let server = TcpServer::echo().await.unwrap();
     let change = json!({ "timeouts": { "reconnect_s": 2 } });
-    let document = world.document(server.port()).with(&change);
-    let tunnel = Tunnel::open(&document).await;
+    let config = world.config(server.port()).with(&change);
+    let tunnel = Tunnel::open(&config).await;
     let gone = |action| ApiFault::new(Fault::InternalServerError).on(action);
     let plan = Plan::default().api(gone(Action::ResumeSession)).api(gone(Action::StartSession));
     world.emulator.control().set_faults(plan);
     world.emulator.control().disconnect_all(Break::Reset).await;
     let exit = tunnel.sidecar.exit(LIMIT).await.unwrap();
     let failure = Failure { code: "session.lost", status: 75, phase: "tunnel", blame: "operator" };
-    failure.assert("service_failed", &exit, &document);
+    failure.assert("service_failed", &exit, &config);
     world.finish().await;
 }
 
@@ -333,7 +333,7 @@ async fn path_that_comes_back_each_time_is_never_given_up_however_often_it_break
     let world = World::with(|builder| builder.policy(may_terminate())).await;
     let server = TcpServer::echo().await.unwrap();
     let change = json!({ "timeouts": { "reconnect_s": RECONNECT.as_secs() } });
-    let tunnel = Tunnel::open(&world.document(server.port()).with(&change)).await;
+    let tunnel = Tunnel::open(&world.config(server.port()).with(&change)).await;
     let began = Instant::now();
     while began.elapsed() < RECONNECT * 3 / 2 {
         world.emulator.control().disconnect_all(Break::Reset).await;

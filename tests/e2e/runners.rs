@@ -20,8 +20,8 @@ async fn python_orchestrator_runs_jobs_at_once() {
         arguments(&clients::mariadb("mariadb", 0), &["-N", "-e", "SELECT 'from mariadb'"]);
     let closed = free_port().unwrap();
     let job = |name: &str, port: u16, command: &[String]| {
-        let document = world.document(port).with(&json!({ "name": name }));
-        json!({ "document": document.value(), "command": command })
+        let config = world.config(port).with(&json!({ "name": name }));
+        json!({ "document": config.value(), "command": command })
     };
     let jobs = json!([
         job("one", postgres_server().await.port(), &psql),
@@ -80,7 +80,7 @@ async fn runs_a_command(runner: impl Fn() -> Command) {
     let world = World::start().await;
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("connection.json");
-    fs::write(&file, world.document(postgres_server().await.port()).pretty()).unwrap();
+    fs::write(&file, world.config(postgres_server().await.port()).pretty()).unwrap();
     let query = arguments(&clients::psql(0), &["-c", "SELECT 'through the tunnel'"]);
     let query: Vec<_> = query.iter().map(|argument| quote(argument)).collect();
     let query = query.join(" ").replace("{port}", r#"'"$SSM_SIDECAR_PORT"'"#);
@@ -102,7 +102,7 @@ async fn sees_why_there_is_no_tunnel(mut runner: Command) {
     let world = World::start().await;
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("connection.json");
-    fs::write(&file, world.document(free_port().unwrap()).pretty()).unwrap();
+    fs::write(&file, world.config(free_port().unwrap()).pretty()).unwrap();
     runner.arg(sidecar().await).arg(&file).arg("true");
     let output = run(runner).await;
     let stderr = String::from_utf8_lossy(&output.stderr);

@@ -43,7 +43,7 @@ async fn killed_run_leaves_no_secret_and_no_core() {
         .await;
         let server = TcpServer::echo().await.unwrap();
         let key = world.sshd.client_key().write(KeyFormat::OpenSsh, Some(PASSPHRASE)).unwrap();
-        let document = world.document(server.port()).with(&with_key(&key)).with(&json!({
+        let config = world.config(server.port()).with(&with_key(&key)).with(&json!({
             "aws": {
                 "access_key_id": "ASIAPLANTEDPLANTED",
                 "secret_access_key": SECRET,
@@ -65,7 +65,7 @@ async fn killed_run_leaves_no_secret_and_no_core() {
         })
         .await
         .unwrap();
-        sidecar.write(document.pretty().as_bytes()).await.unwrap();
+        sidecar.write(config.pretty().as_bytes()).await.unwrap();
         let port = sidecar.ready(LIMIT).await.unwrap();
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         stream.write_all(b"x").await.unwrap();
@@ -122,7 +122,7 @@ async fn process_of_the_same_user_reads_nothing_of_either() {
         command.args(arguments).env("PATH", PATH);
     });
     let mut sidecar = starting.await.unwrap();
-    sidecar.write(world.document(server.port()).pretty().as_bytes()).await.unwrap();
+    sidecar.write(world.config(server.port()).pretty().as_bytes()).await.unwrap();
     sidecar.ready(LIMIT).await.unwrap();
     // A process with ordinary settings, so that a refusal is due to the sidecar's processes.
     let [name, arguments @ ..] = &*unprivileged("sleep") else { unreachable!() };

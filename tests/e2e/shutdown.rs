@@ -12,7 +12,7 @@ use nix::{sys::signal::Signal, unistd::Pid};
 use serde_json::json;
 use tests::{
     emulator::{Action, AgentSettings, ApiFault, Failure as Failing, Plan},
-    fixtures::{Document, Exit, FullQueue, KeyPair, KeyType, Sidecar, TcpServer, eventually},
+    fixtures::{Config, Exit, FullQueue, KeyPair, KeyType, Sidecar, TcpServer, eventually},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -39,7 +39,7 @@ pub(crate) enum Way {
 }
 
 #[tokio::test]
-async fn signals_before_the_document_is_complete() {
+async fn signals_before_the_config_is_complete() {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
         let mut sidecar = Sidecar::spawn_silent(|_| ()).await.unwrap();
         sidecar.write(br#"{"name": "half"#).await.unwrap();
@@ -47,20 +47,20 @@ async fn signals_before_the_document_is_complete() {
         until_listening(&sidecar).await;
         sidecar.signal(signal).unwrap();
         let exit = sidecar.exit(STOP).await.unwrap();
-        assert_ended_well(&exit, &format!("{signal} before the document"));
+        assert_ended_well(&exit, &format!("{signal} before the config"));
         assert!(exit.stdout.is_empty(), "{}", exit.text());
     }
 }
 
 #[tokio::test]
-async fn end_of_input_before_the_document_is_complete_is_a_broken_document() {
+async fn end_of_input_before_the_config_is_complete_is_an_invalid_config() {
     let mut sidecar = Sidecar::spawn_silent(|_| ()).await.unwrap();
     sidecar.write(br#"{"name": "half"#).await.unwrap();
     sidecar.close_stdin();
     let exit = sidecar.exit(STOP).await.unwrap();
     let failure =
         Failure { code: "config.invalid", status: 65, phase: "config", blame: "customer" };
-    failure.assert("half_a_document", &exit, &Document::new("half"));
+    failure.assert("half_a_document", &exit, &Config::new("half"));
 }
 
 #[tokio::test]
@@ -73,8 +73,8 @@ async fn while_a_key_that_takes_long_to_open_is_opened() {
         json!({ "ssh_private_key": slow.text, "ssh_private_key_passphrase": slow.passphrase });
     for way in [Way::EndOfInput, Way::Signal(Signal::SIGTERM)] {
         let world = World::start().await;
-        let document = world.document(5432).with(&json!({ "bastion": key }));
-        let sidecar = Sidecar::spawn(&document).await.unwrap();
+        let config = world.config(5432).with(&json!({ "bastion": key }));
+        let sidecar = Sidecar::spawn(&config).await.unwrap();
         let is_busy =
             eventually(LIMIT, || async { sidecar.worker().is_ok_and(|w| cpu_ticks(w) > 20) });
         assert!(is_busy.await, "the key is not being decrypted");
@@ -101,17 +101,17 @@ async fn while_start_session_is_under_way() {
         let late = ApiFault::new(Failing::Delayed(Duration::from_secs(1))).on(Action::StartSession);
         let plan = Plan::default().api(late);
         let world = World::with(|builder| builder.policy(may_terminate()).faults(plan)).await;
-        stop_in_phase(&world.document(5432), "start_session", way).await;
+        stop_in_phase(&world.config(5432), "start_session", way).await;
         world.finish().await;
     }
 }
 
 #[tokio::test]
-async fn while_start_session_is_under_way_with_nothing_but_leave_to_start() {
+async fn while_start_session_is_under_way_with_permission_to_start_only() {
     for way in WAYS {
         let late = ApiFault::new(Failing::Delayed(Duration::from_secs(1))).on(Action::StartSession);
         let world = World::with(|builder| builder.faults(Plan::default().api(late))).await;
-        stop_in_phase(&world.document(5432), "start_session", way).await;
+        stop_in_phase(&world.config(5432), "start_session", way).await;
         world.finish().await;
     }
 }
@@ -122,7 +122,7 @@ async fn while_the_handshake_is_awaited() {
         // The agent's first message arrives later than any test waits.
         let agent = AgentSettings::default().start_delay(Duration::from_mins(1));
         let world = World::with(|builder| builder.policy(may_terminate()).agent(agent)).await;
-        stop_in_phase(&world.document(5432), "session", way).await;
+        stop_in_phase(&world.config(5432), "session", way).await;
         world.finish().await;
     }
 }
@@ -134,9 +134,9 @@ async fn while_the_websocket_is_opening() {
     let endpoint = format!("ws://127.0.0.1:{}", gateway.port());
     for way in WAYS {
         let world = World::with(|builder| builder.policy(may_terminate())).await;
-        let document =
-            world.document(5432).with(&json!({ "aws": { "stream_endpoint_url": endpoint } }));
-        stop_in_phase(&document, "session", way).await;
+        let config =
+            world.config(5432).with(&json!({ "aws": { "stream_endpoint_url": endpoint } }));
+        stop_in_phase(&config, "session", way).await;
         world.finish().await;
     }
 }
@@ -146,9 +146,8 @@ async fn while_ssh_is_negotiating() {
     let bastion = TcpServer::banner(b"SSH-2.0-silent\r\n").await.unwrap();
     for way in WAYS {
         let world = World::start().await;
-        let document =
-            world.document(5432).with(&json!({ "bastion": { "ssh_port": bastion.port() } }));
-        stop_in_phase(&document, "ssh", way).await;
+        let config = world.config(5432).with(&json!({ "bastion": { "ssh_port": bastion.port() } }));
+        stop_in_phase(&config, "ssh", way).await;
         world.finish().await;
     }
 }
@@ -158,7 +157,7 @@ async fn while_the_target_is_being_reached() {
     let target = FullQueue::start().await.unwrap();
     for way in WAYS {
         let world = World::start().await;
-        stop_in_phase(&world.document(target.port()), "target", way).await;
+        stop_in_phase(&world.config(target.port()), "target", way).await;
         world.finish().await;
     }
 }
@@ -222,8 +221,8 @@ async fn port_is_free_again_afterwards() {
     let port = first.port;
     first.close().await;
     assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err(), "the port is still open");
-    let document = world.document(server.port()).with(&json!({ "listen": { "port": port } }));
-    let second = Tunnel::open(&document).await;
+    let config = world.config(server.port()).with(&json!({ "listen": { "port": port } }));
+    let second = Tunnel::open(&config).await;
     assert_eq!(second.port, port);
     second.close().await;
     world.finish().await;
@@ -233,8 +232,8 @@ async fn port_is_free_again_afterwards() {
 async fn runner_that_is_killed_ends_the_lease() {
     let server = TcpServer::echo().await.unwrap();
     let world = World::start().await;
-    let document = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(&document, world.document(server.port()).compact()).unwrap();
+    let config = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&config, world.config(server.port()).compact()).unwrap();
     let sidecar = tokio::task::spawn_blocking(tests::fixtures::binary).await.unwrap().unwrap();
     // A runner in another process, which holds the only write end of the pipe.
     let script = r#"
@@ -247,7 +246,7 @@ time.sleep(600)
     let mut runner = tokio::process::Command::new("python3")
         .args(["-c", script])
         .arg(&sidecar)
-        .arg(document.path())
+        .arg(config.path())
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
@@ -287,8 +286,8 @@ async fn stdout_that_is_a_socket_nobody_reads_any_more_ends_the_lease() {
     let world = World::start().await;
     // As Node's `child_process` creates it.
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-    let document = world.document(server.port());
-    let sidecar = Sidecar::spawn_with(&document, |command| {
+    let config = world.config(server.port());
+    let sidecar = Sidecar::spawn_with(&config, |command| {
         command.stdout(OwnedFd::from(theirs));
     });
     let sidecar = sidecar.await.unwrap();
@@ -306,8 +305,8 @@ async fn stdout_closed_before_ready_ends_it_too() {
     let world = World::start().await;
     let (reader, writer) = nix::unistd::pipe().unwrap();
     drop(reader);
-    let document = world.document(server.port());
-    let sidecar = Sidecar::spawn_with(&document, |command| {
+    let config = world.config(server.port());
+    let sidecar = Sidecar::spawn_with(&config, |command| {
         command.stdout(writer);
     });
     let exit = sidecar.await.unwrap().exit(LIMIT).await.unwrap();
@@ -320,8 +319,8 @@ async fn stderr_that_nobody_reads_blocks_nothing() {
     let server = TcpServer::echo().await.unwrap();
     let world = World::start().await;
     let (reader, writer) = full_pipe();
-    let document = world.document(server.port());
-    let sidecar = Sidecar::spawn_with(&document, |command| {
+    let config = world.config(server.port());
+    let sidecar = Sidecar::spawn_with(&config, |command| {
         command.stderr(writer).env("RUST_LOG", "trace");
     });
     let mut sidecar = sidecar.await.unwrap();
@@ -346,8 +345,8 @@ async fn stderr_that_is_closed_blocks_nothing() {
     let world = World::start().await;
     let (reader, writer) = nix::unistd::pipe().unwrap();
     drop(reader);
-    let document = world.document(server.port());
-    let sidecar = Sidecar::spawn_with(&document, |command| {
+    let config = world.config(server.port());
+    let sidecar = Sidecar::spawn_with(&config, |command| {
         command.stderr(writer).env("RUST_LOG", "trace");
     });
     let mut sidecar = sidecar.await.unwrap();
@@ -359,9 +358,9 @@ async fn stderr_that_is_closed_blocks_nothing() {
 }
 
 /// Starts a sidecar, stops it in `phase`, and asserts that it ended well.
-async fn stop_in_phase(document: &Document, phase: &str, way: Way) {
-    let document = document.clone().with(&json!({ "events": true }));
-    let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+async fn stop_in_phase(config: &Config, phase: &str, way: Way) {
+    let config = config.clone().with(&json!({ "events": true }));
+    let mut sidecar = Sidecar::spawn(&config).await.unwrap();
     while sidecar.word("phase", LIMIT).await.unwrap() != phase {}
     let exit = stop(sidecar, way).await;
     assert_ended_well(&exit, &format!("{way:?} in phase {phase}"));

@@ -35,7 +35,7 @@ const PER_CONNECTION_KIB: u64 = 512 + 256 + 16;
 const PROCESS_KIB: u64 = 40 << 10;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn parties_that_stall_hold_their_windows_and_nobody_else() {
+async fn parties_that_stall_harm_only_themselves() {
     // sshd disconnects a client that leaves four probes unanswered, one a second.
     let options = ["ClientAliveInterval 1", "ClientAliveCountMax 4"];
     let key = KeyPair::generate(KeyType::Ed25519).unwrap();
@@ -90,13 +90,12 @@ async fn parties_that_stall_hold_their_windows_and_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn answer_does_not_stand_behind_what_a_download_was_sent_ahead() {
+async fn answer_does_not_queue_behind_buffered_download_data() {
     let world = World::start().await;
     let server = parties().await;
     // Compressed, the pattern would be only a few bytes.
-    let document =
-        world.document(server.port()).with(&json!({ "tunnel": { "compression": "off" } }));
-    let tunnel = Tunnel::open(&document).await;
+    let config = world.config(server.port()).with(&json!({ "tunnel": { "compression": "off" } }));
+    let tunnel = Tunnel::open(&config).await;
     let mut echo = connect(&tunnel, b'e').await;
     let mut download = connect(&tunnel, b'd').await;
     let received = Arc::new(AtomicUsize::new(0));
@@ -205,7 +204,7 @@ async fn flood_beyond_the_limit_is_served_in_turn() {
     let world = World::with(|builder| builder.pacing(Pacing::Unpaced)).await;
     let server = parties().await;
     let limit = json!({ "tunnel": { "max_connections": 4 } });
-    let tunnel = Tunnel::open(&world.document(server.port()).with(&limit)).await;
+    let tunnel = Tunnel::open(&world.config(server.port()).with(&limit)).await;
     let port = tunnel.port;
     let mut flood = JoinSet::new();
     for _ in 0..100 {

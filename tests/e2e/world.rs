@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use serde_json::{Value, json};
 use tests::{
     emulator::{Builder, Emulator, OWN_SESSIONS, Policy},
-    fixtures::{Document, Exit, KeyFile, MariaDb, Postgres, Sidecar, Sshd, eventually},
+    fixtures::{Config, Exit, KeyFile, MariaDb, Postgres, Sidecar, Sshd, eventually},
 };
 use tokio::sync::OnceCell;
 
@@ -55,8 +55,8 @@ impl World {
     }
 
     /// The config for a target on 127.0.0.1, as seen from the bastion.
-    pub(crate) fn document(&self, target_port: u16) -> Document {
-        Document::new("a test's connection").with(&json!({
+    pub(crate) fn config(&self, target_port: u16) -> Config {
+        Config::new("a test's connection").with(&json!({
             "aws": {
                 "access_key_id": ACCESS_KEY_ID,
                 "secret_access_key": SECRET_ACCESS_KEY,
@@ -75,7 +75,7 @@ impl World {
 
     /// Starts a sidecar and waits until it is ready.
     pub(crate) async fn tunnel(&self, target_port: u16) -> Tunnel {
-        Tunnel::open(&self.document(target_port)).await
+        Tunnel::open(&self.config(target_port)).await
     }
 
     /// Asserts what holds at the end of every test: each session that was started has been terminated, and
@@ -97,8 +97,8 @@ pub(crate) struct Tunnel {
 }
 
 impl Tunnel {
-    pub(crate) async fn open(document: &Document) -> Self {
-        let mut sidecar = Sidecar::spawn(document).await.unwrap();
+    pub(crate) async fn open(config: &Config) -> Self {
+        let mut sidecar = Sidecar::spawn(config).await.unwrap();
         let port = sidecar.ready(LIMIT).await.unwrap();
         Self { sidecar, port }
     }
@@ -125,7 +125,7 @@ pub(crate) struct Failure {
 impl Failure {
     /// Asserts that a sidecar ended with this failure, and reported it in one line without secrets, which
     /// equals `golden/failed/CODE/CAUSE.json` in every word; returns the line's JSON.
-    pub(crate) fn assert(self, cause: &str, exit: &Exit, document: &Document) -> Value {
+    pub(crate) fn assert(self, cause: &str, exit: &Exit, config: &Config) -> Value {
         let text = exit.text();
         assert_eq!(exit.status.code(), Some(self.status), "exit status; {text}");
         let failed: Vec<_> = exit.stdout.iter().filter(|line| line.starts_with("failed")).collect();
@@ -142,31 +142,31 @@ impl Failure {
         for (field, value) in expected.as_object().unwrap() {
             assert_eq!(line.get(field), Some(value), "`{field}` of {line}");
         }
-        golden::assert_failed(cause, exit, document);
-        assert_no_secret(&text, document);
+        golden::assert_failed(cause, exit, config);
+        assert_no_secret(&text, config);
         line
     }
 }
 
 /// Starts a sidecar that must fail, and asserts that it does. `cause` distinguishes the causes of one code.
-pub(crate) async fn assert_fails(document: &Document, failure: Failure, cause: &str) -> Value {
-    assert_fails_within(document, failure, cause, LIMIT).await
+pub(crate) async fn assert_fails(config: &Config, failure: Failure, cause: &str) -> Value {
+    assert_fails_within(config, failure, cause, LIMIT).await
 }
 
 /// As [`assert_fails`], for a failure that is a time-out.
 pub(crate) async fn assert_fails_within(
-    document: &Document,
+    config: &Config,
     failure: Failure,
     cause: &str,
     limit: Duration,
 ) -> Value {
-    let sidecar = Sidecar::spawn(document).await.unwrap();
+    let sidecar = Sidecar::spawn(config).await.unwrap();
     let exit = sidecar.exit(limit).await.unwrap();
-    failure.assert(cause, &exit, document)
+    failure.assert(cause, &exit, config)
 }
 
 /// Asserts that `text` contains none of the config's secrets, and no piece of one.
-pub(crate) fn assert_no_secret(text: &str, document: &Document) {
+pub(crate) fn assert_no_secret(text: &str, config: &Config) {
     let secrets = [
         "/aws/secret_access_key",
         "/aws/session_token",
@@ -174,7 +174,7 @@ pub(crate) fn assert_no_secret(text: &str, document: &Document) {
         "/bastion/ssh_private_key_passphrase",
     ];
     for pointer in secrets {
-        let Some(secret) = document.value().pointer(pointer).and_then(Value::as_str) else {
+        let Some(secret) = config.value().pointer(pointer).and_then(Value::as_str) else {
             continue;
         };
         // Each line of a private key is a secret; its first and last line are public.

@@ -79,8 +79,8 @@ async fn many(bench: &Bench, report: &mut Report) -> Outcome<()> {
         let started = Instant::now();
         let mut starting = JoinSet::new();
         for _ in 0..count {
-            let document = world.document(echo.port(), &json!({}))?;
-            starting.spawn(async move { Tunnel::open(&document).await });
+            let config = world.config(echo.port(), &json!({}))?;
+            starting.spawn(async move { Tunnel::open(&config).await });
         }
         let mut tunnels = Vec::new();
         while let Some(tunnel) = starting.join_next().await {

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use serde_json::{Value, json};
 use tests::{
     emulator::{AgentSettings, Emulator, Link, Pacing, Plan, Policy},
-    fixtures::{Document, Sidecar, Sshd},
+    fixtures::{Config, Sidecar, Sshd},
 };
 use tokio::time::Instant;
 
@@ -94,7 +94,7 @@ impl World {
     }
 
     /// The config for a target on 127.0.0.1, as seen from the bastion.
-    pub(crate) fn document(&self, target_port: u16, changes: &Value) -> Outcome<Document> {
+    pub(crate) fn config(&self, target_port: u16, changes: &Value) -> Outcome<Config> {
         let base = json!({
             "aws": {
                 "access_key_id": ACCESS_KEY_ID,
@@ -112,11 +112,11 @@ impl World {
             "target": { "host": "127.0.0.1", "port": target_port },
             "timeouts": { "ready_s": 300 },
         });
-        Ok(Document::new("bench").with(&base).with(changes))
+        Ok(Config::new("bench").with(&base).with(changes))
     }
 
     pub(crate) async fn tunnel(&self, target_port: u16, changes: &Value) -> Outcome<Tunnel> {
-        Tunnel::open(&self.document(target_port, changes)?).await
+        Tunnel::open(&self.config(target_port, changes)?).await
     }
 }
 
@@ -130,14 +130,14 @@ pub(crate) struct Tunnel {
 }
 
 impl Tunnel {
-    pub(crate) async fn open(document: &Document) -> Outcome<Self> {
+    pub(crate) async fn open(config: &Config) -> Outcome<Self> {
         let program = crate::program()?;
         let started = Instant::now();
         let mut sidecar = Sidecar::spawn_program(program, |command| {
             command.env("RUST_LOG", "warn,ssm_sidecar::job=info,ssm_sidecar::lanes=info");
         })
         .await?;
-        sidecar.write(document.pretty().as_bytes()).await?;
+        sidecar.write(config.pretty().as_bytes()).await?;
         let port = sidecar.ready(Duration::from_mins(5)).await?;
         Ok(Self { sidecar, port, ready_after: started.elapsed(), started })
     }

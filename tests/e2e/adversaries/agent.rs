@@ -80,8 +80,8 @@ async fn messages_of_every_wrong_kind_end_the_tunnel_or_do_nothing_to_it() {
 async fn attacked(neighbour: &Neighbour, name: &str, frames: &[Bytes], then: Then) {
     let world = World::with(|builder| builder.policy(may_terminate())).await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port());
-    let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+    let config = world.config(server.port());
+    let mut sidecar = Sidecar::spawn(&config).await.unwrap();
     let port = sidecar.ready(LIMIT).await.unwrap();
     let watch = Watch::on(&sidecar);
     let journal = world.emulator.journal();

@@ -46,15 +46,14 @@ async fn attack_on_the_upgrade_ends_in_one_line_and_a_session_that_is_over() {
         let gateway = gateway.await.unwrap();
         let world = World::with(|builder| builder.policy(may_terminate())).await;
         let endpoint = format!("ws://127.0.0.1:{}", gateway.port());
-        let document = world.document(5432).with(&json!({
+        let config = world.config(5432).with(&json!({
             "aws": { "stream_endpoint_url": endpoint },
             "timeouts": { "ready_s": READY.as_secs() },
         }));
-        let sidecar = Sidecar::spawn(&document).await.unwrap();
+        let sidecar = Sidecar::spawn(&config).await.unwrap();
         let watch = Watch::on(&sidecar);
         let exit = sidecar.exit(LIMIT).await.unwrap();
-        Failure { code, status, phase: "session", blame: "operator" }
-            .assert(name, &exit, &document);
+        Failure { code, status, phase: "session", blame: "operator" }.assert(name, &exit, &config);
         watch.assert_within(name, &neighbour, Duration::from_secs(5));
         world.finish().await;
     }

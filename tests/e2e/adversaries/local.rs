@@ -23,7 +23,7 @@ async fn flood_of_connections_leaves_room_for_the_next_one() {
     let world = World::with(|builder| builder.pacing(Pacing::Unpaced)).await;
     let server = TcpServer::echo().await.unwrap();
     let limit = json!({ "tunnel": { "max_connections": 16 } });
-    let tunnel = Tunnel::open(&world.document(server.port()).with(&limit)).await;
+    let tunnel = Tunnel::open(&world.config(server.port()).with(&limit)).await;
     let watch = Watch::on(&tunnel.sidecar);
     let port = tunnel.port;
     let mut taken = 0;

@@ -28,14 +28,14 @@ async fn attack_on_the_login_ends_in_one_line_and_a_session_that_is_over() {
     for (name, script, end) in LOGIN_ATTACKS {
         let world = World::with(|builder| builder.policy(may_terminate())).await;
         let rogue = RogueSshd::start(script).await.unwrap();
-        let document = world.document(5432).with(&at(rogue.port()));
+        let config = world.config(5432).with(&at(rogue.port()));
         let began = Instant::now();
-        let sidecar = Sidecar::spawn(&document).await.unwrap();
+        let sidecar = Sidecar::spawn(&config).await.unwrap();
         let watch = Watch::on(&sidecar);
         let exit = sidecar.exit(LIMIT).await.unwrap();
         println!("{name}: {:?}", began.elapsed());
         match end {
-            End::Code(failure) => drop(failure.assert(name, &exit, &document)),
+            End::Code(failure) => drop(failure.assert(name, &exit, &config)),
             End::Late => {
                 let code = exit.failure().unwrap()["code"].to_string();
                 assert!(code.starts_with("\"timeout."), "{name}: {}", exit.text());
@@ -71,8 +71,8 @@ async fn attack_on_a_tunnel_ends_it_or_does_nothing_to_it() {
             }
         });
         let rogue = rogue.await.unwrap();
-        let document = world.document(5432).with(&at(rogue.port()));
-        let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+        let config = world.config(5432).with(&at(rogue.port()));
+        let mut sidecar = Sidecar::spawn(&config).await.unwrap();
         let watch = Watch::on(&sidecar);
         let port = sidecar.ready(LIMIT).await.unwrap();
         let victim = TcpStream::connect(("127.0.0.1", port)).await.unwrap();

@@ -27,13 +27,13 @@ async fn drop_at_any_stage_leaves_no_process_and_no_session() {
     let _alone = alone().await;
     let world = World::start().await;
     let server = echo().await;
-    let document = world.document(server.port()).with(&json!({ "events": true }));
+    let config = world.config(server.port()).with(&json!({ "events": true }));
     let launcher = launcher().await;
 
     // During the launch itself, after each number of polls.
     let mut finished = 0;
     for polls in 0..12 {
-        let text = document.pretty();
+        let text = config.pretty();
         let mut launching = pin!(launcher.launch(&text, Stderr::Discard));
         for _ in 0..polls {
             if poll!(&mut launching).is_ready() {
@@ -46,9 +46,9 @@ async fn drop_at_any_stage_leaves_no_process_and_no_session() {
     assert!(finished < 12, "no launch was interrupted");
 
     // Before the first event, and at each event of the start.
-    drop(launch(&launcher, &document).await);
+    drop(launch(&launcher, &config).await);
     for stage in ["start_session", "session", "ssh", "target"] {
-        let mut sidecar = launch(&launcher, &document).await;
+        let mut sidecar = launch(&launcher, &config).await;
         loop {
             match timeout(LIMIT, sidecar.event()).await.unwrap() {
                 Some(Line::Phase(phase)) if phase == stage => break,
@@ -64,10 +64,10 @@ async fn drop_at_any_stage_leaves_no_process_and_no_session() {
     let mut sidecar = idle(&launcher).await;
     assert!(poll!(pin!(sidecar.ready())).is_pending());
     drop(sidecar);
-    let mut sidecar = launch(&launcher, &document).await;
+    let mut sidecar = launch(&launcher, &config).await;
     timeout(LIMIT, sidecar.ready()).await.unwrap().unwrap();
     drop(sidecar);
-    let mut sidecar = launch(&launcher, &document).await;
+    let mut sidecar = launch(&launcher, &config).await;
     timeout(LIMIT, sidecar.ready()).await.unwrap().unwrap();
     let process = Pid::from_raw(sidecar.pid().unwrap());
     kill(process, Signal::SIGSTOP).unwrap();
@@ -157,8 +157,8 @@ async fn runner_that_is_killed_takes_its_sidecar_along() {
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    let document = format!("{}\n", world.document(server.port()).compact());
-    runner.stdin.take().unwrap().write_all(document.as_bytes()).await.unwrap();
+    let config = format!("{}\n", world.config(server.port()).compact());
+    runner.stdin.take().unwrap().write_all(config.as_bytes()).await.unwrap();
     let mut lines = BufReader::new(runner.stdout.take().unwrap()).lines();
     let pid: i32 = loop {
         let line = timeout(2 * LIMIT, lines.next_line()).await.unwrap().unwrap();
@@ -178,9 +178,9 @@ async fn runner_that_is_killed_takes_its_sidecar_along() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a helper of another test, which kills it"]
 async fn runner_to_be_killed() {
-    let document = std::io::stdin().lines().next().unwrap().unwrap();
+    let config = std::io::stdin().lines().next().unwrap().unwrap();
     let launcher = launcher().await;
-    let mut sidecar = launcher.launch(&document, Stderr::Discard).await.unwrap();
+    let mut sidecar = launcher.launch(&config, Stderr::Discard).await.unwrap();
     timeout(LIMIT, sidecar.ready()).await.unwrap().unwrap();
     println!("sidecar {}", sidecar.pid().unwrap());
     std::future::pending::<()>().await;

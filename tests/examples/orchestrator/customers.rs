@@ -6,7 +6,7 @@ use rand::RngExt as _;
 use serde_json::json;
 use tests::{
     emulator::{Emulator, Policy},
-    fixtures::{Bastion, Database, Document, Order},
+    fixtures::{Bastion, Config, Database, Order},
 };
 
 use crate::Outcome;
@@ -55,8 +55,8 @@ impl World {
     }
 
     /// The config for a customer's job, with the listening socket in this network namespace.
-    pub(crate) fn document(&self, customer: &Customer, netns: &std::path::Path) -> Document {
-        Document::new(customer.name).with(&json!({
+    pub(crate) fn config(&self, customer: &Customer, netns: &std::path::Path) -> Config {
+        Config::new(customer.name).with(&json!({
             "job_id": format!("transfer-{}", customer.number),
             "aws": {
                 "access_key_id": customer.key_id,

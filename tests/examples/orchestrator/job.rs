@@ -10,7 +10,7 @@ use runner_protocol::{
     ErrorCode, ExitStatus,
     launch::{Launcher, NotReady, Sidecar, Stderr},
 };
-use tests::fixtures::{Document, Namespace};
+use tests::fixtures::{Config, Namespace};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader, Lines},
     process::{Child, ChildStdout, Command},
@@ -63,11 +63,11 @@ impl<'a> Job<'a> {
     pub(crate) async fn open(
         customer: &'a Customer,
         namespace: Namespace,
-        document: &Document,
+        config: &Config,
         launcher: &Launcher,
     ) -> Outcome<Result<Self, Failed>> {
         let started = Instant::now();
-        let mut sidecar = launcher.launch(&document.compact(), Stderr::Discard).await?;
+        let mut sidecar = launcher.launch(&config.compact(), Stderr::Discard).await?;
         match sidecar.ready().await {
             Ok(_) => Ok(Ok(Self { customer, namespace, ready: started.elapsed(), sidecar })),
             Err(NotReady::Failed(failure)) => {
@@ -122,7 +122,8 @@ impl<'a> Job<'a> {
         let interfaces = said(&mut lines).await?;
         timeout(LIMIT, process.wait()).await??;
         let reached = reached.strip_prefix(REACHED).ok_or("no line with the ports reached")?;
-        let interfaces = interfaces.strip_prefix(INTERFACES).ok_or("no line with the interfaces")?;
+        let interfaces =
+            interfaces.strip_prefix(INTERFACES).ok_or("no line with the interfaces")?;
         let ports: Result<_, _> = reached.split_whitespace().map(str::parse).collect();
         Ok(Reach { ports: ports?, interfaces: interfaces.trim().to_owned() })
     }

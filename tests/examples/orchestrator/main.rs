@@ -87,8 +87,8 @@ async fn all_at_once(world: &World, launcher: &Launcher) -> Outcome<()> {
     println!("All at once:");
     let opening = world.customers.iter().map(async |customer| {
         let namespace = Namespace::new()?;
-        let document = world.document(customer, &namespace.path());
-        let opened = Job::open(customer, namespace, &document, launcher).await?;
+        let config = world.config(customer, &namespace.path());
+        let opened = Job::open(customer, namespace, &config, launcher).await?;
         opened.map_err(|failed| {
             format!("{}: {}; {}", failed.code, failed.message, failed.hint).into()
         })
@@ -146,8 +146,8 @@ async fn with_faults(world: &World, launcher: &Launcher) -> Outcome<()> {
         let namespace = Namespace::new()?;
         let mut row = Row::of(customer, &namespace)?;
         let fault = Fault::of(customer, world)?;
-        let document = world.document(customer, &namespace.path()).with(&fault.changes());
-        match (Job::open(customer, namespace, &document, launcher).await?, fault.code()) {
+        let config = world.config(customer, &namespace.path()).with(&fault.changes());
+        match (Job::open(customer, namespace, &config, launcher).await?, fault.code()) {
             (Ok(job), None) => {
                 row.opened(&job);
                 let first_row = Notify::new();

@@ -15,7 +15,7 @@ use std::{
 use serde_json::{Value, json};
 use tests::{
     emulator::{Emulator, Ending, Policy},
-    fixtures::{Bastion, Database, Document, Exit, Sidecar, binary, eventually},
+    fixtures::{Bastion, Config, Database, Exit, Sidecar, binary, eventually},
 };
 use tokio::{select, signal::ctrl_c, time::timeout};
 use tokio_postgres::{NoTls, Row};
@@ -70,8 +70,8 @@ async fn demo(keep: bool) -> Outcome<()> {
     );
 
     println!("The runner's side: start {}", sidecar.display());
-    println!("  and write one JSON document to its stdin, which stays open: the job's lease.");
-    let (mut sidecar, port) = start(&document(&emulator, &bastion, &database)).await?;
+    println!("  and write one JSON config to its stdin, which stays open: the job's lease.");
+    let (mut sidecar, port) = start(&config(&emulator, &bastion, &database)).await?;
 
     println!("\nA PostgreSQL driver connects to 127.0.0.1:{port} and asks:\n  {QUERY}\n");
     print_table(&query(port).await?)?;
@@ -102,8 +102,8 @@ async fn build() -> Outcome<std::path::PathBuf> {
 }
 
 /// The config that the runner writes for this job.
-fn document(emulator: &Emulator, bastion: &Bastion, database: &Database) -> Document {
-    Document::new("demo").with(&json!({
+fn config(emulator: &Emulator, bastion: &Bastion, database: &Database) -> Config {
+    Config::new("demo").with(&json!({
         "aws": {
             "access_key_id": ACCESS_KEY_ID,
             "secret_access_key": SECRET_ACCESS_KEY,
@@ -122,8 +122,8 @@ fn document(emulator: &Emulator, bastion: &Bastion, database: &Database) -> Docu
 }
 
 /// Starts the sidecar and prints its lines until it is ready.
-async fn start(document: &Document) -> Outcome<(Sidecar, u16)> {
-    let mut sidecar = Sidecar::spawn(document).await?;
+async fn start(config: &Config) -> Outcome<(Sidecar, u16)> {
+    let mut sidecar = Sidecar::spawn(config).await?;
     let started = Instant::now();
     loop {
         let Some(line) = sidecar.line(READY).await? else {

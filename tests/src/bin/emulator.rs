@@ -58,8 +58,8 @@ struct Options {
     #[arg(long, conflicts_with_all = ["ssh_port", "ssh_user", "ssh_private_key", "target_host", "target_port"])]
     embedded: bool,
     /// Writes the config to this file too, readable only by its owner.
-    #[arg(long)]
-    document: Option<PathBuf>,
+    #[arg(long, alias = "document")]
+    config: Option<PathBuf>,
     /// For the config: where sshd listens on this machine.
     #[arg(long, default_value_t = 22)]
     ssh_port: u16,
@@ -114,16 +114,16 @@ async fn main() -> Result<(), Box<dyn Error>> {
     println!("SSM and STS    {}", emulator.api_url());
     println!("data channels  {}", emulator.stream_url());
     let embedded = if options.embedded { Some(Embedded::start().await?) } else { None };
-    let document = document(&options, &emulator, embedded.as_ref())?;
-    println!("\nA document for the sidecar's stdin:\n\n{document}");
-    if let Some(file) = &options.document {
+    let config = config(&options, &emulator, embedded.as_ref())?;
+    println!("\nA config for the sidecar's stdin:\n\n{config}");
+    if let Some(file) = &options.config {
         let mut file = fs::OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(true)
             .mode(0o600)
             .open(file)?;
-        file.write_all(document.as_bytes())?;
+        file.write_all(config.as_bytes())?;
     }
 
     let journal = emulator.journal();
@@ -161,7 +161,7 @@ impl Embedded {
     }
 }
 
-fn document(
+fn config(
     options: &Options,
     emulator: &Emulator,
     embedded: Option<&Embedded>,
@@ -191,7 +191,7 @@ fn document(
             json!({ "host": options.target_host, "port": options.target_port }),
         ),
     };
-    let document = json!({
+    let config = json!({
         "name": "by hand",
         "aws": {
             "access_key_id": options.access_key_id,
@@ -202,5 +202,5 @@ fn document(
         "bastion": bastion,
         "target": target,
     });
-    Ok(format!("{document:#}"))
+    Ok(format!("{config:#}"))
 }

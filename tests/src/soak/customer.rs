@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     emulator::{Control, Emulator, OWN_SESSIONS, Policy},
-    fixtures::{Document, MariaDb, Postgres, Sidecar, Sshd, eventually},
+    fixtures::{Config, MariaDb, Postgres, Sidecar, Sshd, eventually},
 };
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -60,7 +60,7 @@ impl Customer {
             .channel_lifetime(CHANNEL_LIFE)
             .build()
             .await?;
-        let document = Document::new("soak").with(&json!({
+        let config = Config::new("soak").with(&json!({
             "aws": {
                 "access_key_id": ACCESS_KEY_ID,
                 "secret_access_key": SECRET_ACCESS_KEY,
@@ -78,7 +78,7 @@ impl Customer {
             "events": true,
         }));
         let life = CHANNEL_LIFE.as_secs().to_string();
-        let sidecar = Sidecar::spawn_with(&document, |command| {
+        let sidecar = Sidecar::spawn_with(&config, |command| {
             command.args(["--channel-life", &life]).env("RUST_LOG", "warn");
         });
         let mut sidecar = sidecar.await?;
