@@ -198,7 +198,7 @@ fn child_of(pid: Pid) -> Option<Pid> {
 
 /// As [`World::finish`], for tests in which messages were forged in the agent's name: the client's
 /// acknowledges of those are violations to the emulator, and are expected.
-async fn finish_deceived(world: World) {
+async fn finish_with_forged_messages(world: World) {
     let journal = world.emulator.journal();
     let ended = eventually(STOP, || async { journal.open_sessions().is_empty() }).await;
     assert!(ended, "sessions left open: {:?}", journal.open_sessions());

@@ -92,8 +92,8 @@ async fn successor_takes_new_connections_before_the_close_and_old_ones_last_unti
     tunnel.sidecar.log_line(LIMIT, |line| line.contains("ssm:ResumeSession")).await.unwrap();
 
     let mut old = Echo::connect(tunnel.port).await;
-    let succeeded = |line: &str| line.contains("succeeded before its channel is closed");
-    tunnel.sidecar.log_line(LIMIT, succeeded).await.unwrap();
+    let replaced = |line: &str| line.contains("succeeded before its channel is closed");
+    tunnel.sidecar.log_line(LIMIT, replaced).await.unwrap();
     assert!(old.answers().await, "the old connection was cut off when a successor was opened");
     let mut new = Echo::connect(tunnel.port).await;
     assert!(new.answers().await);
@@ -174,15 +174,15 @@ async fn break_right_after_a_replacement_is_not_charged_for_an_older_one() {
     // The first outage's budget would be used up long before the second break.
     let change = json!({ "timeouts": { "reconnect_s": 6 }, "events": true });
     let mut tunnel = short_lived_by(&world.config(server.port()).with(&change)).await;
-    let mend = async |tunnel: &mut Tunnel| {
+    let break_path = async |tunnel: &mut Tunnel| {
         world.emulator.control().disconnect_all(Break::Reset).await;
         tunnel.sidecar.word("degraded", LIMIT).await.unwrap();
         tunnel.sidecar.word("recovered", LIMIT).await.unwrap();
     };
-    mend(&mut tunnel).await;
-    let succeeded = |line: &str| line.contains("succeeded before its channel is closed");
-    tunnel.sidecar.log_line(LIMIT, succeeded).await.unwrap();
-    mend(&mut tunnel).await;
+    break_path(&mut tunnel).await;
+    let replaced = |line: &str| line.contains("succeeded before its channel is closed");
+    tunnel.sidecar.log_line(LIMIT, replaced).await.unwrap();
+    break_path(&mut tunnel).await;
     assert!(Echo::connect(tunnel.port).await.answers().await);
     tunnel.close().await;
     world.finish().await;

@@ -345,8 +345,8 @@ async fn path_that_comes_back_each_time_is_never_given_up_however_often_it_break
         }
         // Little of the reconnect time is used up, since the path works for longer than it was
         // broken.
-        let mended = Instant::now();
-        while mended.elapsed() < RECONNECT / 3 {
+        let recovered = Instant::now();
+        while recovered.elapsed() < RECONNECT / 3 {
             assert!(echoes(&mut stream).await, "after {:?}", began.elapsed());
         }
     }

@@ -7,16 +7,16 @@ use tests::{
 };
 use tokio::time::Instant;
 
-use super::{Neighbour, Watch, assert_answers, finish_deceived};
+use super::{Neighbour, Watch, assert_answers, finish_with_forged_messages};
 use crate::world::{LIMIT, STOP, World, may_terminate};
 
 /// What happens to the tunnel.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Then {
     /// It continues in the same session.
-    GoesOn,
+    SameSession,
     /// It continues in a new session.
-    Anew,
+    NewSession,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -31,43 +31,51 @@ async fn messages_of_every_wrong_kind_end_the_tunnel_or_do_nothing_to_it() {
         message(ACKNOWLEDGE, 0, 0, text.as_bytes())
     };
     let cases: [(&str, Vec<Bytes>, Then); 10] = [
-        ("a few bad digests", of(40, |_| damaged(OUTPUT, AHEAD, DATA, b"x")), Then::GoesOn),
-        ("nothing but bad digests", of(5_000, |_| damaged(OUTPUT, AHEAD, DATA, b"x")), Then::Anew),
+        ("a few bad digests", of(40, |_| damaged(OUTPUT, AHEAD, DATA, b"x")), Then::SameSession),
+        (
+            "nothing but bad digests",
+            of(5_000, |_| damaged(OUTPUT, AHEAD, DATA, b"x")),
+            Then::NewSession,
+        ),
         (
             "jumps of the number",
             of(5_000, |count| message(OUTPUT, i64::MAX - count, DATA, b"x")),
-            Then::GoesOn,
+            Then::SameSession,
         ),
         (
             "numbers below zero",
             of(60, |count| message(OUTPUT, -1 - count, DATA, b"x")),
-            Then::GoesOn,
+            Then::SameSession,
         ),
         (
             "everything but the next message",
             of(40_000, |count| message(OUTPUT, AHEAD + count, DATA, &[7; 1024])),
-            Then::GoesOn,
+            Then::SameSession,
         ),
         (
             "acknowledges of what was never sent",
             of(20_000, |count| acknowledge(AHEAD + count)),
-            Then::GoesOn,
+            Then::SameSession,
         ),
         (
             "acknowledges that are none",
             of(5_000, |_| message(ACKNOWLEDGE, 0, 0, b"{\"a\":")),
-            Then::Anew,
+            Then::NewSession,
         ),
         (
             "the handshake once more",
             of(100, |count| message(OUTPUT, NEXT + count, HANDSHAKE, request)),
-            Then::Anew,
+            Then::NewSession,
         ),
-        ("a payload beyond what is taken", vec![frame_header(BINARY, 16 << 20).into()], Then::Anew),
+        (
+            "a payload beyond what is taken",
+            vec![frame_header(BINARY, 16 << 20).into()],
+            Then::NewSession,
+        ),
         (
             "ends upon ends",
             of(5_000, |_| message("channel_closed", 0, 0, br#"{"Output":"over"}"#)),
-            Then::Anew,
+            Then::NewSession,
         ),
     ];
     for (name, frames, then) in cases {
@@ -100,12 +108,12 @@ async fn attacked(neighbour: &Neighbour, name: &str, frames: &[Bytes], then: The
     assert_eq!(exit.status.code(), Some(0), "{name}: {}", exit.text());
     println!("{name}: {:?}", began.elapsed());
     let sessions = journal.sessions().len();
-    assert_eq!(sessions > 1, then == Then::Anew, "{name}: {sessions} sessions");
+    assert_eq!(sessions > 1, then == Then::NewSession, "{name}: {sessions} sessions");
     // A sidecar that was told that its session has ended does not end it, so the forged end leaves
     // it open.
     control.terminate(&session, "");
     watch.assert_within(name, neighbour, 2 * STOP);
-    finish_deceived(world).await;
+    finish_with_forged_messages(world).await;
 }
 
 fn of(count: i64, mut make: impl FnMut(i64) -> Bytes) -> Vec<Bytes> {

@@ -19,7 +19,7 @@ const PROTOCOL: Failure =
 enum End {
     Code(Failure),
     /// `timeouts.ready_s` has expired, in any phase.
-    Late,
+    TimedOut,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -36,7 +36,7 @@ async fn attack_on_the_login_ends_in_one_line_and_a_session_that_is_over() {
         println!("{name}: {:?}", began.elapsed());
         match end {
             End::Code(failure) => drop(failure.assert(name, &exit, &config)),
-            End::Late => {
+            End::TimedOut => {
                 let code = exit.failure().unwrap()["code"].to_string();
                 assert!(code.starts_with("\"timeout."), "{name}: {}", exit.text());
                 assert!(began.elapsed() < READY + STOP, "{name}: {:?}", began.elapsed());
@@ -53,18 +53,18 @@ async fn attack_on_a_tunnel_ends_it_or_does_nothing_to_it() {
     let neighbour = Neighbour::start().await;
     for (name, attack, ends) in TUNNEL_ATTACKS {
         let world = World::with(|builder| builder.policy(may_terminate())).await;
-        let (begin, orders) = mpsc::channel::<()>(1);
+        let (begin, start) = mpsc::channel::<()>(1);
         // Only the first connection attacks; later ones find an honest server.
-        let orders = Mutex::new(Some(orders));
+        let start = Mutex::new(Some(start));
         let rogue = RogueSshd::start(move |mut rogue| {
-            let orders = orders.lock().unwrap().take();
+            let start = start.lock().unwrap().take();
             async move {
                 rogue.let_in().await?;
-                if let Some(mut orders) = orders {
+                if let Some(mut start) = start {
                     let channel = rogue.accept_channel().await?;
-                    orders.recv().await;
+                    start.recv().await;
                     let outcome = attack(&mut rogue, channel).await;
-                    drop(orders);
+                    drop(start);
                     outcome?;
                 }
                 rogue.echo().await
@@ -202,7 +202,7 @@ const LOGIN_ATTACKS: [(&str, Script, End); 9] = [
                 }
             })
         },
-        End::Late,
+        End::TimedOut,
     ),
     (
         "new keys without end",
@@ -215,7 +215,7 @@ const LOGIN_ATTACKS: [(&str, Script, End); 9] = [
                 }
             })
         },
-        End::Late,
+        End::TimedOut,
     ),
 ];
 

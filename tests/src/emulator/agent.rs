@@ -23,12 +23,12 @@ use tokio::{
 use uuid::Uuid;
 
 use super::{
-    builder::{AgentSettings, Pacing},
     codec::{Message, OUTPUT, SYN, payload_type},
     faults::Rng,
     journal::{Ending, Record, count, lock},
     payload,
     session::Session,
+    settings::{AgentSettings, Pacing},
 };
 
 use input::Input;

@@ -3,7 +3,7 @@
 use std::{convert::Infallible, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode, request::Parts};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -12,12 +12,12 @@ use tokio::{net::TcpListener, time::sleep};
 use uuid::Uuid;
 
 use super::{
-    credentials::{Principal, Stranger},
+    call::{ApiError, Call},
+    credentials::{AuthError, Principal},
     faults::{Action, Failure},
     journal::{Ending, Record},
     service::{Service, StartRequest},
     session::Ticket,
-    sigv4::Received,
     sts,
 };
 
@@ -41,58 +41,13 @@ pub(crate) async fn serve(listener: TcpListener, service: Arc<Service>) {
 #[error("no answer")]
 struct NoAnswer;
 
-/// The error response of a failed call.
-#[derive(Debug)]
-pub(crate) struct ApiError {
-    pub(crate) status: u16,
-    pub(crate) code: String,
-    pub(crate) message: String,
-}
-
-impl ApiError {
-    pub(crate) fn new(status: u16, code: &str, message: impl Into<String>) -> Self {
-        Self { status, code: code.to_owned(), message: message.into() }
-    }
-
-    pub(crate) fn validation(message: impl Into<String>) -> Self {
-        Self::new(400, "ValidationException", message)
-    }
-}
-
-/// A request with its whole body.
-pub(crate) struct Call {
-    parts: Parts,
-    headers: Vec<(String, String)>,
-    pub(crate) body: Bytes,
-}
-
-impl Call {
-    /// The caller, if the request is correctly signed for this service.
-    pub(crate) fn caller(&self, service: &Service, name: &str) -> Result<Arc<Principal>, Stranger> {
-        let uri = &self.parts.uri;
-        let received = Received {
-            method: self.parts.method.as_str(),
-            path: uri.path(),
-            query: uri.query().unwrap_or_default(),
-            headers: &self.headers,
-            body: &self.body,
-        };
-        service.keys.authenticate(&received, name, &service.settings.region)
-    }
-
-    pub(crate) fn header(&self, name: &str) -> &str {
-        self.parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
-    }
-}
-
 async fn handle(
     request: Request<Incoming>,
     service: Arc<Service>,
 ) -> Result<Response<Full<Bytes>>, NoAnswer> {
     let (parts, body) = request.into_parts();
     let Ok(body) = Limited::new(body, LONGEST).collect().await else { return Err(NoAnswer) };
-    let headers = plain(&parts.headers);
-    let call = Call { parts, headers, body: body.to_bytes() };
+    let call = Call::new(parts, body.to_bytes());
     if call.header("content-type").starts_with("application/x-www-form-urlencoded") {
         return answer_sts(&call, &service).await;
     }
@@ -120,7 +75,7 @@ async fn handle(
 }
 
 async fn answer_sts(call: &Call, service: &Service) -> Result<Response<Full<Bytes>>, NoAnswer> {
-    if sts::asks_who(call) {
+    if sts::is_get_caller_identity(call) {
         let outcome = sts::caller_identity(call, service);
         let error = outcome.as_ref().err().map(|error| error.code.clone());
         service.journal.add(Record::ApiCall { action: "GetCallerIdentity".to_owned(), error });
@@ -205,25 +160,25 @@ fn perform(call: &Call, action: Action, service: &Arc<Service>) -> Result<Value,
     }
 }
 
-fn refuse(stranger: Stranger) -> ApiError {
-    match stranger {
-        Stranger::Missing => ApiError::new(
+fn refuse(error: AuthError) -> ApiError {
+    match error {
+        AuthError::Missing => ApiError::new(
             400,
             "MissingAuthenticationTokenException",
             "Missing Authentication Token",
         ),
-        Stranger::Incomplete(text) => ApiError::new(400, "IncompleteSignatureException", text),
-        Stranger::UnknownKey => ApiError::new(
+        AuthError::Incomplete(text) => ApiError::new(400, "IncompleteSignatureException", text),
+        AuthError::UnknownKey => ApiError::new(
             400,
             "UnrecognizedClientException",
             "The security token included in the request is invalid.",
         ),
-        Stranger::Expired => ApiError::new(
+        AuthError::Expired => ApiError::new(
             400,
             "ExpiredTokenException",
             "The security token included in the request is expired",
         ),
-        Stranger::Invalid(text) => ApiError::new(400, "InvalidSignatureException", text),
+        AuthError::Invalid(text) => ApiError::new(400, "InvalidSignatureException", text),
     }
 }
 
@@ -417,13 +372,6 @@ fn response(status: u16, content_type: &str, id: Uuid, body: String) -> Response
         }
     }
     response
-}
-
-fn plain(headers: &HeaderMap) -> Vec<(String, String)> {
-    let plain = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
-        (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
-    };
-    headers.iter().map(plain).collect()
 }
 
 impl From<Infallible> for NoAnswer {

@@ -7,6 +7,11 @@ pub(crate) fn millis() -> u64 {
     u64::try_from(since_epoch(SystemTime::now()).as_millis()).unwrap_or(u64::MAX)
 }
 
+/// The current time, formatted by [`iso8601`].
+pub(crate) fn now() -> String {
+    iso8601(SystemTime::now())
+}
+
 /// Formats a time such as `2026-01-31T23:59:59.042Z`.
 pub(crate) fn iso8601(time: SystemTime) -> String {
     let since_epoch = since_epoch(time);

@@ -109,7 +109,7 @@ impl fmt::Debug for Key {
 
 /// Why a caller could not be authenticated.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) enum Stranger {
+pub(crate) enum AuthError {
     Missing,
     Incomplete(String),
     UnknownKey,
@@ -141,21 +141,21 @@ impl Keys {
         request: &Received<'_>,
         service: &str,
         region: &str,
-    ) -> Result<Arc<Principal>, Stranger> {
+    ) -> Result<Arc<Principal>, AuthError> {
         let refused = |refusal| match refusal {
-            Refusal::Missing => Stranger::Missing,
-            Refusal::Incomplete(text) => Stranger::Incomplete(text),
-            Refusal::Invalid(text) => Stranger::Invalid(text),
+            Refusal::Missing => AuthError::Missing,
+            Refusal::Incomplete(text) => AuthError::Incomplete(text),
+            Refusal::Invalid(text) => AuthError::Invalid(text),
         };
         let claim = request.claim().map_err(refused)?;
         let keys = lock(&self.0);
-        let key = keys.get(&claim.access_key_id).ok_or(Stranger::UnknownKey)?;
+        let key = keys.get(&claim.access_key_id).ok_or(AuthError::UnknownKey)?;
         if key.token != claim.session_token {
-            return Err(Stranger::UnknownKey);
+            return Err(AuthError::UnknownKey);
         }
         let now = SystemTime::now();
         if key.expires.is_some_and(|expires| expires <= now) {
-            return Err(Stranger::Expired);
+            return Err(AuthError::Expired);
         }
         request.verify(&claim, &key.secret, service, region, now).map_err(refused)?;
         Ok(Arc::clone(&key.principal))

@@ -11,12 +11,12 @@ use tokio::{
 };
 
 use super::{
-    builder::OpeningMode,
     connection,
     faults::{Action, Failure},
     journal::Record,
     service::Service,
-    session::Session,
+    session::{PATH, Session},
+    settings::OpeningMode,
     sigv4::{Received, form_decode},
     websocket,
 };
@@ -197,7 +197,7 @@ fn check_signature(head: &Head, service: &Service, session: &Session) -> Result<
     let caller = service.keys.authenticate(&received, "ssmmessages", &service.settings.region);
     let principal = match caller {
         Ok(principal) => principal,
-        Err(stranger) => return refuse(format!("{stranger:?}")),
+        Err(error) => return refuse(format!("{error:?}")),
     };
     if mode == OpeningMode::PermissionNotAsked {
         return Ok(());
@@ -214,9 +214,6 @@ fn refusal_of(failure: &Failure) -> Refusal {
     };
     Refusal { status, why: "by plan".to_owned() }
 }
-
-/// Path prefix of a data channel; the session's id follows.
-pub(crate) const PATH: &str = "/v1/data-channel/";
 
 /// How long a client may take to send the head of its request.
 const HEAD: Duration = Duration::from_secs(10);

@@ -17,6 +17,7 @@ mod agent;
 mod api;
 mod audit;
 mod builder;
+mod call;
 mod clock;
 mod codec;
 mod connection;
@@ -32,17 +33,19 @@ mod opening;
 mod payload;
 mod service;
 mod session;
+mod settings;
 mod sigv4;
 mod sts;
 mod websocket;
 
-pub use builder::{AgentSettings, Builder, OpeningMode, Pacing};
+pub use builder::Builder;
 pub use control::Control;
 pub use credentials::Role;
 pub(crate) use faults::Rng;
 pub use faults::{Action, ApiFault, Break, Cut, Failure, Link, Plan};
 pub use iam::{OWN_SESSIONS, Policy, PolicyError};
 pub use journal::{Ending, Entry, Journal, Missed, Record, SessionStats};
+pub use settings::{AgentSettings, OpeningMode, Pacing};
 
 use std::{fmt, sync::Arc};
 

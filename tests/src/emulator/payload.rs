@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
+    clock,
     codec::{ACKNOWLEDGE, CHANNEL_CLOSED, Message, SYN_FIN},
-    service,
 };
 
 /// Body of an `acknowledge`. Go matches field names regardless of case; the client writes them as here.
@@ -60,7 +60,7 @@ pub(crate) fn channel_closed(session: &str, output: &str) -> Bytes {
     let id = Uuid::new_v4();
     let body = json!({
         "MessageId": id,
-        "CreatedDate": service::now(),
+        "CreatedDate": clock::now(),
         "DestinationId": Uuid::new_v4(),
         "SessionId": session,
         "MessageType": CHANNEL_CLOSED,

@@ -12,12 +12,12 @@ use tokio::{sync::watch, task::JoinSet, time::Instant};
 
 use super::{
     agent,
-    builder::Settings,
     credentials::{Key, Keys, Principal},
     faults::{Action, Extent, Failure, Plan, Rng},
     iam::{Decision, Policy, Request},
     journal::{Ending, Journal, Record, lock},
-    session::{Session, Ticket},
+    session::{PATH, Session, Ticket},
+    settings::Settings,
 };
 
 pub(crate) struct Service {
@@ -123,7 +123,7 @@ impl Service {
         let query = format!("role=publish_subscribe&cell-number={cell}");
         let token = self.random(|rng| STANDARD.encode(rng.bytes(144)));
         self.journal.add_token(&token);
-        let url = format!("ws://{}{}{}?{query}", self.gateway, super::gateway::PATH, session.id);
+        let url = format!("ws://{}{}{}?{query}", self.gateway, PATH, session.id);
         session.admit(&query, &token, Instant::now() + self.settings.token_lifetime);
         Ticket { url, token }
     }
@@ -319,11 +319,6 @@ impl Tasks {
         let tasks = lock(&self.0).take();
         drop(tasks);
     }
-}
-
-/// The current date, for [`super::payload`].
-pub(crate) fn now() -> String {
-    super::clock::iso8601(SystemTime::now())
 }
 
 /// Observed on AWS (specification, section 9).

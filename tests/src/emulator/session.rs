@@ -257,6 +257,9 @@ impl fmt::Debug for Session {
     }
 }
 
+/// Path prefix of a data channel; the session's id follows.
+pub(crate) const PATH: &str = "/v1/data-channel/";
+
 /// Capacity of the queue to the agent, in frames.
 const TO_AGENT: usize = 1_024;
 

@@ -9,9 +9,9 @@ use std::{
 use uuid::Uuid;
 
 use super::{
-    api::{ApiError, Call},
+    call::{ApiError, Call},
     clock,
-    credentials::{Key, Principal, Stranger},
+    credentials::{AuthError, Key, Principal},
     service::Service,
     sigv4::form_decode,
 };
@@ -26,7 +26,7 @@ pub(crate) struct Assumed {
 }
 
 /// Whether a call is `GetCallerIdentity`.
-pub(crate) fn asks_who(call: &Call) -> bool {
+pub(crate) fn is_get_caller_identity(call: &Call) -> bool {
     call.body.split(|byte| *byte == b'&').any(|pair| pair == b"Action=GetCallerIdentity")
 }
 
@@ -142,25 +142,25 @@ impl Request {
     }
 }
 
-fn refuse(stranger: Stranger) -> ApiError {
-    match stranger {
-        Stranger::Missing => ApiError::new(
+fn refuse(error: AuthError) -> ApiError {
+    match error {
+        AuthError::Missing => ApiError::new(
             403,
             "MissingAuthenticationToken",
             "Request is missing Authentication Token",
         ),
-        Stranger::Incomplete(text) => ApiError::new(400, "IncompleteSignature", text),
-        Stranger::UnknownKey => ApiError::new(
+        AuthError::Incomplete(text) => ApiError::new(400, "IncompleteSignature", text),
+        AuthError::UnknownKey => ApiError::new(
             403,
             "InvalidClientTokenId",
             "The security token included in the request is invalid.",
         ),
-        Stranger::Expired => ApiError::new(
+        AuthError::Expired => ApiError::new(
             403,
             "ExpiredToken",
             "The security token included in the request is expired",
         ),
-        Stranger::Invalid(text) => ApiError::new(403, "SignatureDoesNotMatch", text),
+        AuthError::Invalid(text) => ApiError::new(403, "SignatureDoesNotMatch", text),
     }
 }
 

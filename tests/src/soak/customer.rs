@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::{process::Command, sync::Mutex, time::Instant};
 
 use super::{
-    faults::Saboteur,
+    faults::FaultInjector,
     load::{Counts, Tally, read_again_and_again, run_again_and_again, write_again_and_again},
     report::Findings,
 };
@@ -98,7 +98,7 @@ impl Customer {
         let tally = Tally::default();
         let sidecar = Mutex::new(sidecar);
         let journal = emulator.journal();
-        let saboteur = Saboteur::new(emulator.control(), &journal, seed);
+        let injector = FaultInjector::new(emulator.control(), &journal, seed);
         let control = emulator.control();
         let renew = async |turn| drop(renew_keys(&control, &sidecar, turn).await);
         let loads: Vec<Pin<Box<dyn Future<Output = ()> + Send>>> = vec![
@@ -132,7 +132,7 @@ impl Customer {
             )),
         ];
         let (faults, _) =
-            tokio::join!(saboteur.work(end, renew), futures_util::future::join_all(loads));
+            tokio::join!(injector.work(end, renew), futures_util::future::join_all(loads));
 
         let peak_kib = peak_kib(pid);
         let mut sidecar = sidecar.into_inner();

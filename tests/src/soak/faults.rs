@@ -7,14 +7,14 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::emulator::{Action, ApiFault, Break, Control, Failure, Journal, Link, Plan, Rng};
 
 /// Injects the faults.
-pub(super) struct Saboteur<'a> {
+pub(super) struct FaultInjector<'a> {
     control: Control,
     journal: &'a Journal,
     rng: Rng,
     counts: BTreeMap<&'static str, u64>,
 }
 
-impl<'a> Saboteur<'a> {
+impl<'a> FaultInjector<'a> {
     pub(super) fn new(control: Control, journal: &'a Journal, seed: u64) -> Self {
         Self { control, journal, rng: Rng::new(seed), counts: BTreeMap::new() }
     }

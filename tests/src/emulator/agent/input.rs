@@ -39,7 +39,7 @@ pub(super) struct Input<'a> {
     /// When an acknowledge was last ignored.
     forgotten: Instant,
     /// The reader has crashed on a message: all further input is ignored.
-    deaf: bool,
+    crashed: bool,
 }
 
 enum Phase {
@@ -87,7 +87,7 @@ impl<'a> Input<'a> {
             to_write: BytesMut::new(),
             written: Vec::new(),
             forgotten: started,
-            deaf: false,
+            crashed: false,
         }
     }
 
@@ -180,11 +180,11 @@ impl<'a> Input<'a> {
     }
 
     async fn handle_frame(&mut self, frame: &Bytes) -> Result<(), Done> {
-        if self.deaf || matches!(self.phase, Phase::Crashed(_)) {
+        if self.crashed || matches!(self.phase, Phase::Crashed(_)) {
             return Ok(());
         }
         let Ok(message) = Message::decode(frame) else {
-            self.deaf = true;
+            self.crashed = true;
             return Ok(());
         };
         match message.kind.as_str() {

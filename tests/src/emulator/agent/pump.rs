@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::{Agent, Event};
-use crate::emulator::{builder::Pacing, codec::payload_type, journal::count};
+use crate::emulator::{codec::payload_type, journal::count, settings::Pacing};
 
 /// Reads until sshd closes its connection.
 pub(super) async fn run(agent: Arc<Agent>, mut read: OwnedReadHalf, events: mpsc::Sender<Event>) {
