@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_does_right_is_left_in_peace() {
+    fn correct_client_causes_no_violation() {
         let mut audit = audit();
         let response = response();
         assert_eq!(judge(&mut audit, &response), [""; 0]);

@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_panic_in_the_agent_is_told_apart() {
+    fn frames_that_would_panic_the_agent_are_distinguished() {
         let message = Message::new(INPUT, 0, 1, Bytes::from_static(b"x"));
         let frame = message.encode();
         let with = |offset: usize, bytes: &[u8]| {

@@ -199,7 +199,7 @@ impl Database {
     fn name(&self) -> &'static str {
         match self {
             Self::PostgreSql(_) => "PostgreSQL, sessions may be resumed",
-            Self::MariaDb(_) => "MariaDB, they may not",
+            Self::MariaDb(_) => "MariaDB, sessions may not be resumed",
         }
     }
 

@@ -262,7 +262,7 @@ async fn agent_sends_the_oldest_again_until_it_is_acknowledged() {
 }
 
 #[tokio::test]
-async fn paused_agent_is_silent_until_it_hears_something() {
+async fn paused_agent_is_silent_until_a_message_arrives() {
     let server = TcpServer::echo().await.unwrap();
     let emulator = builder().build().await.unwrap();
     let (mut client, id) = connected(&emulator, server.port()).await;
