@@ -22,14 +22,10 @@ use std::{
 
 use nix::unistd::Pid;
 use tests::fixtures::{Sidecar, TcpServer, eventually};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-    task::JoinSet,
-    time::{Instant, timeout},
-};
+use tokio::{net::TcpStream, task::JoinSet, time::Instant};
 
 use crate::{
+    echo::ping,
     slow_parties::peak_kib,
     world::{LIMIT, STOP, Tunnel, World},
 };
@@ -99,14 +95,7 @@ impl Neighbour {
 
 /// Sends a message and receives its echo.
 async fn ask(stream: &mut TcpStream) -> Option<()> {
-    let mut answer = [0; 4];
-    timeout(LIMIT, async {
-        stream.write_all(b"ping").await.ok()?;
-        stream.read_exact(&mut answer).await.ok()
-    })
-    .await
-    .ok()??;
-    (answer == *b"ping").then_some(())
+    (ping(stream, LIMIT).await? == *b"ping").then_some(())
 }
 
 /// Asserts that a new connection through the tunnel is eventually echoed. Connections made while their path

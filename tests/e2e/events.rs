@@ -66,8 +66,7 @@ async fn events_tell_the_phases_the_host_key_and_the_summary() {
 async fn ipv6_loopback_where_asked_for() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let config = world.config(server.port()).with(&json!({ "listen": { "address": "::1" } }));
-    let tunnel = Tunnel::open(&config).await;
+    let tunnel = world.tunnel_with(server.port(), &json!({ "listen": { "address": "::1" } })).await;
     assert!(TcpStream::connect(("::1", tunnel.port)).await.is_ok());
     assert!(TcpStream::connect(("127.0.0.1", tunnel.port)).await.is_err());
     tunnel.close().await;

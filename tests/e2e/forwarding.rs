@@ -16,6 +16,7 @@ use tokio::{
 
 use crate::{
     clients::{mariadb, mysql, mysql_tls, output, postgres, postgres_tls, psql},
+    echo::ping,
     world::{LIMIT, Tunnel, World, mariadb_server, postgres_server},
 };
 
@@ -282,8 +283,8 @@ async fn first_client_gets_the_connection_that_proved_the_target() {
 async fn connections_beyond_the_limit_wait_their_turn() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let config = world.config(server.port()).with(&json!({ "tunnel": { "max_connections": 2 } }));
-    let tunnel = Tunnel::open(&config).await;
+    let tunnel =
+        world.tunnel_with(server.port(), &json!({ "tunnel": { "max_connections": 2 } })).await;
     let connect = || TcpStream::connect(("127.0.0.1", tunnel.port));
     let mut first = connect().await.unwrap();
     let mut second = connect().await.unwrap();
@@ -319,13 +320,4 @@ async fn users_that_are_not_named_are_refused() {
         tunnel.close().await;
     }
     world.finish().await;
-}
-
-/// Sends four bytes and returns the answer; `None` at the end of the connection, on an error, or on
-/// silence.
-async fn ping(stream: &mut TcpStream, limit: Duration) -> Option<[u8; 4]> {
-    let mut answer = [0; 4];
-    stream.write_all(b"ping").await.ok()?;
-    timeout(limit, stream.read_exact(&mut answer)).await.ok()?.ok()?;
-    Some(answer)
 }

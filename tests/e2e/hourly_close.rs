@@ -15,7 +15,10 @@ use tokio::{
     time::timeout,
 };
 
-use crate::world::{INSTANCE, LIMIT, Tunnel, World, may_terminate};
+use crate::{
+    echo::echoes,
+    world::{INSTANCE, LIMIT, Tunnel, World, may_terminate},
+};
 
 /// Lifetime of a data channel, in place of the hour.
 const LIFE: Duration = Duration::from_secs(12);
@@ -213,13 +216,7 @@ impl Echo {
 
     /// Whether a few bytes are echoed.
     async fn answers(&mut self) -> bool {
-        let mut answer = [0; 5];
-        let exchange = async {
-            self.0.write_all(b"hello").await?;
-            self.0.read_exact(&mut answer).await
-        };
-        let outcome = timeout(LIMIT, exchange).await.expect("an answer or an end");
-        outcome.is_ok() && &answer == b"hello"
+        echoes(&mut self.0).await
     }
 
     /// Returns when the connection is reset; panics on an orderly end.

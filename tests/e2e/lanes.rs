@@ -20,8 +20,8 @@ use crate::world::{LIMIT, Tunnel, World};
 async fn each_connection_finds_an_empty_session_up_to_the_number_allowed() {
     let world = World::with(|builder| builder.pacing(Pacing::Unpaced)).await;
     let server = TcpServer::echo().await.unwrap();
-    let config = world.config(server.port()).with(&json!({ "tunnel": { "sessions": SESSIONS } }));
-    let mut tunnel = Tunnel::open(&config).await;
+    let mut tunnel =
+        world.tunnel_with(server.port(), &json!({ "tunnel": { "sessions": SESSIONS } })).await;
     let journal = world.emulator.journal();
     assert_eq!(journal.sessions().len(), 1, "no session is opened without a connection");
 

@@ -70,7 +70,7 @@ async fn failures_are_types_too() {
     let NotReady::Failed(failure) = failure else { panic!("{failure:?}") };
     assert_eq!(failure.code, ErrorCode::ConfigInvalid);
     let ended = timeout(LIMIT, sidecar.ended()).await.unwrap().unwrap();
-    assert_eq!(ended.status, Some(ExitStatus::Config), "{ended:?}");
+    assert_eq!(ended.status, Some(ExitStatus::Document), "{ended:?}");
     assert_eq!(ended.failure, Some(failure));
 
     // A program that is no sidecar exits without any output.

@@ -30,7 +30,7 @@ async fn new_ssh_keys_by_volume_and_by_time_go_unnoticed_under_load_and_across_r
     let server = TcpServer::source(bytes).await.unwrap();
     // Uncompressed, so that the volume is known.
     let change = json!({ "tunnel": { "compression": "off" } });
-    let tunnel = Tunnel::open(&world.config(server.port()).with(&change)).await;
+    let tunnel = world.tunnel_with(server.port(), &change).await;
     let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     let mut received = vec![0; bytes];
     let mut rest = received.as_mut_slice();
@@ -197,7 +197,7 @@ async fn tunnel_carries_as_many_bytes_as_it_is_told_unchanged() {
     let server = TcpServer::source(bytes).await.unwrap();
     // Compression would reduce the number of bytes.
     let change = json!({ "tunnel": { "compression": "off" } });
-    let tunnel = Tunnel::open(&world.config(server.port()).with(&change)).await;
+    let tunnel = world.tunnel_with(server.port(), &change).await;
     let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     let block = source_bytes(bytes.min(64 << 20));
     let (mut received, mut buffer) = (0, vec![0; 1 << 20]);

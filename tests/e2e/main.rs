@@ -14,6 +14,7 @@ mod check;
 mod clients;
 mod config;
 mod demo;
+mod echo;
 mod endings;
 mod events;
 mod exec;

@@ -220,7 +220,7 @@ async fn no_secret_of_aws_is_anywhere_in_the_worker_nor_in_what_a_run_leaves() {
     sidecar.close_stdin();
     let exit = sidecar.exit(STOP).await.unwrap();
     for secret in secrets {
-        assert!(!exit.text().contains(secret), "in what it said");
+        assert!(!exit.text().contains(secret), "in its output");
     }
     world.finish().await;
 }
@@ -230,8 +230,7 @@ async fn no_secret_of_aws_is_anywhere_in_the_worker_nor_in_what_a_run_leaves() {
 async fn host_that_gives_every_protection_passes_where_they_are_required() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let config = world.config(server.port()).with(&json!({ "hardening": "required" }));
-    let tunnel = Tunnel::open(&config).await;
+    let tunnel = world.tunnel_with(server.port(), &json!({ "hardening": "required" })).await;
     tunnel.close().await;
     world.finish().await;
 }
@@ -257,7 +256,7 @@ async fn host_without_landlock_and_seccomp_is_told_and_refused_where_they_are_re
         let warned = ended.logs().iter().any(|line| {
             line["level"] == "WARN" && line["unprotected"].to_string().contains(missing)
         });
-        assert!(warned, "nothing is said of {missing}: {}", ended.text());
+        assert!(warned, "no warning about {missing}: {}", ended.text());
     }
     world.finish().await;
 }

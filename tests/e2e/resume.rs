@@ -18,6 +18,7 @@ use tokio::{
 
 use crate::{
     clients::{output, psql},
+    echo::echoes,
     slow_parties::peak_kib,
     world::{
         Failure, INSTANCE, LIMIT, SECRET_ACCESS_KEY, Tunnel, World, may_terminate, postgres_server,
@@ -135,7 +136,7 @@ async fn new_connection_waits_for_the_path_and_not_against_its_own_limit() {
     let world = resumable().await;
     let server = TcpServer::echo().await.unwrap();
     let change = json!({ "timeouts": { "connect_s": 1 } });
-    let tunnel = Tunnel::open(&world.config(server.port()).with(&change)).await;
+    let tunnel = world.tunnel_with(server.port(), &change).await;
     let refused = ApiFault::new(Fault::InternalServerError).on(Action::ResumeSession);
     let plan = Plan::default().api(refused.lasting(Duration::from_secs(4)));
     world.emulator.control().set_faults(plan);
@@ -175,8 +176,7 @@ async fn attempts_to_resume_are_spaced_out_even_if_each_gets_a_socket() {
 async fn session_whose_openings_are_refused_again_and_again_is_replaced() {
     let world = resumable().await;
     let server = TcpServer::echo().await.unwrap();
-    let config = world.config(server.port()).with(&json!({ "events": true }));
-    let mut tunnel = Tunnel::open(&config).await;
+    let mut tunnel = world.tunnel_with(server.port(), &json!({ "events": true })).await;
     let (status, code, message) = (410, "Gone".to_owned(), "no such session".to_owned());
     let refused = ApiFault::new(Fault::Error { status, code, message });
     let plan = Plan::default().api(refused.on(Action::OpenDataChannel).times(5));
@@ -196,8 +196,7 @@ async fn session_whose_openings_are_refused_again_and_again_is_replaced() {
 async fn instance_that_is_gone_is_noticed_and_the_one_that_comes_back_serves_the_same_port() {
     let world = resumable().await;
     let server = TcpServer::echo().await.unwrap();
-    let config = world.config(server.port()).with(&json!({ "events": true }));
-    let mut tunnel = Tunnel::open(&config).await;
+    let mut tunnel = world.tunnel_with(server.port(), &json!({ "events": true })).await;
     let mut old = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     assert!(echoes(&mut old).await);
     world.emulator.control().set_faults(Plan::default().both(Link::clean().dropping(1.0)));
@@ -217,8 +216,7 @@ async fn instance_that_is_gone_is_noticed_and_the_one_that_comes_back_serves_the
 async fn session_whose_agent_never_answers_is_given_up_for_another() {
     let server = TcpServer::echo().await.unwrap();
     let world = World::with(|builder| builder.policy(may_terminate())).await;
-    let config = world.config(server.port()).with(&json!({ "events": true }));
-    let mut tunnel = Tunnel::open(&config).await;
+    let mut tunnel = world.tunnel_with(server.port(), &json!({ "events": true })).await;
     // As on an instance that has just died: the service starts sessions and answers pings, the
     // agent sends nothing.
     let control = world.emulator.control();
@@ -254,8 +252,7 @@ async fn refusal_of_a_new_session_for_good_ends_the_job_with_its_own_code() {
 async fn silent_path_is_noticed_within_10_seconds_also_when_idle() {
     let world = resumable().await;
     let server = TcpServer::echo().await.unwrap();
-    let config = world.config(server.port()).with(&json!({ "events": true }));
-    let mut tunnel = Tunnel::open(&config).await;
+    let mut tunnel = world.tunnel_with(server.port(), &json!({ "events": true })).await;
     world.emulator.control().disconnect_all(Break::Silence).await;
     let began = Instant::now();
     tunnel.sidecar.word("degraded", LIMIT).await.unwrap();
@@ -272,8 +269,7 @@ async fn refused_resume_resets_connections_and_a_new_session_serves_the_same_por
     // `ssm:StartSession` only.
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let config = world.config(server.port()).with(&json!({ "events": true }));
-    let mut tunnel = Tunnel::open(&config).await;
+    let mut tunnel = world.tunnel_with(server.port(), &json!({ "events": true })).await;
     let mut old = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     assert!(echoes(&mut old).await);
     world.emulator.control().disconnect_all(Break::Reset).await;
@@ -293,8 +289,7 @@ async fn refused_resume_resets_connections_and_a_new_session_serves_the_same_por
 async fn session_that_the_service_has_ended_is_replaced() {
     let world = resumable().await;
     let server = TcpServer::echo().await.unwrap();
-    let config = world.config(server.port()).with(&json!({ "events": true }));
-    let mut tunnel = Tunnel::open(&config).await;
+    let mut tunnel = world.tunnel_with(server.port(), &json!({ "events": true })).await;
     let session = world.emulator.journal().sessions().remove(0);
     let text = "Your session timed out due to inactivity and has been terminated.";
     world.emulator.control().terminate(&session, text);
@@ -333,7 +328,7 @@ async fn path_that_comes_back_each_time_is_never_given_up_however_often_it_break
     let world = World::with(|builder| builder.policy(may_terminate())).await;
     let server = TcpServer::echo().await.unwrap();
     let change = json!({ "timeouts": { "reconnect_s": RECONNECT.as_secs() } });
-    let tunnel = Tunnel::open(&world.config(server.port()).with(&change)).await;
+    let tunnel = world.tunnel_with(server.port(), &change).await;
     let began = Instant::now();
     while began.elapsed() < RECONNECT * 3 / 2 {
         world.emulator.control().disconnect_all(Break::Reset).await;
@@ -396,16 +391,6 @@ async fn resumed(world: &World, times: usize) -> bool {
         records.iter().filter(|entry| is_opening(&entry.record)).count() > times
     };
     eventually(LIMIT, opened).await
-}
-
-/// Whether a few bytes are echoed.
-async fn echoes(stream: &mut TcpStream) -> bool {
-    let mut answer = [0; 5];
-    let exchange = async {
-        stream.write_all(b"hello").await?;
-        stream.read_exact(&mut answer).await
-    };
-    timeout(2 * LIMIT, exchange).await.expect("an answer or an end").is_ok() && &answer == b"hello"
 }
 
 /// The output of psql for a command.

@@ -25,7 +25,10 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::world::{LIMIT, Tunnel, World};
+use crate::{
+    echo::ping,
+    world::{LIMIT, Tunnel, World},
+};
 
 /// The most that each connection can hold (`sidecar/README.md`, Memory): the SSH window of data its client
 /// has not read, the queue of data its target has not accepted, and the buffer between.
@@ -60,7 +63,7 @@ async fn parties_that_stall_harm_only_themselves() {
     let mut trickle = connect(&tunnel, b't').await;
     // Until the floods have filled all buffers, they slow everything down.
     let flooded = Instant::now();
-    while timeout(Duration::from_secs(1), ping(&mut echo)).await != Ok(Some(*b"ping")) {
+    while timeout(Duration::from_secs(1), ping(&mut echo, LIMIT)).await != Ok(Some(*b"ping")) {
         assert!(flooded.elapsed() < 3 * LIMIT, "the echo is held up");
         echo = connect(&tunnel, b'e').await;
     }
@@ -68,7 +71,7 @@ async fn parties_that_stall_harm_only_themselves() {
     let mut slowest = Duration::ZERO;
     while began.elapsed() < stall() {
         let asked = Instant::now();
-        assert_eq!(ping(&mut echo).await, Some(*b"ping"));
+        assert_eq!(ping(&mut echo, LIMIT).await, Some(*b"ping"));
         slowest = slowest.max(asked.elapsed());
         let byte = timeout(LIMIT, trickle.read_u8()).await.unwrap().unwrap();
         assert_eq!(byte, b't');
@@ -94,8 +97,8 @@ async fn answer_does_not_queue_behind_buffered_download_data() {
     let world = World::start().await;
     let server = parties().await;
     // Compressed, the pattern would be only a few bytes.
-    let config = world.config(server.port()).with(&json!({ "tunnel": { "compression": "off" } }));
-    let tunnel = Tunnel::open(&config).await;
+    let tunnel =
+        world.tunnel_with(server.port(), &json!({ "tunnel": { "compression": "off" } })).await;
     let mut echo = connect(&tunnel, b'e').await;
     let mut download = connect(&tunnel, b'd').await;
     let received = Arc::new(AtomicUsize::new(0));
@@ -113,7 +116,7 @@ async fn answer_does_not_queue_behind_buffered_download_data() {
     let mut ahead = usize::MAX;
     while received.load(Relaxed) < DOWNLOAD / 3 * 2 {
         let before = received.load(Relaxed);
-        assert_eq!(ping(&mut echo).await, Some(*b"ping"));
+        assert_eq!(ping(&mut echo, LIMIT).await, Some(*b"ping"));
         ahead = ahead.min(received.load(Relaxed) - before);
     }
     assert!(ahead < 64 * 1024, "{ahead} bytes of the download came before any answer");
@@ -178,7 +181,7 @@ async fn thousands_of_connections_one_after_another_leave_nothing_behind() {
                 for _ in (visitor..count).step_by(16) {
                     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
                     stream.write_u8(b'e').await.unwrap();
-                    assert_eq!(ping(&mut stream).await, Some(*b"ping"));
+                    assert_eq!(ping(&mut stream, LIMIT).await, Some(*b"ping"));
                 }
             });
         }
@@ -211,7 +214,7 @@ async fn flood_beyond_the_limit_is_served_in_turn() {
         flood.spawn(async move {
             let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
             stream.write_u8(b'e').await.unwrap();
-            ping(&mut stream).await
+            ping(&mut stream, LIMIT).await
         });
     }
     let answers = timeout(2 * LIMIT, flood.join_all()).await.unwrap();
@@ -248,13 +251,6 @@ async fn connect(tunnel: &Tunnel, kind: u8) -> TcpStream {
     let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     stream.write_u8(kind).await.unwrap();
     stream
-}
-
-async fn ping(stream: &mut TcpStream) -> Option<[u8; 4]> {
-    let mut answer = [0; 4];
-    stream.write_all(b"ping").await.ok()?;
-    timeout(LIMIT, stream.read_exact(&mut answer)).await.ok()?.ok()?;
-    Some(answer)
 }
 
 /// Peak memory of the sidecar's two processes together so far, in KiB.

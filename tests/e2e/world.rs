@@ -78,6 +78,11 @@ impl World {
         Tunnel::open(&self.config(target_port)).await
     }
 
+    /// The same with changes to the config.
+    pub(crate) async fn tunnel_with(&self, target_port: u16, changes: &Value) -> Tunnel {
+        Tunnel::open(&self.config(target_port).with(changes)).await
+    }
+
     /// Asserts what holds at the end of every test: each session that was started has been terminated, and
     /// the protocol was not violated.
     pub(crate) async fn finish(self) {

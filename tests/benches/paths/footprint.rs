@@ -98,7 +98,7 @@ async fn many(bench: &Bench, report: &mut Report) -> Outcome<()> {
         let memory: Vec<Memory> = tunnels.iter().map(Tunnel::memory).collect();
         let resident: f64 = memory.iter().map(|memory| memory.resident).sum();
         let proportional: f64 = memory.iter().map(|memory| memory.proportional).sum();
-        let answers = Figures::of(answers).ok_or("nobody answered")?;
+        let answers = Figures::of(answers).ok_or("no sidecar answered")?;
         let cells =
             [took.as_secs_f64(), resident, proportional, answers.median(), answers.quantile(0.99)];
         table.row([count.to_string()].into_iter().chain(cells.map(digits)));

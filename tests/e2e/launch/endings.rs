@@ -162,7 +162,7 @@ async fn runner_that_is_killed_takes_its_sidecar_along() {
     let mut lines = BufReader::new(runner.stdout.take().unwrap()).lines();
     let pid: i32 = loop {
         let line = timeout(2 * LIMIT, lines.next_line()).await.unwrap().unwrap();
-        if let Some((_, pid)) = line.expect("the runner says").split_once("sidecar ") {
+        if let Some((_, pid)) = line.expect("a line of the runner").split_once("sidecar ") {
             break pid.trim().parse().unwrap();
         }
     };

@@ -299,7 +299,7 @@ impl Connection<'_> {
         };
         session.journal.add(Record::Disconnected { session: session.id.clone(), why });
         let was_last = session.detach(self.generation);
-        let farewell = async {
+        let closing = async {
             if let Some((code, reason)) = close_frame {
                 let mut out = BytesMut::new();
                 websocket::put_close(&mut out, code, reason);
@@ -317,7 +317,7 @@ impl Connection<'_> {
                 session.publish_to(false).await;
             }
         };
-        tokio::join!(farewell, pause);
+        tokio::join!(closing, pause);
     }
 }
 

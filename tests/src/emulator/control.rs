@@ -30,7 +30,7 @@ impl Control {
         }
     }
 
-    /// Breaks the WebSockets of all sessions and returns how many there were.
+    /// Breaks the WebSocket of each session and returns how many there were.
     pub async fn disconnect_all(&self, how: Break) -> usize {
         let mut count = 0;
         for session in self.0.sessions() {

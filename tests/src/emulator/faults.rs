@@ -243,7 +243,7 @@ pub enum Break {
     Silence,
 }
 
-/// Breaks each of a session's WebSockets after a number of data frames, counted in both directions.
+/// Breaks each WebSocket of a session after a number of data frames, counted in both directions.
 #[derive(Clone, Copy, Debug)]
 pub struct Cut {
     pub(crate) after: u64,

@@ -175,8 +175,8 @@ impl<'a> Input<'a> {
         }
         self.tasks.abort_all();
         let settings = &self.agent.settings;
-        let patience = if settings.version >= PAUSE { settings.drain } else { Duration::ZERO };
-        self.phase = Phase::Draining(Instant::now() + patience, by);
+        let drain = if settings.version >= PAUSE { settings.drain } else { Duration::ZERO };
+        self.phase = Phase::Draining(Instant::now() + drain, by);
     }
 
     async fn handle_frame(&mut self, frame: &Bytes) -> Result<(), Done> {
