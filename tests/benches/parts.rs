@@ -1,6 +1,7 @@
-//! The parts by themselves: messages encoded, decoded, acknowledged; digests; compression.
+//! Parts in isolation: encoding, decoding and acknowledging messages; digests; compression.
 //!
-//! `cargo bench --bench parts`; with `--report` or `--quick`, which belong to the other bench, each runs once.
+//! `cargo bench --bench parts`; with `--report` or `--quick`, which are options of the other bench, each
+//! part runs once.
 
 use std::{env, hint::black_box, time::Instant};
 
@@ -23,7 +24,7 @@ fn main() {
 
 const SIZES: [usize; 3] = [1_024, 8_192, 65_536];
 
-/// Messages between two turns of the driver.
+/// Messages between two polls by the driver.
 const BATCH: i64 = 64;
 
 #[divan::bench(args = SIZES)]

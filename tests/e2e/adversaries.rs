@@ -1,11 +1,11 @@
-//! Parties that mean harm, one file for each: what they send costs memory and processor time within bounds, ends in
-//! the code that is meant for it or in nothing at all, leaves no session, and is not felt next door.
+//! Hostile parties, one file each: what they send costs memory and processor time within bounds, ends in
+//! the error code intended for it or has no effect, leaves no session, and does not affect other tunnels.
 //!
-//! The smallest parts of each are tested where they are parsed; here is the whole program, with a neighbour beside
-//! it whose connection is used all the time.
+//! The details of each attack are tested where the input is parsed; here the whole program is attacked,
+//! with a neighbour tunnel beside it whose connection is used all the time.
 
 mod agent;
-mod document;
+mod config;
 mod gateway;
 mod local;
 mod sshd;
@@ -22,26 +22,22 @@ use std::{
 
 use nix::unistd::Pid;
 use tests::fixtures::{Sidecar, TcpServer, eventually};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-    task::JoinSet,
-    time::{Instant, timeout},
-};
+use tokio::{net::TcpStream, task::JoinSet, time::Instant};
 
 use crate::{
+    echo::ping,
     slow_parties::peak_kib,
     world::{LIMIT, STOP, Tunnel, World},
 };
 
-/// How much more than the neighbour's both processes may hold together, whatever is done to them, in KiB: one lane
-/// with all its buffers full, and the largest message that is taken, a few times over.
+/// How much more memory than the neighbour both processes together may use during any attack, in KiB: one
+/// lane with all its buffers full, and the largest accepted message, a few times over.
 const MORE_KIB: u64 = 24 << 10;
 
-/// How long the neighbour may wait for any answer on a machine that is busy with an attack.
+/// How long the neighbour may wait for any answer, on a machine that is busy with an attack.
 const NEIGHBOUR_WAITS: Duration = Duration::from_secs(2);
 
-/// A tunnel of somebody else's whose client asks all the time.
+/// A tunnel of another customer, whose client sends requests all the time.
 struct Neighbour {
     world: World,
     tunnel: Tunnel,
@@ -64,7 +60,7 @@ impl Neighbour {
             let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
             loop {
                 let asked = Instant::now();
-                assert_eq!(ask(&mut stream).await, Some(()), "the neighbour has no answer");
+                assert_eq!(ask(&mut stream).await, Some(()), "the neighbour got no answer");
                 let took = u64::try_from(asked.elapsed().as_millis()).unwrap();
                 slowest.fetch_max(took, Relaxed);
                 count.fetch_add(1, Relaxed);
@@ -73,19 +69,19 @@ impl Neighbour {
         });
         let this = Self { world, tunnel, _server: server, answers, slowest_ms, client };
         this.was_served().await;
-        // What the start took is not of interest.
+        // The duration of the start does not count.
         this.slowest_ms.store(0, Relaxed);
         this
     }
 
-    /// Waits for an answer to what is asked from now on.
+    /// Waits for an answer to a request sent from now on.
     async fn was_served(&self) {
         let before = self.answers.load(Relaxed);
         let served = || async { self.answers.load(Relaxed) > before + 1 };
         assert!(eventually(LIMIT, served).await, "the neighbour is not served");
     }
 
-    /// Asserts that it was served all the time, and ends it.
+    /// Asserts that it was served all the time, and closes it.
     async fn finish(mut self) {
         self.was_served().await;
         let slowest = Duration::from_millis(self.slowest_ms.load(Relaxed));
@@ -97,20 +93,13 @@ impl Neighbour {
     }
 }
 
-/// Sends a word and takes its echo.
+/// Sends a message and receives its echo.
 async fn ask(stream: &mut TcpStream) -> Option<()> {
-    let mut answer = [0; 4];
-    timeout(LIMIT, async {
-        stream.write_all(b"ping").await.ok()?;
-        stream.read_exact(&mut answer).await.ok()
-    })
-    .await
-    .ok()??;
-    (answer == *b"ping").then_some(())
+    (ping(stream, LIMIT).await? == *b"ping").then_some(())
 }
 
-/// Asserts that a new connection through the tunnel is answered by an echo, in the end: one that was made while its
-/// path was being lost goes with it.
+/// Asserts that a new connection through the tunnel is eventually echoed. Connections made while their path
+/// is being lost are reset with it, so several are tried.
 async fn assert_answers(port: u16, what: &str) {
     let answered = || async {
         match TcpStream::connect(("127.0.0.1", port)).await {
@@ -121,14 +110,14 @@ async fn assert_answers(port: u16, what: &str) {
     assert!(eventually(LIMIT, answered).await, "{what}: no connection any more");
 }
 
-/// Looks at both processes of a sidecar until they are gone: the kernel keeps the most memory of each for as long as
-/// it lives.
+/// Samples both processes of a sidecar until they have exited: the kernel keeps the peak memory of each
+/// only as long as it lives.
 struct Watch {
     stop: Arc<AtomicBool>,
     watcher: JoinHandle<Used>,
 }
 
-/// What both processes together have used so far.
+/// What both processes together have used.
 #[derive(Clone, Copy, Debug, Default)]
 struct Used {
     memory_kib: u64,
@@ -160,7 +149,8 @@ impl Watch {
         Self { stop, watcher }
     }
 
-    /// Asserts that hardly more memory was used than by `neighbour`, and less time of the processor than `limit`.
+    /// Asserts that the memory used exceeds that of `neighbour` by no more than the bound, and the
+    /// processor time is below `limit`.
     fn assert_within(self, what: &str, neighbour: &Neighbour, limit: Duration) {
         self.stop.store(true, Relaxed);
         let used = self.watcher.join().unwrap();
@@ -169,20 +159,21 @@ impl Watch {
             "{what}: {} KiB of {bound_kib}, {:?} of the processor",
             used.memory_kib, used.processor
         );
-        assert!(used.memory_kib > 0, "{what}: nothing was seen");
+        assert!(used.memory_kib > 0, "{what}: no sample was taken");
         assert!(used.memory_kib < bound_kib, "{what}: {used:?}, {bound_kib} KiB is the bound");
         assert!(used.processor < limit, "{what}: {used:?}, {limit:?} is the bound");
     }
 }
 
 impl Used {
-    /// `None` once it is gone.
+    /// `None` once the process has exited.
     fn by(pid: Pid) -> Option<Self> {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
         let memory_kib = peak.trim().trim_end_matches(" kB").parse().ok()?;
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // Behind the name in brackets; user and system time are fields 14 and 15 of the whole, in ticks of 10 ms.
+        // After the name in parentheses; user and system time are fields 14 and 15 of the line, in
+        // ticks of 10 ms.
         let fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11).take(2);
         let ticks: u64 = fields.filter_map(|field| field.parse::<u64>().ok()).sum();
         Some(Self { memory_kib, processor: Duration::from_millis(10 * ticks) })
@@ -194,9 +185,9 @@ fn child_of(pid: Pid) -> Option<Pid> {
     children.split_whitespace().next()?.parse().ok().map(Pid::from_raw)
 }
 
-/// As [`World::finish`], where somebody else has spoken in the agent's name: what the client acknowledges then, the
-/// agent has never sent.
-async fn finish_deceived(world: World) {
+/// As [`World::finish`], for tests in which messages were forged in the agent's name: the client's
+/// acknowledges of those are violations to the emulator, and are expected.
+async fn finish_with_forged_messages(world: World) {
     let journal = world.emulator.journal();
     let ended = eventually(STOP, || async { journal.open_sessions().is_empty() }).await;
     assert!(ended, "sessions left open: {:?}", journal.open_sessions());

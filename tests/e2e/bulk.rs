@@ -1,4 +1,4 @@
-//! What is sent arrives, byte for byte: dumps of a hundred megabytes each way, and exact counts.
+//! Bytes arrive as they were sent: dumps of a hundred megabytes in each direction, and exact counts.
 
 use std::{path::Path, process::Stdio, time::Duration};
 
@@ -22,7 +22,7 @@ use crate::{
     world::{LIMIT, World, mariadb_server, postgres_server},
 };
 
-/// A hundred megabytes may take this long on a loaded machine, without the agent's pauses.
+/// Time limit for a hundred megabytes on a loaded machine, without the agent's pauses.
 const BULK: Duration = Duration::from_mins(2);
 
 /// Rows of a dump, of about a kilobyte each.
@@ -51,13 +51,13 @@ async fn postgresql_dump_of_100_megabytes_comes_and_goes_unchanged() {
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("dump");
     let (actual, _) = digest(copy(tunnel.port, "dumped"), Some(&file)).await;
-    assert_eq!(actual, expected, "what came");
+    assert_eq!(actual, expected, "the dump differs");
 
     let mut restore = psql(tunnel.port);
     restore.args(["-c", "COPY restored FROM STDIN"]);
     feed(restore, &file).await;
     let (actual, _) = digest(copy(server.port(), "restored"), None).await;
-    assert_eq!(actual, expected, "what went");
+    assert_eq!(actual, expected, "the restored rows differ");
     tunnel.close().await;
     world.finish().await;
 }
@@ -90,13 +90,13 @@ async fn mariadb_dump_of_100_megabytes_comes_and_goes_unchanged() {
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("dump");
     let (actual, _) = digest(dump(tunnel.port, source), Some(&file)).await;
-    assert_eq!(actual, expected, "what came");
+    assert_eq!(actual, expected, "the dump differs");
 
     let mut restore = mariadb("mariadb", tunnel.port);
     restore.arg("restored");
     feed(restore, &file).await;
     let (actual, _) = digest(dump(server.port(), "restored"), None).await;
-    assert_eq!(actual, expected, "what went");
+    assert_eq!(actual, expected, "the restored rows differ");
     tunnel.close().await;
     world.finish().await;
 }
@@ -119,7 +119,7 @@ async fn bytes_are_counted_exactly() {
         let read = timeout(LIMIT, input.read_to_end(&mut received));
         let ((), length) = tokio::join!(write, read);
         total += length.unwrap().unwrap();
-        assert!(received == sent, "what came back of {} bytes is not what was sent", sent.len());
+        assert!(received == sent, "the echo of {} bytes differs", sent.len());
     }
     let exit = tunnel.close().await;
     let summary = exit.logs().pop().unwrap();
@@ -130,7 +130,7 @@ async fn bytes_are_counted_exactly() {
     world.finish().await;
 }
 
-/// Runs a command and returns digest and length of its stdout, which is kept in `file` if given.
+/// Runs a command and returns digest and length of its stdout, which is also written to `file` if given.
 async fn digest(mut command: Command, file: Option<&Path>) -> (Vec<u8>, usize) {
     let run = async {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
@@ -161,7 +161,7 @@ async fn digest(mut command: Command, file: Option<&Path>) -> (Vec<u8>, usize) {
     timeout(BULK, run).await.expect("in time")
 }
 
-/// Runs a command with a file as its stdin.
+/// Runs a command with a file as stdin.
 async fn feed(mut command: Command, file: &Path) {
     command.stdin(std::fs::File::open(file).unwrap());
     timeout(BULK, output(command)).await.expect("in time");

@@ -1,4 +1,4 @@
-//! Database clients, as transfers use them: the engines' own programs and Rust drivers.
+//! Database clients as transfers use them: the engines' own programs and Rust drivers.
 
 use std::{
     net::Ipv4Addr,
@@ -15,7 +15,7 @@ use tokio::{process::Command, task::JoinHandle};
 use tokio_postgres::{Client, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-/// Runs `psql` against a port of 127.0.0.1 with these arguments.
+/// `psql` connected to a port of 127.0.0.1.
 pub(crate) fn psql(port: u16) -> Command {
     let mut command = Command::new("psql");
     command
@@ -28,7 +28,7 @@ pub(crate) fn psql(port: u16) -> Command {
     command
 }
 
-/// Runs `mariadb` against a port of 127.0.0.1 with these arguments.
+/// A program of MariaDB, connected to a port of 127.0.0.1.
 pub(crate) fn mariadb(program: &str, port: u16) -> Command {
     let mut command = Command::new(program);
     command
@@ -40,7 +40,7 @@ pub(crate) fn mariadb(program: &str, port: u16) -> Command {
     command
 }
 
-/// Runs a command to its successful end and returns its stdout, trimmed.
+/// Runs a command, asserts that it succeeds, and returns its trimmed stdout.
 pub(crate) async fn output(mut command: Command) -> String {
     let output = command.output().await.unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -55,7 +55,7 @@ pub(crate) async fn postgres(port: u16) -> Client {
     client
 }
 
-/// A PostgreSQL connection that insists on TLS and on the server's own certificate.
+/// A PostgreSQL connection that requires TLS and the server's own certificate.
 pub(crate) async fn postgres_tls(port: u16, certificate: &Path) -> Client {
     let mut config = postgres_config(port);
     config.ssl_mode(tokio_postgres::config::SslMode::Require);
@@ -64,7 +64,7 @@ pub(crate) async fn postgres_tls(port: u16, certificate: &Path) -> Client {
     client
 }
 
-/// The same, whose certificate must be for `name`.
+/// The same, with a certificate that must be valid for `name`.
 pub(crate) async fn postgres_tls_for(
     name: &str,
     port: u16,
@@ -78,7 +78,7 @@ pub(crate) async fn postgres_tls_for(
     Ok(client)
 }
 
-/// TLS that trusts this certificate alone.
+/// TLS that trusts only this certificate.
 fn trusting(certificate: &Path) -> MakeRustlsConnect {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(certificate).unwrap()).unwrap();
@@ -95,12 +95,12 @@ pub(crate) async fn mysql(port: u16) -> Conn {
     Conn::new(mysql_options(port)).await.unwrap()
 }
 
-/// A MariaDB connection that insists on TLS and on the server's own certificate.
+/// A MariaDB connection that requires TLS and the server's own certificate.
 pub(crate) async fn mysql_tls(port: u16, certificate: &Path) -> Conn {
     Conn::new(mysql_options(port).ssl_opts(mysql_trusting(certificate))).await.unwrap()
 }
 
-/// The same, whose certificate must be for `name`.
+/// The same, with a certificate that must be valid for `name`.
 pub(crate) async fn mysql_tls_for(
     name: &'static str,
     port: u16,
@@ -112,7 +112,7 @@ pub(crate) async fn mysql_tls_for(
 
 fn mysql_trusting(certificate: &Path) -> SslOpts {
     static PROVIDER: OnceLock<()> = OnceLock::new();
-    // The driver takes the process's provider; rustls keeps the first.
+    // The driver uses the process's default provider; rustls keeps the first one installed.
     PROVIDER.get_or_init(|| drop(aws_lc_rs::default_provider().install_default()));
     SslOpts::default()
         .with_root_certs(vec![certificate.to_owned().into()])
@@ -138,12 +138,15 @@ fn mysql_options(port: u16) -> OptsBuilder {
         .user(Some(MariaDb::USER))
         .pass(Some(MariaDb::PASSWORD))
         .db_name(Some(MariaDb::DATABASE))
-        // A socket of the server's own would go round the tunnel.
+        // A Unix socket of the server would bypass the tunnel.
         .prefer_socket(false)
 }
 
 /// Drives a connection until its client is dropped.
-#[expect(clippy::disallowed_methods, reason = "ends with its client, at the latest with the test")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "ends when its client is dropped, at the latest with the test"
+)]
 fn drive<F>(connection: F) -> JoinHandle<F::Output>
 where
     F: Future<Output: Send> + Send + 'static,

@@ -1,27 +1,27 @@
-//! The document: how it may arrive, what is wrong with it, and that it stays secret.
+//! The config: how it may arrive, which mistakes are reported, and that its secrets stay secret.
 
 use std::{fs, time::Duration};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tests::fixtures::{Document, KeyFormat, KeyPair, KeyType, Sidecar, TcpServer};
+use tests::fixtures::{Config, KeyFormat, KeyPair, KeyType, Sidecar, TcpServer};
 
 use crate::world::{Failure, LIMIT, STOP, World, assert_fails, assert_no_secret, with_key};
 
-/// A document that is wrong.
+/// The failure of an invalid config.
 const INVALID: Failure =
     Failure { code: "config.invalid", status: 65, phase: "config", blame: "customer" };
 
 #[tokio::test]
-async fn compact_pretty_and_piecemeal_documents_are_the_same() {
+async fn compact_pretty_and_piecemeal_configs_are_the_same() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port());
+    let config = world.config(server.port());
     let texts = [
-        ("compact", document.compact()),
-        ("pretty", document.pretty()),
-        ("spaces ahead, newline behind", format!("\n \t{}\n", document.compact())),
+        ("compact", config.compact()),
+        ("pretty", config.pretty()),
+        ("spaces ahead, newline behind", format!("\n \t{}\n", config.compact())),
     ];
     for (name, text) in texts {
         let mut sidecar = Sidecar::spawn_silent(|_| ()).await.unwrap();
@@ -33,9 +33,9 @@ async fn compact_pretty_and_piecemeal_documents_are_the_same() {
     }
 
     let mut sidecar = Sidecar::spawn_silent(|_| ()).await.unwrap();
-    for piece in document.pretty().as_bytes().chunks(100) {
+    for piece in config.pretty().as_bytes().chunks(100) {
         sidecar.write(piece).await.unwrap();
-        // Lets each piece be read by itself; any order of events is right.
+        // Makes it likely that each piece is read separately; the test holds in any case.
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     sidecar.ready(LIMIT).await.unwrap();
@@ -45,12 +45,12 @@ async fn compact_pretty_and_piecemeal_documents_are_the_same() {
 }
 
 #[tokio::test]
-async fn braces_and_quotes_in_texts_do_not_end_the_document() {
+async fn braces_and_quotes_in_strings_do_not_end_the_config() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
     let memo = r#"} \" { [ ] } \\" 日本語 "#;
-    let document = world.document(server.port()).with(&json!({ "memo": memo }));
-    let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+    let config = world.config(server.port()).with(&json!({ "memo": memo }));
+    let mut sidecar = Sidecar::spawn(&config).await.unwrap();
     sidecar.ready(LIMIT).await.unwrap();
     sidecar.close_stdin();
     sidecar.exit(STOP).await.unwrap();
@@ -58,12 +58,12 @@ async fn braces_and_quotes_in_texts_do_not_end_the_document() {
 }
 
 #[tokio::test]
-async fn document_of_a_file_needs_no_stdin_and_ends_by_signal() {
+async fn config_in_a_file_needs_no_stdin_and_ends_by_signal() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("connection.json");
-    fs::write(&file, world.document(server.port()).pretty()).unwrap();
+    fs::write(&file, world.config(server.port()).pretty()).unwrap();
     let sidecar = Sidecar::spawn_silent(|command| {
         command.arg("--config").arg(&file).stdin(std::process::Stdio::null());
     });
@@ -82,7 +82,7 @@ async fn missing_file_is_named() {
         command.args(["--config", path]);
     });
     let exit = sidecar.await.unwrap().exit(LIMIT).await.unwrap();
-    INVALID.assert("missing_file", &exit, &Document::new("none"));
+    INVALID.assert("missing_file", &exit, &Config::new("none"));
 }
 
 #[tokio::test]
@@ -99,27 +99,27 @@ async fn everything_that_is_not_one_object_is_refused() {
     ];
     for (name, text) in cases {
         let mut sidecar = Sidecar::spawn_silent(|_| ()).await.unwrap();
-        // It may have gone before it has read all that is too long.
+        // The sidecar may exit before it has read the excess.
         drop(sidecar.write(text.as_bytes()).await);
         sidecar.close_stdin();
         let exit = sidecar.exit(STOP).await.unwrap();
-        INVALID.assert(name, &exit, &Document::new("none"));
+        INVALID.assert(name, &exit, &Config::new("none"));
     }
 }
 
 #[tokio::test]
-async fn document_over_the_limit_is_refused_while_stdin_stays_open() {
+async fn config_over_the_limit_is_refused_while_stdin_stays_open() {
     let mut sidecar = Sidecar::spawn_silent(|_| ()).await.unwrap();
     let endless = format!(r#"{{"memo":"{}"#, "x".repeat(2 << 20));
     drop(sidecar.write(endless.as_bytes()).await);
     let exit = sidecar.exit(STOP).await.unwrap();
-    INVALID.assert("more_than_1_mib", &exit, &Document::new("none"));
+    INVALID.assert("more_than_1_mib", &exit, &Config::new("none"));
 }
 
 #[tokio::test]
 async fn all_mistakes_are_reported_at_once_by_path() {
     let world = World::start().await;
-    let document = world.document(5432).with(&json!({
+    let config = world.config(5432).with(&json!({
         "name": "",
         "aws": { "secret_access_key": null, "endpoint_url": "http://example.com" },
         "bastion": { "instance_id": "i-xyz", "ssh_port": 0 },
@@ -128,7 +128,7 @@ async fn all_mistakes_are_reported_at_once_by_path() {
         "timeouts": { "ready_s": 601 },
         "tunnel": { "sessions": 17, "message_bytes": 255, "compression": "maybe" },
     }));
-    let failure = assert_fails(&document, INVALID, "many_mistakes").await;
+    let failure = assert_fails(&config, INVALID, "many_mistakes").await;
     let message = failure["message"].as_str().unwrap();
     let paths = [
         "name",
@@ -144,7 +144,7 @@ async fn all_mistakes_are_reported_at_once_by_path() {
         "tunnel.compression",
     ];
     for path in paths {
-        assert!(message.contains(path), "`{path}` is missing in: {message}");
+        assert!(message.contains(path), "`{path}` is not mentioned in: {message}");
     }
     world.finish().await;
 }
@@ -153,32 +153,32 @@ async fn all_mistakes_are_reported_at_once_by_path() {
 async fn key_that_takes_too_long_to_open_is_refused_with_the_way_to_mend_it() {
     let world = World::start().await;
     let key = KeyPair::generate(KeyType::Ed25519).unwrap();
-    // About as long to make as to open: just above the bound.
+    // The derivation takes about as long to encrypt as to decrypt: just above the bound.
     let slow = tokio::task::spawn_blocking(move || key.encrypt_slowly("correct horse", 1001));
     let slow = slow.await.unwrap().unwrap();
-    let document = world.document(5432).with(&json!({ "bastion": {
+    let config = world.config(5432).with(&json!({ "bastion": {
         "ssh_private_key": slow.text,
         "ssh_private_key_passphrase": slow.passphrase,
     } }));
     let failure = Failure { code: "config.key_unreadable", ..INVALID };
-    assert_fails(&document, failure, "takes_too_long").await;
+    assert_fails(&config, failure, "takes_too_long").await;
     world.finish().await;
 }
 
 #[tokio::test]
 async fn keys_that_cannot_be_read_are_reported_with_all_other_mistakes() {
     let world = World::start().await;
-    let document = world.document(5432).with(&json!({
+    let config = world.config(5432).with(&json!({
         "bastion": {
             "ssh_private_key": "ssh-ed25519 AAAA the public half",
             "ssh_host_key": ["SHA256:short", world.sshd.host_key_fingerprint("ed25519").unwrap()],
         },
         "target": { "host": null },
     }));
-    let failure = assert_fails(&document, INVALID, "keys_among_many_mistakes").await;
+    let failure = assert_fails(&config, INVALID, "keys_among_many_mistakes").await;
     let message = failure["message"].as_str().unwrap();
     for path in ["target.host: ", "bastion.ssh_private_key: ", "bastion.ssh_host_key[0]: "] {
-        assert!(message.contains(path), "`{path}` is missing in: {message}");
+        assert!(message.contains(path), "`{path}` is not mentioned in: {message}");
     }
     assert!(!message.contains("ssh_host_key[1]"), "{message}");
     world.finish().await;
@@ -193,11 +193,11 @@ async fn unknown_field_is_refused_with_the_nearest_name() {
         (json!({ "aws": { "acces_key_id": "x" } }), "unknown_key_id"),
     ];
     for (change, cause) in cases {
-        assert_fails(&world.document(5432).with(&change), INVALID, cause).await;
+        assert_fails(&world.config(5432).with(&change), INVALID, cause).await;
     }
-    // A plain SSH tunnel beside this one cannot be meant.
-    let document = world.document(5432).with(&json!({ "ssh_tunnel": { "host": "b" } }));
-    assert_fails(&document, INVALID, "ssh_tunnel").await;
+    // This field's name resembles that of a plain SSH tunnel's config, but it is not one of ours.
+    let config = world.config(5432).with(&json!({ "ssh_tunnel": { "host": "b" } }));
+    assert_fails(&config, INVALID, "ssh_tunnel").await;
     world.finish().await;
 }
 
@@ -213,12 +213,12 @@ async fn secret_in_the_wrong_place_is_not_repeated() {
         ("unknown_engine", json!({ "target": { "engine": secret } })),
     ];
     for (cause, change) in changes {
-        let document = world.document(5432).with(&change);
-        let sidecar = Sidecar::spawn_with(&document, |command| {
+        let config = world.config(5432).with(&change);
+        let sidecar = Sidecar::spawn_with(&config, |command| {
             command.env("RUST_LOG", "trace");
         });
         let exit = sidecar.await.unwrap().exit(LIMIT).await.unwrap();
-        INVALID.assert(cause, &exit, &document);
+        INVALID.assert(cause, &exit, &config);
         assert!(!exit.text().contains(secret), "{change}: {}", exit.text());
     }
     world.finish().await;
@@ -227,9 +227,9 @@ async fn secret_in_the_wrong_place_is_not_repeated() {
 #[tokio::test]
 async fn version_from_the_future() {
     let world = World::start().await;
-    let document = world.document(5432).with(&json!({ "version": 2 }));
+    let config = world.config(5432).with(&json!({ "version": 2 }));
     let failure = Failure { code: "config.version", ..INVALID };
-    assert_fails(&document, failure, "from_the_future").await;
+    assert_fails(&config, failure, "from_the_future").await;
     world.finish().await;
 }
 
@@ -244,10 +244,10 @@ async fn unreadable_private_key() {
         ("damaged", damaged),
     ];
     for (cause, text) in cases {
-        let document = world.document(5432);
-        let document = document.with(&json!({ "bastion": { "ssh_private_key": text } }));
+        let config = world.config(5432);
+        let config = config.with(&json!({ "bastion": { "ssh_private_key": text } }));
         let failure = Failure { code: "config.key_unreadable", ..INVALID };
-        assert_fails(&document, failure, cause).await;
+        assert_fails(&config, failure, cause).await;
     }
     world.finish().await;
 }
@@ -263,12 +263,12 @@ async fn passphrase_that_is_missing_or_wrong() {
             (json!("wrong passphrase"), "config.passphrase_wrong", "wrong"),
         ];
         for (passphrase, code, cause) in cases {
-            let document = world
-                .document(5432)
+            let config = world
+                .config(5432)
                 .with(&with_key(&key))
                 .with(&json!({ "bastion": { "ssh_private_key_passphrase": passphrase } }));
-            let failure = assert_fails(&document, Failure { code, ..INVALID }, cause).await;
-            assert_no_secret(&failure.to_string(), &document);
+            let failure = assert_fails(&config, Failure { code, ..INVALID }, cause).await;
+            assert_no_secret(&failure.to_string(), &config);
         }
     }
     world.finish().await;

@@ -1,4 +1,4 @@
-//! The demo keeps what it promises, on its own and in the hands of a newcomer.
+//! The demo keeps its promises, by itself and when a newcomer follows the README.
 
 use std::{
     fs,
@@ -42,7 +42,7 @@ async fn demo_stays_open_until_it_is_interrupted() {
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let line = timeout(LIMIT, async {
         loop {
-            let line = lines.next_line().await.unwrap().expect("a line how to connect");
+            let line = lines.next_line().await.unwrap().expect("a line that tells how to connect");
             if line.contains("psql") {
                 return line;
             }
@@ -55,7 +55,7 @@ async fn demo_stays_open_until_it_is_interrupted() {
     let config = format!("host=127.0.0.1 port={port} user=demo dbname=demo");
     let (client, connection) = tokio_postgres::connect(&config, NoTls).await.unwrap();
     let query = async { client.simple_query("SELECT item FROM orders").await.unwrap().len() };
-    // Rows, their description and the end of the command.
+    // The row description, the rows, and the end of the command.
     tokio::select! {
         length = query => assert_eq!(length, ORDERS.len() + 2),
         end = connection => panic!("the connection ended: {end:?}"),
@@ -91,7 +91,7 @@ async fn readmes_way_from_check_to_a_query_works_as_it_is_written() {
     let mut emulator = shell(command("emulator")).stdout(Stdio::null()).spawn().unwrap();
     let file = directory.path().join("document.json");
     let is_written = async || fs::read_to_string(&file).is_ok_and(|text| text.ends_with('}'));
-    assert!(eventually(LIMIT, is_written).await, "no document");
+    assert!(eventually(LIMIT, is_written).await, "no config");
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
 
     for (line, rows) in [("check", "the tunnel works"), ("exec", "(4 rows)")] {
@@ -102,7 +102,7 @@ async fn readmes_way_from_check_to_a_query_works_as_it_is_written() {
     emulator.kill().await.unwrap();
 }
 
-/// The demo, with the sidecar that the other tests use.
+/// The demo, with the same sidecar as the other tests.
 async fn demo() -> Command {
     let sidecar = tokio::task::spawn_blocking(binary).await.unwrap().unwrap();
     let mut command = Command::new(Path::new(env!("CARGO_BIN_EXE_demo")));

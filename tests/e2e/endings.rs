@@ -1,5 +1,5 @@
-//! Ways out that are not asked for in peace and quiet: while the path is broken, by a defect, with the service
-//! out of reach, by SIGKILL. `tests/README.md` has the whole table of endings.
+//! Ends under difficult conditions: while the path is broken, after a panic, with the service out of reach,
+//! by SIGKILL. `tests/README.md` has the complete table of the ways out.
 
 use std::{fs, io::Write as _, os::unix::process::ExitStatusExt as _, time::Duration};
 
@@ -25,7 +25,7 @@ async fn while_the_session_is_being_resumed() {
     for way in WAYS {
         let world = World::with(|builder| builder.policy(Policy::full(INSTANCE))).await;
         let mut tunnel = eventful(&world).await;
-        // Neither answered nor refused, so that it is under way when the stop comes.
+        // Neither answered nor refused, so that the call is in progress at the stop.
         let hangs = ApiFault::new(Fault::Hangs).on(Action::ResumeSession);
         world.emulator.control().set_faults(Plan::default().api(hangs));
         world.emulator.control().disconnect_all(Break::Reset).await;
@@ -51,7 +51,7 @@ async fn while_a_lost_session_is_being_replaced() {
 
 #[tokio::test]
 async fn panic_of_any_task_ends_the_sessions_and_is_internal() {
-    // One text that is logged by each task: the job itself, the API's, the driver of the data channel, the
+    // One log message of each task: the job itself, the API's, the driver of the data channel, the
     // SSH connection, the supervisor of lanes, a forwarded connection.
     let places = [
         ("started", "config", false),
@@ -67,15 +67,15 @@ async fn panic_of_any_task_ends_the_sessions_and_is_internal() {
     for (text, phase, connect) in places {
         let world = World::with(|builder| builder.policy(may_terminate())).await;
         let server = TcpServer::source(10).await.unwrap();
-        let document = world.document(server.port());
+        let config = world.config(server.port());
         let sidecar = Sidecar::spawn_program(program.clone(), |command| {
             command.arg(text);
         });
         let mut sidecar = sidecar.await.unwrap();
-        sidecar.write(document.compact().as_bytes()).await.unwrap();
+        sidecar.write(config.compact().as_bytes()).await.unwrap();
         if connect {
             let port = sidecar.ready(LIMIT).await.unwrap();
-            // The panic may reset it before it counts as connected.
+            // The panic may reset the connection before it is established.
             if let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)).await {
                 let mut rest = Vec::new();
                 drop(tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut rest).await);
@@ -83,7 +83,7 @@ async fn panic_of_any_task_ends_the_sessions_and_is_internal() {
         }
         let exit = sidecar.exit(LIMIT).await.unwrap();
         let failure = Failure { code: "internal", status: 70, phase, blame: "bug" };
-        let line = failure.assert(&format!("panic_in_{phase}"), &exit, &document);
+        let line = failure.assert(&format!("panic_in_{phase}"), &exit, &config);
         assert!(!line.to_string().contains("planted"), "{text}: quotes the panic: {line}");
         world.finish().await;
     }
@@ -99,12 +99,12 @@ async fn panic_of_any_task_of_a_check_ends_its_session_and_is_internal() {
     let program = tokio::task::spawn_blocking(|| example("panicking")).await.unwrap().unwrap();
     for (text, step) in places {
         let world = World::with(|builder| builder.policy(may_terminate())).await;
-        let document = world.document(free_port().unwrap());
+        let config = world.config(free_port().unwrap());
         let sidecar = Sidecar::spawn_program(program.clone(), |command| {
             command.args([text, "check"]);
         });
         let mut sidecar = sidecar.await.unwrap();
-        sidecar.write(document.compact().as_bytes()).await.unwrap();
+        sidecar.write(config.compact().as_bytes()).await.unwrap();
         sidecar.close_stdin();
         let exit = sidecar.exit(LIMIT).await.unwrap();
         let told = exit.text();
@@ -143,7 +143,7 @@ async fn session_that_was_being_resumed_and_cannot_be_ended_by_api_is_said_to_be
     world.emulator.control().disconnect_all(Break::Reset).await;
     tunnel.sidecar.word("degraded", LIMIT).await.unwrap();
     let exit = stop(tunnel.sidecar, WAYS[0]).await;
-    assert_ended_well(&exit, "while resuming, without leave to terminate");
+    assert_ended_well(&exit, "while resuming, without permission to terminate");
     assert!(exit.text().contains("session left to its idle time-out"), "{}", exit.text());
     for session in world.emulator.journal().open_sessions() {
         world.emulator.control().terminate(&session, "nothing else could end it");
@@ -174,7 +174,7 @@ async fn everything_out_of_reach_at_the_end_is_said_and_left_to_the_idle_time_ou
     let exit = stop(tunnel.sidecar, WAYS[0]).await;
     assert_ended_well(&exit, "nothing answers");
     let said = exit.stderr.iter().any(|line| line.contains("idle time-out"));
-    assert!(said, "nobody is told of the session: {}", exit.text());
+    assert!(said, "the session left is not logged: {}", exit.text());
     assert_idle_end(&world).await;
 }
 
@@ -182,8 +182,8 @@ async fn everything_out_of_reach_at_the_end_is_said_and_left_to_the_idle_time_ou
 async fn both_processes_killed_at_once_leave_the_session_to_the_idle_time_out() {
     let world = World::with(|builder| builder.idle_timeout(Duration::from_secs(8))).await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port());
-    let sidecar = Sidecar::spawn_with(&document, |command| {
+    let config = world.config(server.port());
+    let sidecar = Sidecar::spawn_with(&config, |command| {
         command.process_group(0);
     });
     let mut sidecar = sidecar.await.unwrap();
@@ -192,7 +192,7 @@ async fn both_processes_killed_at_once_leave_the_session_to_the_idle_time_out() 
     let exit = sidecar.exit(STOP).await.unwrap();
     assert_eq!(exit.status.signal(), Some(Signal::SIGKILL as i32));
     let silent = || async { TcpStream::connect(("127.0.0.1", port)).await.is_err() };
-    assert!(eventually(STOP, silent).await, "somebody listens");
+    assert!(eventually(STOP, silent).await, "the port is still open");
     assert_idle_end(&world).await;
 }
 
@@ -201,15 +201,15 @@ async fn stdout_that_nobody_reads_holds_up_no_end() {
     for way in [WAYS[0], WAYS[1]] {
         let world = World::start().await;
         let server = TcpServer::echo().await.unwrap();
-        let document = world.document(server.port()).with(&json!({ "events": true }));
-        // A pipe that takes not one byte more.
+        let config = world.config(server.port()).with(&json!({ "events": true }));
+        // A pipe that is completely full.
         let (unread, stdout) = std::io::pipe().unwrap();
         let mut filler = stdout.try_clone().unwrap();
         fcntl(&filler, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
         while filler.write(&[b'.'; 1024]).is_ok() {}
         while filler.write(b".").is_ok() {}
         fcntl(&filler, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
-        let sidecar = Sidecar::spawn_with(&document, |command| {
+        let sidecar = Sidecar::spawn_with(&config, |command| {
             command.stdout(stdout);
         });
         let sidecar = sidecar.await.unwrap();
@@ -227,8 +227,8 @@ async fn full_disk_below_the_log_stops_nothing() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let document = world.document(server.port());
-    let sidecar = Sidecar::spawn_with(&document, |command| {
+    let config = world.config(server.port());
+    let sidecar = Sidecar::spawn_with(&config, |command| {
         command.stderr(full).env("RUST_LOG", "trace");
     });
     let mut sidecar = sidecar.await.unwrap();
@@ -243,15 +243,15 @@ async fn no_file_and_no_process_is_left() {
     let server = TcpServer::echo().await.unwrap();
     for way in WAYS {
         let directory = TempDir::new().unwrap();
-        let document = world.document(server.port());
-        let sidecar = Sidecar::spawn_with(&document, |command| {
+        let config = world.config(server.port());
+        let sidecar = Sidecar::spawn_with(&config, |command| {
             let here = directory.path();
             command.current_dir(here).env("TMPDIR", here).env("HOME", here).process_group(0);
         });
         let mut sidecar = sidecar.await.unwrap();
         sidecar.ready(LIMIT).await.unwrap();
         let group = sidecar.pid().unwrap();
-        assert_ended_well(&stop(sidecar, way).await, "in a directory of its own");
+        assert_ended_well(&stop(sidecar, way).await, "in its own directory");
         let left: Vec<_> = fs::read_dir(directory.path()).unwrap().collect();
         assert!(left.is_empty(), "{way:?} left {left:?}");
         let alone = || async { nix::sys::signal::killpg(group, None).is_err() };
@@ -264,7 +264,7 @@ async fn no_file_and_no_process_is_left() {
 async fn failure_after_ready_is_told_within_five_seconds_of_its_cause() {
     let world = World::start().await;
     let mut tunnel = eventful(&world).await;
-    // Neither resumed nor replaced, for good.
+    // Neither resuming nor replacing will ever succeed.
     world.emulator.control().set_policy(Policy::nothing());
     world.emulator.control().disconnect_all(Break::Reset).await;
     tunnel.sidecar.word("degraded", LIMIT).await.unwrap();
@@ -273,18 +273,18 @@ async fn failure_after_ready_is_told_within_five_seconds_of_its_cause() {
     assert!(began.elapsed() < STOP, "took {:?}", began.elapsed());
     let failure =
         Failure { code: "aws.access_denied", status: 77, phase: "tunnel", blame: "customer" };
-    failure.assert("start_session_again", &exit, &world.document(1));
+    failure.assert("start_session_again", &exit, &world.config(1));
 }
 
-/// A tunnel to an echo, which tells of its path.
+/// A tunnel to an echo server, with `events`.
 async fn eventful(world: &World) -> Tunnel {
-    // The server is not needed beyond the proof.
+    // The server is needed only until the target is proven.
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port()).with(&json!({ "events": true }));
-    Tunnel::open(&document).await
+    let config = world.config(server.port()).with(&json!({ "events": true }));
+    Tunnel::open(&config).await
 }
 
-/// Asserts that the only session is open and that the service ends it for idleness.
+/// Asserts that the only session is still open, and that the service ends it when idle.
 async fn assert_idle_end(world: &World) {
     let session = world.emulator.journal().sessions().remove(0);
     let ended = || async { world.emulator.journal().ending(&session).is_some() };

@@ -1,4 +1,4 @@
-//! The lines on stdout: what a runner gets by default, and what more when it asks for `events`.
+//! The lines on stdout: those that a runner gets by default, and the additional ones with `events`.
 
 use serde_json::{Value, json};
 use tests::fixtures::TcpServer;
@@ -24,8 +24,8 @@ async fn without_events_ready_is_the_only_line() {
 async fn events_tell_the_phases_the_host_key_and_the_summary() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port()).with(&json!({ "events": true }));
-    let tunnel = Tunnel::open(&document).await;
+    let config = world.config(server.port()).with(&json!({ "events": true }));
+    let tunnel = Tunnel::open(&config).await;
     let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     stream.write_all(b"twelve bytes").await.unwrap();
     stream.shutdown().await.unwrap();
@@ -66,8 +66,7 @@ async fn events_tell_the_phases_the_host_key_and_the_summary() {
 async fn ipv6_loopback_where_asked_for() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port()).with(&json!({ "listen": { "address": "::1" } }));
-    let tunnel = Tunnel::open(&document).await;
+    let tunnel = world.tunnel_with(server.port(), &json!({ "listen": { "address": "::1" } })).await;
     assert!(TcpStream::connect(("::1", tunnel.port)).await.is_ok());
     assert!(TcpStream::connect(("127.0.0.1", tunnel.port)).await.is_err());
     tunnel.close().await;

@@ -1,4 +1,4 @@
-//! `exec`: a command with the tunnel up, as a person or a container's entry point runs it.
+//! `exec`: a command with the tunnel up, as run by a person or by a container's entry point.
 
 use std::{path::PathBuf, process::Stdio, time::Duration};
 
@@ -10,7 +10,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use tests::{
     emulator::{ApiFault, Break, Cut, Failure as Fault, Plan},
-    fixtures::{Document, Postgres, TcpServer, binary, eventually, free_port},
+    fixtures::{Config, Postgres, TcpServer, binary, eventually, free_port},
 };
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
@@ -24,11 +24,11 @@ use crate::world::{LIMIT, SECRET_ACCESS_KEY, World, assert_no_secret, postgres_s
 async fn command_has_the_port_and_its_own_stdin_stdout_and_status() {
     let world = World::start().await;
     let server = TcpServer::banner(b"from the target\n").await.unwrap();
-    let document = world.document(server.port());
+    let config = world.config(server.port());
     let script = r#"read -r line; [ "$1" = "port=$SSM_SIDECAR_PORT" ] || exit 9
         exec 3<>"/dev/tcp/127.0.0.1/$SSM_SIDECAR_PORT"; read -r answer <&3
         echo "$line, $answer"; echo complaint >&2; exit 7"#;
-    let mut exec = Exec::start(&document, &["bash", "-c", script, "bash", "port={port}"]).await;
+    let mut exec = Exec::start(&config, &["bash", "-c", script, "bash", "port={port}"]).await;
     exec.child.stdin.take().unwrap().write_all(b"from stdin\n").await.unwrap();
     let output = exec.output().await;
     assert_eq!(output.stdout, "from stdin, from the target\n", "{}", output.stderr);
@@ -47,7 +47,7 @@ async fn query_by_psql_through_exec() {
     let arguments = psql.as_std().get_args().map(|word| word.to_str().unwrap());
     words.extend(arguments.map(|word| if word == "0" { "{port}" } else { word }));
     words.extend(["-c", "SELECT 6 * 7"]);
-    let exec = Exec::start(&world.document(postgres.port()), &words).await;
+    let exec = Exec::start(&world.config(postgres.port()), &words).await;
     let output = exec.output().await;
     assert!(output.stdout.contains("42"), "{} {}", output.stdout, output.stderr);
     assert_eq!(output.status, 0);
@@ -58,13 +58,13 @@ async fn query_by_psql_through_exec() {
 async fn no_secret_reaches_the_command() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port());
+    let config = world.config(server.port());
     let script = "env; cat /proc/$$/cmdline /proc/$PPID/cmdline; ls -l /proc/$$/fd";
-    let output = Exec::start(&document, &["sh", "-c", script]).await.output().await;
+    let output = Exec::start(&config, &["sh", "-c", script]).await.output().await;
     assert!(output.stdout.contains("SSM_SIDECAR_PORT="), "{}", output.stdout);
-    assert_no_secret(&(output.stdout.clone() + &output.stderr), &document);
+    assert_no_secret(&(output.stdout.clone() + &output.stderr), &config);
     assert!(!output.stdout.contains(SECRET_ACCESS_KEY));
-    // Nothing is open in it but the standard streams and what this test has inherited itself.
+    // Only the standard streams are open in it, and what this test has inherited itself.
     let inherited: Vec<_> = std::fs::read_dir("/proc/self/fd")
         .unwrap()
         .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
@@ -78,18 +78,18 @@ async fn no_secret_reaches_the_command() {
 }
 
 #[tokio::test]
-async fn signals_are_the_commands_and_its_death_by_one_shows() {
+async fn signals_reach_the_command_and_its_death_by_one_sets_the_status() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port());
+    let config = world.config(server.port());
     let script = "trap 'echo caught; exit 3' TERM; echo up; while :; do read -r -t 1 x || :; done";
-    let mut exec = Exec::start(&document, &["bash", "-c", script]).await;
+    let mut exec = Exec::start(&config, &["bash", "-c", script]).await;
     assert_eq!(exec.line().await, "up");
     exec.signal(Signal::SIGTERM);
     assert_eq!(exec.line().await, "caught");
     assert_eq!(exec.output().await.status, 3);
 
-    let mut exec = Exec::start(&document, &["sh", "-c", "echo up; exec sleep 600"]).await;
+    let mut exec = Exec::start(&config, &["sh", "-c", "echo up; exec sleep 600"]).await;
     assert_eq!(exec.line().await, "up");
     exec.signal(Signal::SIGINT);
     assert_eq!(exec.output().await.status, 130);
@@ -100,8 +100,8 @@ async fn signals_are_the_commands_and_its_death_by_one_shows() {
 async fn failure_before_ready_is_told_on_stderr_and_the_command_never_runs() {
     let world = World::start().await;
     let closed = free_port().unwrap();
-    let document = world.document(closed);
-    let output = Exec::start(&document, &["echo", "ran"]).await.output().await;
+    let config = world.config(closed);
+    let output = Exec::start(&config, &["echo", "ran"]).await.output().await;
     assert_eq!((output.stdout.as_str(), output.status), ("", 69));
     for word in ["target.unreachable", "hint: ", &closed.to_string()] {
         assert!(output.stderr.contains(word), "no `{word}` in {}", output.stderr);
@@ -113,9 +113,9 @@ async fn failure_before_ready_is_told_on_stderr_and_the_command_never_runs() {
 async fn command_that_cannot_be_started_is_told_as_shells_do() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port());
+    let config = world.config(server.port());
     for (program, status) in [("no-such-program", 127), ("/etc/passwd", 126)] {
-        let output = Exec::start(&document, &[program]).await.output().await;
+        let output = Exec::start(&config, &[program]).await.output().await;
         assert_eq!(output.status, status, "{}", output.stderr);
         assert!(output.stderr.contains(program), "{}", output.stderr);
     }
@@ -126,8 +126,8 @@ async fn command_that_cannot_be_started_is_told_as_shells_do() {
 async fn lost_tunnel_ends_the_command_with_the_failures_status() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port()).with(&json!({ "timeouts": { "reconnect_s": 2 } }));
-    let mut exec = Exec::start(&document, &["sh", "-c", "echo up; exec sleep 600"]).await;
+    let config = world.config(server.port()).with(&json!({ "timeouts": { "reconnect_s": 2 } }));
+    let mut exec = Exec::start(&config, &["sh", "-c", "echo up; exec sleep 600"]).await;
     assert_eq!(exec.line().await, "up");
     let gone = ApiFault::new(Fault::ConnectionClosed);
     world.emulator.control().set_faults(Plan::default().api(gone).cut(Cut::after(0, Break::Reset)));
@@ -144,8 +144,8 @@ async fn lost_tunnel_ends_the_command_with_the_failures_status() {
 async fn signal_before_ready_ends_the_start() {
     let world = World::start().await;
     let silent = TcpServer::banner(b"SSH-2.0-silent\r\n").await.unwrap();
-    let document = world.document(5432).with(&json!({ "bastion": { "ssh_port": silent.port() } }));
-    let exec = Exec::start(&document, &["echo", "ran"]).await;
+    let config = world.config(5432).with(&json!({ "bastion": { "ssh_port": silent.port() } }));
+    let exec = Exec::start(&config, &["echo", "ran"]).await;
     let journal = world.emulator.journal();
     let started = eventually(LIMIT, || async { !journal.open_sessions().is_empty() });
     assert!(started.await, "no session");
@@ -156,27 +156,27 @@ async fn signal_before_ready_ends_the_start() {
 }
 
 #[tokio::test]
-async fn process_1_waits_for_those_who_lost_their_parent() {
+async fn process_1_reaps_orphaned_processes() {
     let allowed = std::process::Command::new("unshare")
         .args(["--pid", "--fork", "--mount-proc", "true"])
         .output()
         .is_ok_and(|output| output.status.success());
     if !allowed {
-        // A namespace of processes takes privileges that not every host gives.
+        // A PID namespace needs privileges that not every host grants.
         eprintln!("skipped: no new namespace of processes here");
         return;
     }
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port());
-    // The subshell ends first, so that its child falls to process 1; then nobody may be left as a zombie.
+    let config = world.config(server.port());
+    // The subshell ends first, so its child is adopted by process 1, which must leave no zombie.
     let script = r#"[ "$PPID" = 1 ] || exit 9; (sleep 0.3 &); sleep 0.2
         for _ in $(seq 100); do
             kinds=$(cat /proc/[0-9]*/stat 2>/dev/null | grep -c '(sleep) [SRZ]')
             [ "$kinds" = 0 ] && echo reaped && exit 0; sleep 0.05 </dev/null & wait $!
         done; exit 8"#;
     let prefix = ["unshare", "--pid", "--fork", "--mount-proc"];
-    let output = Exec::start_behind(&prefix, &document, &["bash", "-c", script]).await;
+    let output = Exec::start_behind(&prefix, &config, &["bash", "-c", script]).await;
     let output = output.output().await;
     assert_eq!((output.stdout.as_str(), output.status), ("reaped\n", 0), "{}", output.stderr);
     world.finish().await;
@@ -186,8 +186,8 @@ async fn process_1_waits_for_those_who_lost_their_parent() {
 async fn killed_exec_leaves_no_session() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port());
-    let mut exec = Exec::start(&document, &["sh", "-c", "echo up; exec sleep 2"]).await;
+    let config = world.config(server.port());
+    let mut exec = Exec::start(&config, &["sh", "-c", "echo up; exec sleep 2"]).await;
     assert_eq!(exec.line().await, "up");
     exec.signal(Signal::SIGKILL);
     assert_eq!(exec.output().await.status, -1);
@@ -204,26 +204,26 @@ struct Exec {
 struct Output {
     stdout: String,
     stderr: String,
-    /// -1 where a signal ended it.
+    /// -1 if it was ended by a signal.
     status: i32,
 }
 
 impl Exec {
-    async fn start(document: &Document, command: &[&str]) -> Self {
-        Self::start_behind(&["env"], document, command).await
+    async fn start(config: &Config, command: &[&str]) -> Self {
+        Self::start_behind(&["env"], config, command).await
     }
 
-    /// The same, started by another program's `exec`.
-    async fn start_behind(prefix: &[&str], document: &Document, command: &[&str]) -> Self {
+    /// Starts `exec` through another program, such as `unshare`.
+    async fn start_behind(prefix: &[&str], config: &Config, command: &[&str]) -> Self {
         let path: PathBuf = tokio::task::spawn_blocking(binary).await.unwrap().unwrap();
         let directory = TempDir::new().unwrap();
-        let config = directory.path().join("c.json");
-        std::fs::write(&config, document.pretty()).unwrap();
+        let file = directory.path().join("config.json");
+        std::fs::write(&file, config.pretty()).unwrap();
         let mut child = Command::new(prefix[0])
             .args(&prefix[1..])
             .arg(path)
             .args(["exec", "--config"])
-            .arg(&config)
+            .arg(&file)
             .arg("--")
             .args(command)
             .env_clear()
@@ -238,7 +238,7 @@ impl Exec {
         Self { child, stdout, _directory: directory }
     }
 
-    /// The command's next line.
+    /// The next line of the command's output.
     async fn line(&mut self) -> String {
         let mut line = String::new();
         timeout(LIMIT, self.stdout.read_line(&mut line)).await.unwrap().unwrap();

@@ -1,5 +1,5 @@
-//! Each code of the contract, provoked on the customer's side and on this host: the whole `failed`
-//! line, the exit status, no secret, and no session left. Those of AWS are in `failures_aws.rs`.
+//! Each code of the contract that is caused on the customer's side or on this host: the whole `failed`
+//! line, the exit status, no secret, and no session left. The codes of AWS are in `failures_aws.rs`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,12 +14,13 @@ use crate::world::{Failure, LIMIT, World, assert_fails, assert_fails_within, may
 
 #[tokio::test]
 async fn ssh_unreachable_when_nothing_listens() {
-    // The agent's worker has died: only the API still ends such a session before a minute is over.
+    // The agent's worker has died: within a minute, such a session can be ended only through the
+    // API.
     let world = World::with(|builder| builder.policy(may_terminate())).await;
     let port = free_port().unwrap();
-    let document = world.document(5432).with(&json!({ "bastion": { "ssh_port": port } }));
+    let config = world.config(5432).with(&json!({ "bastion": { "ssh_port": port } }));
     let failure = unavailable("ssh.unreachable", "ssh");
-    assert_fails(&document, failure, "nothing_listens").await;
+    assert_fails(&config, failure, "nothing_listens").await;
     world.finish().await;
 }
 
@@ -27,8 +28,8 @@ async fn ssh_unreachable_when_nothing_listens() {
 async fn ssh_unreachable_when_nobody_says_a_word() {
     let world = World::start().await;
     let deaf = TcpServer::deaf().await.unwrap();
-    let document = world.document(5432).with(&json!({ "bastion": { "ssh_port": deaf.port() } }));
-    assert_fails(&document, unavailable("ssh.unreachable", "ssh"), "nobody_says_a_word").await;
+    let config = world.config(5432).with(&json!({ "bastion": { "ssh_port": deaf.port() } }));
+    assert_fails(&config, unavailable("ssh.unreachable", "ssh"), "nobody_says_a_word").await;
     world.finish().await;
 }
 
@@ -37,15 +38,15 @@ async fn target_unreachable() {
     let world = World::start().await;
     let port = free_port().unwrap();
     let failure = unavailable("target.unreachable", "target");
-    assert_fails(&world.document(port), failure, "nothing_listens").await;
+    assert_fails(&world.config(port), failure, "nothing_listens").await;
     world.finish().await;
 }
 
 #[tokio::test]
 async fn target_unresolved() {
     let world = World::start().await;
-    let document = world.document(5432).with(&json!({ "target": { "host": "database.invalid" } }));
-    assert_fails(&document, unavailable("target.unresolved", "target"), "no_such_name").await;
+    let config = world.config(5432).with(&json!({ "target": { "host": "database.invalid" } }));
+    assert_fails(&config, unavailable("target.unresolved", "target"), "no_such_name").await;
     world.finish().await;
 }
 
@@ -57,7 +58,7 @@ async fn old_sshd_that_calls_everything_prohibited_is_asked_whether_it_forwards_
         (false, refused("ssh.forwarding_denied", "target"), "openssh_7_4"),
     ] {
         let bastion = Bastion::start_as_openssh_7_4(forwards).await.unwrap();
-        let document = world.document(5432).with(&json!({
+        let config = world.config(5432).with(&json!({
             "bastion": {
                 "ssh_port": bastion.port(),
                 "ssh_user": Bastion::USER,
@@ -66,7 +67,7 @@ async fn old_sshd_that_calls_everything_prohibited_is_asked_whether_it_forwards_
             },
             "target": { "host": "database.internal" },
         }));
-        assert_fails(&document, failure, golden).await;
+        assert_fails(&config, failure, golden).await;
     }
     world.finish().await;
 }
@@ -76,11 +77,11 @@ async fn ssh_auth_rejected() {
     let world = World::start().await;
     let other = KeyPair::generate(KeyType::Ed25519).unwrap();
     let key = json!({ "bastion": { "ssh_private_key": other.private } });
-    let document = world.document(5432).with(&key);
-    assert_fails(&document, refused("ssh.auth_rejected", "ssh"), "other_key").await;
+    let config = world.config(5432).with(&key);
+    assert_fails(&config, refused("ssh.auth_rejected", "ssh"), "other_key").await;
     let user = json!({ "bastion": { "ssh_user": "nobody-of-that-name" } });
-    let document = world.document(5432).with(&user);
-    assert_fails(&document, refused("ssh.auth_rejected", "ssh"), "other_user").await;
+    let config = world.config(5432).with(&user);
+    assert_fails(&config, refused("ssh.auth_rejected", "ssh"), "other_user").await;
     world.finish().await;
 }
 
@@ -91,7 +92,7 @@ async fn ssh_auth_rejected_where_the_key_is_not_enough() {
     let sshd = Arc::new(Sshd::start_with(key, &options).await.unwrap());
     let world = World::around(sshd, |builder| builder).await;
     let failure = refused("ssh.auth_rejected", "ssh");
-    assert_fails(&world.document(5432), failure, "further_method").await;
+    assert_fails(&world.config(5432), failure, "further_method").await;
     world.finish().await;
 }
 
@@ -99,11 +100,14 @@ async fn ssh_auth_rejected_where_the_key_is_not_enough() {
 async fn ssh_host_key_mismatch() {
     let world = World::start().await;
     let pin = "SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
-    let document = world.document(5432).with(&json!({ "bastion": { "ssh_host_key": pin } }));
+    let config = world.config(5432).with(&json!({ "bastion": { "ssh_host_key": pin } }));
     let failure = refused("ssh.host_key_mismatch", "ssh");
-    let line = assert_fails(&document, failure, "other_key").await;
+    let line = assert_fails(&config, failure, "other_key").await;
     let presented = world.sshd.host_key_fingerprint("ed25519").unwrap();
-    assert!(line["message"].as_str().unwrap().contains(&presented), "names what it saw: {line}");
+    assert!(
+        line["message"].as_str().unwrap().contains(&presented),
+        "names the presented key: {line}"
+    );
     world.finish().await;
 }
 
@@ -114,7 +118,7 @@ async fn ssh_forwarding_denied() {
         let sshd = Arc::new(Sshd::start_with(key, &[option]).await.unwrap());
         let world = World::around(sshd, |builder| builder).await;
         let failure = refused("ssh.forwarding_denied", "target");
-        assert_fails(&world.document(5432), failure, "sshd_option").await;
+        assert_fails(&world.config(5432), failure, "sshd_option").await;
         world.finish().await;
     }
 }
@@ -132,22 +136,21 @@ async fn ssh_protocol_when_it_is_no_ssh_server() {
     ];
     for (cause, banner) in cases {
         let server = TcpServer::banner(banner).await.unwrap();
-        let document =
-            world.document(5432).with(&json!({ "bastion": { "ssh_port": server.port() } }));
+        let config = world.config(5432).with(&json!({ "bastion": { "ssh_port": server.port() } }));
         let failure = Failure { code: "ssh.protocol", status: 76, phase: "ssh", blame: "customer" };
-        assert_fails(&document, failure, cause).await;
+        assert_fails(&config, failure, cause).await;
     }
     world.finish().await;
 }
 
 #[tokio::test]
-async fn ssh_protocol_when_nothing_is_spoken_in_common() {
+async fn ssh_protocol_when_no_algorithm_is_in_common() {
     let key = KeyPair::generate(KeyType::Ed25519).unwrap();
     let options = ["KexAlgorithms diffie-hellman-group14-sha1"];
     let sshd = Arc::new(Sshd::start_with(key, &options).await.unwrap());
     let world = World::around(sshd, |builder| builder).await;
     let failure = Failure { code: "ssh.protocol", status: 76, phase: "ssh", blame: "customer" };
-    assert_fails(&world.document(5432), failure, "nothing_in_common").await;
+    assert_fails(&world.config(5432), failure, "nothing_in_common").await;
     world.finish().await;
 }
 
@@ -155,11 +158,11 @@ async fn ssh_protocol_when_nothing_is_spoken_in_common() {
 async fn timeout_ssh() {
     let world = World::start().await;
     let server = TcpServer::banner(b"SSH-2.0-silent\r\n").await.unwrap();
-    let document = world.document(5432).with(&json!({
+    let config = world.config(5432).with(&json!({
         "bastion": { "ssh_port": server.port() },
         "timeouts": { "ready_s": 5 },
     }));
-    assert_fails(&document, passing("timeout.ssh", "ssh", "customer"), "silent_server").await;
+    assert_fails(&config, passing("timeout.ssh", "ssh", "customer"), "silent_server").await;
     world.finish().await;
 }
 
@@ -167,9 +170,9 @@ async fn timeout_ssh() {
 async fn timeout_target_by_the_limit_for_connections() {
     let world = World::start().await;
     let target = FullQueue::start().await.unwrap();
-    let document = world.document(target.port()).with(&json!({ "timeouts": { "connect_s": 2 } }));
+    let config = world.config(target.port()).with(&json!({ "timeouts": { "connect_s": 2 } }));
     let failure = passing("timeout.target", "target", "customer");
-    assert_fails(&document, failure, "connect_s").await;
+    assert_fails(&config, failure, "connect_s").await;
     world.finish().await;
 }
 
@@ -177,9 +180,9 @@ async fn timeout_target_by_the_limit_for_connections() {
 async fn timeout_target_by_the_limit_for_the_start() {
     let world = World::start().await;
     let target = FullQueue::start().await.unwrap();
-    let document = world.document(target.port()).with(&json!({ "timeouts": { "ready_s": 4 } }));
+    let config = world.config(target.port()).with(&json!({ "timeouts": { "ready_s": 4 } }));
     let failure = passing("timeout.target", "target", "customer");
-    assert_fails(&document, failure, "ready_s").await;
+    assert_fails(&config, failure, "ready_s").await;
     world.finish().await;
 }
 
@@ -187,12 +190,12 @@ async fn timeout_target_by_the_limit_for_the_start() {
 async fn timeout_session_when_the_gateway_does_not_answer() {
     let world = World::with(|builder| builder.policy(may_terminate())).await;
     let gateway = TcpServer::deaf().await.unwrap();
-    let document = world.document(5432).with(&json!({
+    let config = world.config(5432).with(&json!({
         "aws": { "stream_endpoint_url": format!("ws://127.0.0.1:{}", gateway.port()) },
         "timeouts": { "ready_s": 4 },
     }));
     let failure = passing("timeout.session", "session", "operator");
-    assert_fails(&document, failure, "silent_gateway").await;
+    assert_fails(&config, failure, "silent_gateway").await;
     world.finish().await;
 }
 
@@ -200,25 +203,25 @@ async fn timeout_session_when_the_gateway_does_not_answer() {
 async fn aws_unreachable_when_nothing_listens_at_the_endpoint() {
     let world = World::start().await;
     let endpoint = format!("http://127.0.0.1:{}", free_port().unwrap());
-    let document = world.document(5432).with(&json!({
+    let config = world.config(5432).with(&json!({
         "aws": { "endpoint_url": endpoint },
         "timeouts": { "ready_s": 10 },
     }));
     let failure = passing("aws.unreachable", "start_session", "operator");
-    assert_fails(&document, failure, "nothing_listens").await;
+    assert_fails(&config, failure, "nothing_listens").await;
     world.finish().await;
 }
 
 #[tokio::test]
-async fn aws_unreachable_when_the_proxy_is_none() {
+async fn aws_unreachable_when_the_proxy_is_not_an_http_proxy() {
     let world = World::start().await;
-    let document = world.document(5432);
-    let sidecar = Sidecar::spawn_with(&document, |command| {
+    let config = world.config(5432);
+    let sidecar = Sidecar::spawn_with(&config, |command| {
         command.env("HTTPS_PROXY", "socks5://user:hunter2@127.0.0.1:1080");
     });
     let exit = sidecar.await.unwrap().exit(LIMIT).await.unwrap();
     let failure = passing("aws.unreachable", "config", "operator");
-    failure.assert("proxy_of_another_kind", &exit, &document);
+    failure.assert("proxy_of_another_kind", &exit, &config);
     assert!(!exit.text().contains("hunter2"), "{}", exit.text());
     world.finish().await;
 }
@@ -227,8 +230,8 @@ async fn aws_unreachable_when_the_proxy_is_none() {
 async fn proxy_for_everything_that_speaks_another_protocol_is_passed_over() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port());
-    let sidecar = Sidecar::spawn_with(&document, |command| {
+    let config = world.config(server.port());
+    let sidecar = Sidecar::spawn_with(&config, |command| {
         command.env("ALL_PROXY", "socks5://user:hunter2@127.0.0.1:1080");
     });
     let mut sidecar = sidecar.await.unwrap();
@@ -245,19 +248,20 @@ async fn proxy_for_everything_that_speaks_another_protocol_is_passed_over() {
 async fn aws_internal_when_another_server_answers() {
     let world = World::start().await;
     let server = TcpServer::start(|mut stream| async move {
-        // Its first bytes tell that there is a request; an answer to none would be no HTTP.
+        // Its first bytes show that a request has arrived; a response without a request would not
+        // be HTTP.
         if stream.read(&mut [0; 16 << 10]).await? > 0 {
             stream.write_all(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 5\r\n\r\nnever").await?;
         }
         stream.shutdown().await
     });
     let server = server.await.unwrap();
-    let document = world.document(5432).with(&json!({
+    let config = world.config(5432).with(&json!({
         "aws": { "endpoint_url": format!("http://127.0.0.1:{}", server.port()) },
         "timeouts": { "ready_s": 3 },
     }));
     let failure = passing("aws.internal", "start_session", "operator");
-    assert_fails(&document, failure, "other_server").await;
+    assert_fails(&config, failure, "other_server").await;
     world.finish().await;
 }
 
@@ -265,12 +269,12 @@ async fn aws_internal_when_another_server_answers() {
 async fn timeout_start_session_when_the_endpoint_does_not_answer() {
     let world = World::start().await;
     let endpoint = TcpServer::deaf().await.unwrap();
-    let document = world.document(5432).with(&json!({
+    let config = world.config(5432).with(&json!({
         "aws": { "endpoint_url": format!("http://127.0.0.1:{}", endpoint.port()) },
         "timeouts": { "ready_s": 3 },
     }));
     let failure = passing("timeout.start_session", "start_session", "aws");
-    assert_fails_within(&document, failure, "silent_endpoint", Duration::from_secs(15)).await;
+    assert_fails_within(&config, failure, "silent_endpoint", Duration::from_secs(15)).await;
     world.finish().await;
 }
 
@@ -279,18 +283,18 @@ async fn local_listen_when_the_port_is_taken() {
     let world = World::start().await;
     let holder = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let port = holder.local_addr().unwrap().port();
-    let document = world.document(5432).with(&json!({ "listen": { "port": port } }));
-    assert_fails(&document, local("local.listen"), "port_taken").await;
+    let config = world.config(5432).with(&json!({ "listen": { "port": port } }));
+    assert_fails(&config, local("local.listen"), "port_taken").await;
     let sessions = world.emulator.journal().open_sessions();
-    assert!(sessions.is_empty(), "no session is started for it: {sessions:?}");
+    assert!(sessions.is_empty(), "no session is started: {sessions:?}");
     world.finish().await;
 }
 
 #[tokio::test]
-async fn local_listen_when_the_inherited_socket_is_none() {
+async fn local_listen_when_the_inherited_descriptor_is_no_socket() {
     let world = World::start().await;
-    let document = world.document(5432).with(&json!({ "listen": { "fd": 77 } }));
-    assert_fails(&document, local("local.listen"), "no_socket").await;
+    let config = world.config(5432).with(&json!({ "listen": { "fd": 77 } }));
+    assert_fails(&config, local("local.listen"), "no_socket").await;
     world.finish().await;
 }
 
@@ -299,22 +303,22 @@ async fn local_listen_when_the_inherited_socket_is_none() {
 async fn local_namespace_when_it_is_missing() {
     let world = World::start().await;
     let path = "/run/netns/no-such-namespace";
-    let document = world.document(5432).with(&json!({ "listen": { "netns": path } }));
-    assert_fails(&document, local("local.namespace"), "missing").await;
+    let config = world.config(5432).with(&json!({ "listen": { "netns": path } }));
+    assert_fails(&config, local("local.namespace"), "missing").await;
     world.finish().await;
 }
 
-/// Something on the customer's side is unavailable.
+/// The customer's side is unavailable.
 fn unavailable(code: &'static str, phase: &'static str) -> Failure {
     Failure { code, status: 69, phase, blame: "customer" }
 }
 
-/// Refused on the customer's side.
+/// The customer's side refuses.
 fn refused(code: &'static str, phase: &'static str) -> Failure {
     Failure { code, status: 77, phase, blame: "customer" }
 }
 
-/// Passing trouble.
+/// A transient failure.
 fn passing(code: &'static str, phase: &'static str, blame: &'static str) -> Failure {
     Failure { code, status: 75, phase, blame }
 }

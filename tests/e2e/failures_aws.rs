@@ -1,5 +1,5 @@
-//! Each code of the contract that AWS or the agent can provoke: the whole `failed` line, the exit
-//! status, no secret, and no session left. Those of the customer's side are in `failures.rs`.
+//! Each code of the contract that AWS or the agent can cause: the whole `failed` line, the exit status, no
+//! secret, and no session left. The codes of the customer's side are in `failures.rs`.
 
 use std::time::Duration;
 
@@ -19,14 +19,14 @@ use crate::world::{
 #[tokio::test]
 async fn aws_instance_not_connected() {
     let world = faulty(ApiFault::new(Fault::TargetNotConnected)).await;
-    let document = world.document(5432).with(&json!({ "timeouts": { "ready_s": 3 } }));
+    let config = world.config(5432).with(&json!({ "timeouts": { "ready_s": 3 } }));
     let failure = Failure {
         code: "aws.instance_not_connected",
         status: 69,
         phase: "start_session",
         blame: "customer",
     };
-    assert_fails_within(&document, failure, "not_connected", Duration::from_secs(15)).await;
+    assert_fails_within(&config, failure, "not_connected", Duration::from_secs(15)).await;
     world.finish().await;
 }
 
@@ -40,18 +40,18 @@ async fn instance_that_connects_in_time_is_waited_for() {
 }
 
 #[tokio::test]
-async fn aws_throttled_when_it_does_not_pass() {
+async fn aws_throttled_when_it_persists() {
     let world = faulty(ApiFault::new(Fault::Throttled)).await;
-    let document = world.document(5432).with(&json!({ "timeouts": { "ready_s": 3 } }));
+    let config = world.config(5432).with(&json!({ "timeouts": { "ready_s": 3 } }));
     let failure = passing("aws.throttled");
-    assert_fails_within(&document, failure, "start_session", Duration::from_secs(15)).await;
+    assert_fails_within(&config, failure, "start_session", Duration::from_secs(15)).await;
     let calls = world.emulator.journal().calls("StartSession");
     assert!((2..=8).contains(&calls.len()), "backs off: {} calls", calls.len());
     world.finish().await;
 }
 
 #[tokio::test]
-async fn throttling_that_passes_is_sat_out() {
+async fn transient_throttling_is_retried_until_it_ends() {
     let world = faulty(ApiFault::new(Fault::Throttled).times(2).on(Action::StartSession)).await;
     let server = TcpServer::echo().await.unwrap();
     world.tunnel(server.port()).await.close().await;
@@ -61,16 +61,16 @@ async fn throttling_that_passes_is_sat_out() {
 #[tokio::test]
 async fn aws_internal() {
     let world = faulty(ApiFault::new(Fault::InternalServerError)).await;
-    let document = world.document(5432).with(&json!({ "timeouts": { "ready_s": 3 } }));
+    let config = world.config(5432).with(&json!({ "timeouts": { "ready_s": 3 } }));
     let failure = passing("aws.internal");
-    assert_fails_within(&document, failure, "start_session", Duration::from_secs(15)).await;
+    assert_fails_within(&config, failure, "start_session", Duration::from_secs(15)).await;
     world.finish().await;
 }
 
 #[tokio::test]
 async fn aws_access_denied() {
     let world = World::with(|builder| builder.policy(Policy::nothing())).await;
-    assert_fails(&world.document(5432), refused("aws.access_denied"), "start_session").await;
+    assert_fails(&world.config(5432), refused("aws.access_denied"), "start_session").await;
     let calls = world.emulator.journal().calls("StartSession");
     assert_eq!(calls.len(), 1, "never tried again");
     world.finish().await;
@@ -80,7 +80,7 @@ async fn aws_access_denied() {
 async fn aws_access_denied_by_an_explicit_deny() {
     let policy = Policy::least_privilege(INSTANCE).denying("ssm:StartSession", "*");
     let world = World::with(|builder| builder.policy(policy)).await;
-    assert_fails(&world.document(5432), refused("aws.access_denied"), "explicit_deny").await;
+    assert_fails(&world.config(5432), refused("aws.access_denied"), "explicit_deny").await;
     world.finish().await;
 }
 
@@ -91,8 +91,8 @@ async fn aws_credentials() {
         json!({ "aws": { "secret_access_key": "wrongSecretWrongSecretWrongSecretWrongSe" } });
     let wrong_id = json!({ "aws": { "access_key_id": "AKIAI44QH8DHBEXAMPLE" } });
     for (cause, change) in [("wrong_secret", wrong_secret), ("unknown_key", wrong_id)] {
-        let document = world.document(5432).with(&change);
-        assert_fails(&document, refused("aws.credentials"), cause).await;
+        let config = world.config(5432).with(&change);
+        assert_fails(&config, refused("aws.credentials"), cause).await;
     }
     world.finish().await;
 }
@@ -101,16 +101,16 @@ async fn aws_credentials() {
 async fn aws_credentials_expired() {
     let world = World::start().await;
     world.emulator.control().expire_credentials(Some(ACCESS_KEY_ID));
-    assert_fails(&world.document(5432), refused("aws.credentials_expired"), "expired").await;
+    assert_fails(&world.config(5432), refused("aws.credentials_expired"), "expired").await;
     world.finish().await;
 }
 
 #[tokio::test]
 async fn timeout_start_session() {
     let world = faulty(ApiFault::new(Fault::Hangs).on(Action::StartSession)).await;
-    let document = world.document(5432).with(&json!({ "timeouts": { "ready_s": 3 } }));
+    let config = world.config(5432).with(&json!({ "timeouts": { "ready_s": 3 } }));
     let failure = passing("timeout.start_session");
-    assert_fails_within(&document, failure, "no_answer", Duration::from_secs(15)).await;
+    assert_fails_within(&config, failure, "no_answer", Duration::from_secs(15)).await;
     world.finish().await;
 }
 
@@ -118,18 +118,18 @@ async fn timeout_start_session() {
 async fn session_ended_by_somebody_else_during_the_start() {
     let world = World::start().await;
     let silent = TcpServer::banner(b"SSH-2.0-silent\r\n").await.unwrap();
-    let document = world.document(5432).with(&json!({
+    let config = world.config(5432).with(&json!({
         "bastion": { "ssh_port": silent.port() },
         "events": true,
     }));
-    let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+    let mut sidecar = Sidecar::spawn(&config).await.unwrap();
     while sidecar.word("phase", LIMIT).await.unwrap() != "ssh" {}
     for session in world.emulator.journal().open_sessions() {
         world.emulator.control().terminate(&session, "ended by a test");
     }
     let exit = sidecar.exit(LIMIT).await.unwrap();
     let failure = Failure { code: "session.ended", status: 69, phase: "ssh", blame: "customer" };
-    failure.assert("by_somebody_else", &exit, &document);
+    failure.assert("by_somebody_else", &exit, &config);
     world.finish().await;
 }
 
@@ -137,19 +137,19 @@ async fn session_ended_by_somebody_else_during_the_start() {
 async fn session_lost_when_the_path_does_not_come_back() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port()).with(&json!({
+    let config = world.config(server.port()).with(&json!({
         "timeouts": { "reconnect_s": 3 },
         "events": true,
     }));
-    let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+    let mut sidecar = Sidecar::spawn(&config).await.unwrap();
     sidecar.ready(LIMIT).await.unwrap();
     let gone = ApiFault::new(Fault::ConnectionClosed);
     world.emulator.control().set_faults(Plan::default().api(gone).cut(Cut::after(0, Break::Reset)));
     sidecar.word("degraded", LIMIT).await.unwrap();
     let exit = sidecar.exit(LIMIT).await.unwrap();
     let failure = Failure { code: "session.lost", status: 75, phase: "tunnel", blame: "operator" };
-    failure.assert("not_replaced", &exit, &document);
-    // Nobody could reach it any more to end it.
+    failure.assert("not_replaced", &exit, &config);
+    // The sidecar can no longer reach AWS to end it.
     for session in world.emulator.journal().open_sessions() {
         world.emulator.control().terminate(&session, "ended by a test");
     }
@@ -185,35 +185,35 @@ async fn session_protocol_when_the_gateway_sends_what_is_no_message() {
         let gateway = gateway.await.unwrap();
         let world = World::with(|builder| builder.policy(may_terminate())).await;
         let endpoint = format!("ws://127.0.0.1:{}", gateway.port());
-        let document =
-            world.document(5432).with(&json!({ "aws": { "stream_endpoint_url": endpoint } }));
+        let config =
+            world.config(5432).with(&json!({ "aws": { "stream_endpoint_url": endpoint } }));
         let failure =
             Failure { code: "session.protocol", status: 76, phase: "session", blame: "aws" };
-        assert_fails(&document, failure, cause).await;
+        assert_fails(&config, failure, cause).await;
         world.finish().await;
     }
 }
 
-/// Meets an agent with which there can be no port session.
+/// Asserts the failure with an agent that does not support port sessions.
 async fn unsupported(agent: AgentSettings, cause: &str) {
     let world = World::with(|builder| builder.agent(agent)).await;
     let failure =
         Failure { code: "session.unsupported", status: 76, phase: "session", blame: "customer" };
-    assert_fails(&world.document(5432), failure, cause).await;
+    assert_fails(&world.config(5432), failure, cause).await;
     world.finish().await;
 }
 
-/// A world in which the API fails.
+/// A world with a fault of the API.
 async fn faulty(fault: ApiFault) -> World {
     World::with(|builder| builder.faults(Plan::default().api(fault))).await
 }
 
-/// Passing trouble with `StartSession`.
+/// A transient failure of `StartSession`.
 fn passing(code: &'static str) -> Failure {
     Failure { code, status: 75, phase: "start_session", blame: "aws" }
 }
 
-/// `StartSession` refused.
+/// A refusal of `StartSession`.
 fn refused(code: &'static str) -> Failure {
     Failure { code, status: 77, phase: "start_session", blame: "customer" }
 }

@@ -1,9 +1,9 @@
-//! Bytes arrive whole, or the connection is reset, whatever the path to the agent does.
+//! Whatever the path to the agent does, bytes arrive complete and in order, or the connection is reset.
 //!
-//! What goes wrong is a plan and a seed. A test that fails prints both, and the emulator its journal;
-//! `FAULT_SEED=17 cargo test --workspace --test e2e -- every_fault` runs that seed alone,
-//! `FAULT_SEEDS=100` so many. The rules themselves, and thousands of seeds, are in the crate
-//! `data-channel`, on a virtual clock.
+//! The faults are given by a plan and a seed. A failing test prints both, and the emulator its journal.
+//! `FAULT_SEED=17 cargo test --workspace --test e2e -- every_fault` runs only that seed, `FAULT_SEEDS=100`
+//! that many. The rules themselves are tested with thousands of seeds in the crate `data-channel`, on a
+//! virtual clock.
 
 use std::{env, time::Duration};
 
@@ -21,7 +21,7 @@ use tokio::{
 
 use crate::world::{Failure, INSTANCE, LIMIT, Tunnel, World};
 
-/// A path that loses one message in ten is slow: the real agent repairs ten a second.
+/// A path that loses one message in ten is slow: the real agent retransmits ten messages a second.
 const PATIENCE: Duration = Duration::from_mins(5);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -48,7 +48,7 @@ async fn bytes_arrive_whole_on_a_path_with_one_fault() {
         ("up to 400 ms late", Link::clean().delayed(millis(20), millis(380))),
         ("400 ms late", Link::clean().delayed(millis(400), millis(0))),
     ];
-    // These reach sshd on the way up, since the agent looks at no digest.
+    // In the other direction these faults would reach sshd, since the agent checks no digests.
     let down_only = [
         ("one in twenty damaged", Link::clean().damaging(0.05)),
         ("one in twenty cut short", Link::clean().truncating(0.05)),
@@ -83,9 +83,9 @@ async fn connection_outlives_an_agent_that_is_away_for_a_minute() {
     let mut received = vec![0; 500_000];
     let (first, rest) = received.split_at_mut(100_000);
     timeout(LIMIT, stream.read_exact(first)).await.unwrap().unwrap();
-    // The service is there and answers pings; what client and agent say to each other is lost.
+    // The service is reachable and answers pings; the messages between client and agent are lost.
     world.emulator.control().set_faults(Plan::default().both(Link::clean().dropping(1.0)));
-    // The minute is what is promised.
+    // The minute is part of the promise.
     sleep(Duration::from_mins(1)).await;
     world.emulator.control().set_faults(Plan::default());
     timeout(PATIENCE, stream.read_exact(rest)).await.unwrap().unwrap();
@@ -99,12 +99,12 @@ async fn connection_outlives_an_agent_that_is_away_for_a_minute() {
 
 #[tokio::test]
 async fn pause_of_the_service_holds_new_bytes_until_it_is_over() {
-    // Where the word that ends it is lost, time does.
+    // A lost `start_publication` is compensated by time.
     for is_started in [true, false] {
         let world = World::start().await;
         let server = TcpServer::echo().await.unwrap();
-        let document = world.document(server.port());
-        let sidecar = Sidecar::spawn_with(&document, |command| {
+        let config = world.config(server.port());
+        let sidecar = Sidecar::spawn_with(&config, |command| {
             command.env("RUST_LOG", "debug");
         });
         let mut sidecar = sidecar.await.unwrap();
@@ -115,7 +115,7 @@ async fn pause_of_the_service_holds_new_bytes_until_it_is_over() {
         let mut answer = [0; 5];
         stream.write_all(b"hello").await.unwrap();
         timeout(LIMIT, stream.read_exact(&mut answer)).await.unwrap().unwrap();
-        // Any word of the agent would end the pause: until it has said its last.
+        // Any message from the agent would end the pause, so wait until it sends no more.
         let mut before = journal.stats(&session);
         loop {
             sleep(Duration::from_millis(300)).await;
@@ -142,14 +142,14 @@ async fn pause_of_the_service_holds_new_bytes_until_it_is_over() {
 
 #[tokio::test]
 async fn close_at_any_moment_of_the_start_ends_in_one_failure_line() {
-    // By the stream messages that have gone each way, the handshake's included.
+    // Given by the number of stream messages in each direction, including those of the handshake.
     for (phase, delivered, answered) in [("session", 0, 0), ("session", 1, 1), ("ssh", 4, 3)] {
-        // Slow enough to be met.
+        // Slow enough that the close falls into the phase.
         let link = Link::clean().delayed(Duration::from_millis(100), Duration::ZERO);
         let world = World::with(|builder| builder.faults(Plan::default().both(link))).await;
         let server = TcpServer::echo().await.unwrap();
-        let document = world.document(server.port());
-        let sidecar = Sidecar::spawn(&document).await.unwrap();
+        let config = world.config(server.port());
+        let sidecar = Sidecar::spawn(&config).await.unwrap();
         let journal = world.emulator.journal();
         let is_open = |entries: &[tests::emulator::Entry]| {
             entries.iter().any(|entry| matches!(entry.record, Record::Opened { .. }))
@@ -164,14 +164,14 @@ async fn close_at_any_moment_of_the_start_ends_in_one_failure_line() {
         world.emulator.control().terminate(&session, "ended by a test");
         let exit = sidecar.exit(LIMIT).await.unwrap();
         let ended = Failure { code: "session.ended", status: 69, phase, blame: "customer" };
-        ended.assert(&format!("by_somebody_else_in_{phase}"), &exit, &document);
+        ended.assert(&format!("by_somebody_else_in_{phase}"), &exit, &config);
         world.finish().await;
     }
 }
 
-/// Faults of every sort, up to what a bad path really does.
+/// Faults of every kind, up to the rates of a really bad path.
 fn any_plan(seed: u64) -> Plan {
-    // Nothing but a spread of the seed's bits: the emulator throws its own dice.
+    // Only spreads the bits of the seed: the emulator has its own generator.
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut up_to = |most: f64| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(seed);
@@ -195,7 +195,7 @@ fn any_plan(seed: u64) -> Plan {
     Plan::seeded(seed).up(up).down(down).cut(Cut::after(300, how).times(2))
 }
 
-/// Opens a tunnel through `plan`, carries bytes both ways at once, and compares them.
+/// Opens a tunnel through `plan`, sends bytes in both directions at once, and compares them.
 async fn carries_bytes_whole(name: &str, plan: Plan, agent: AgentSettings) {
     let (down_bytes, up_bytes) = (200_000, 100_000);
     let world = World::with(|builder| {
@@ -215,8 +215,8 @@ async fn carries_bytes_whole(name: &str, plan: Plan, agent: AgentSettings) {
     });
     let server = server.await.unwrap();
     let patient = json!({ "timeouts": { "ready_s": 300, "reconnect_s": 300, "connect_s": 120 } });
-    let document = world.document(server.port()).with(&patient);
-    let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+    let config = world.config(server.port()).with(&patient);
+    let mut sidecar = Sidecar::spawn(&config).await.unwrap();
     let port = sidecar.ready(PATIENCE).await.unwrap_or_else(|error| panic!("{name}: {error}"));
     let tunnel = Tunnel { sidecar, port };
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
@@ -232,13 +232,13 @@ async fn carries_bytes_whole(name: &str, plan: Plan, agent: AgentSettings) {
     said.unwrap_or_else(|error| panic!("{name}: {error}"));
     heard.unwrap_or_else(|error| panic!("{name}: {error}"));
     let verdict = received.split_off(down_bytes.min(received.len()));
-    assert!(received == source_bytes(down_bytes), "{name}: {} bytes came", received.len());
-    assert_eq!(verdict, WHOLE, "{name}: what went");
+    assert!(received == source_bytes(down_bytes), "{name}: {} bytes received", received.len());
+    assert_eq!(verdict, WHOLE, "{name}: the bytes sent");
     drop(stream);
     world.emulator.control().set_faults(Plan::default());
     tunnel.close().await;
     world.finish().await;
 }
 
-/// What the far end says when it has got all bytes as they were sent.
+/// Sent by the far end when it has received all bytes correctly.
 const WHOLE: &[u8] = b"+";

@@ -1,4 +1,4 @@
-//! A tunnel that is up holds no memory that only its start needed.
+//! A tunnel that is up keeps no memory that only its start needed.
 
 use std::fs;
 
@@ -18,10 +18,10 @@ async fn code_that_only_the_start_needs_is_given_up_once_ready() {
     let program = tokio::task::spawn_blocking(binary).await.unwrap().unwrap();
     let program = program.to_str().unwrap();
     let world = World::start().await;
-    // All is done but for the target's answer.
+    // Everything is done except for the target's answer.
     let mut target = FullQueue::start().await.unwrap();
-    let document = world.document(target.port()).with(&json!({ "events": true }));
-    let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+    let config = world.config(target.port()).with(&json!({ "events": true }));
+    let mut sidecar = Sidecar::spawn(&config).await.unwrap();
     while sidecar.word("phase", LIMIT).await.unwrap() != "target" {}
     let processes = [sidecar.pid().unwrap(), sidecar.worker().unwrap()];
     let before = processes.map(|process| resident_code_kib(process, program));
@@ -33,7 +33,7 @@ async fn code_that_only_the_start_needs_is_given_up_once_ready() {
         }
     };
     timeout(LIMIT, ready).await.unwrap();
-    // Both give it up when they hear of it, and need some of it again.
+    // Both processes release it when the tunnel is ready, and then need some of it again.
     let is_less = eventually(LIMIT, || async {
         let after = processes.map(|process| resident_code_kib(process, program));
         before.iter().zip(after).all(|(before, after)| after * 4 < before * 3)
@@ -47,7 +47,7 @@ async fn code_that_only_the_start_needs_is_given_up_once_ready() {
     world.finish().await;
 }
 
-/// How much of the code of `program` is in memory for `process`, in KiB.
+/// How much of the code of `program` is resident in `process`, in KiB.
 fn resident_code_kib(process: Pid, program: &str) -> u64 {
     let maps = fs::read_to_string(format!("/proc/{process}/smaps")).unwrap();
     let mut is_code = false;
@@ -55,7 +55,7 @@ fn resident_code_kib(process: Pid, program: &str) -> u64 {
     for line in maps.lines() {
         match line.split_whitespace().collect::<Vec<_>>()[..] {
             ["Rss:", size, "kB"] if is_code => sum += size.parse::<u64>().unwrap(),
-            // A mapping: where, what may be done, offset, device, inode, file.
+            // A mapping: address range, permissions, offset, device, inode, file.
             [_, rights, _, _, _, path] => is_code = rights == "r-xp" && path == program,
             [_, _, _, _, "0"] => is_code = false,
             _ => (),

@@ -1,5 +1,5 @@
-//! The port leads to the database: for the engines' own programs and for drivers, with and
-//! without TLS, for many connections at once, and as long as somebody wants it.
+//! The port leads to the database: for the engines' own programs and for drivers, with and without TLS, for
+//! many connections at once, and for as long as a client needs it.
 
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use tokio::{
 
 use crate::{
     clients::{mariadb, mysql, mysql_tls, output, postgres, postgres_tls, psql},
+    echo::ping,
     world::{LIMIT, Tunnel, World, mariadb_server, postgres_server},
 };
 
@@ -117,13 +118,13 @@ async fn mysql_driver_speaks_tls_to_the_database() {
 
 #[tokio::test]
 async fn engine_gives_the_default_port() {
-    // An address of the loopback network where nobody else has the default ports.
+    // An address of the loopback network on which the default ports are free.
     let world = World::start().await;
     for (engine, port) in [("mysql", 3306), ("postgresql", 5432)] {
         let listener = tokio::net::TcpListener::bind(("127.0.0.77", port)).await.unwrap();
         let target = json!({ "engine": engine, "host": "127.0.0.77", "port": null });
-        let document = world.document(1).with(&json!({ "target": target }));
-        let tunnel = Tunnel::open(&document).await;
+        let config = world.config(1).with(&json!({ "target": target }));
+        let tunnel = Tunnel::open(&config).await;
         timeout(LIMIT, listener.accept()).await.unwrap().unwrap();
         tunnel.close().await;
     }
@@ -147,7 +148,7 @@ async fn sixteen_postgresql_connections_at_once() {
         let query =
             "SELECT string_agg(md5(($1 * 10000 + n)::text), '') FROM generate_series(1, 1000) n";
         let expected: String = direct.query_one(query, &[&number]).await.unwrap().get(0);
-        assert!(actual == expected, "connection {number} got something else");
+        assert!(actual == expected, "connection {number} got other bytes");
     }
     tunnel.close().await;
     world.finish().await;
@@ -163,7 +164,7 @@ async fn sixteen_mysql_connections_at_once() {
         let row = query.with((number, number)).first(&mut connection).await.unwrap().unwrap();
         let (actual, unit): (String, String) = row;
         connection.disconnect().await.unwrap();
-        assert!(actual == unit.repeat(1000), "connection {number} got something else");
+        assert!(actual == unit.repeat(1000), "connection {number} got other bytes");
         unit
     });
     let mut units = join_all(queries).await;
@@ -184,7 +185,7 @@ async fn a_connection_that_idles_for_a_minute_still_works() {
     client.batch_execute("SET application_name = 'idle'").await.unwrap();
     connection.query_drop("SET @before = 41").await.unwrap();
 
-    // The minute is the promise; nothing else ends it.
+    // The minute is the promise; no event marks it.
     tokio::time::sleep(Duration::from_mins(1)).await;
 
     let name: String = client.query_one("SHOW application_name", &[]).await.unwrap().get(0);
@@ -208,7 +209,7 @@ async fn client_may_end_its_output_and_read_on() {
     stream.shutdown().await.unwrap();
     let mut answer = String::new();
     timeout(LIMIT, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
-    assert_eq!(answer, "300000", "what the server counted up to the end of its input");
+    assert_eq!(answer, "300000", "the server's count at the end of its input");
     tunnel.close().await;
     world.finish().await;
 }
@@ -232,11 +233,11 @@ async fn server_may_end_its_output_and_read_on() {
     let mut words = String::new();
     timeout(LIMIT, stream.read_to_string(&mut words)).await.unwrap().unwrap();
     assert_eq!(words, "last words");
-    // The server has ended its output; ours goes on.
+    // The server has ended its output; the client's direction stays open.
     stream.write_all(&pattern(4_000_000)).await.unwrap();
     stream.shutdown().await.unwrap();
     let count = timeout(LIMIT, async {
-        // A connection of the start that was not handed to us counts nothing.
+        // A connection of the start that was not handed to this client has count 0.
         while let Some(count) = counts.recv().await {
             if count > 0 {
                 return count;
@@ -282,9 +283,8 @@ async fn first_client_gets_the_connection_that_proved_the_target() {
 async fn connections_beyond_the_limit_wait_their_turn() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let document =
-        world.document(server.port()).with(&json!({ "tunnel": { "max_connections": 2 } }));
-    let tunnel = Tunnel::open(&document).await;
+    let tunnel =
+        world.tunnel_with(server.port(), &json!({ "tunnel": { "max_connections": 2 } })).await;
     let connect = || TcpStream::connect(("127.0.0.1", tunnel.port));
     let mut first = connect().await.unwrap();
     let mut second = connect().await.unwrap();
@@ -292,11 +292,11 @@ async fn connections_beyond_the_limit_wait_their_turn() {
         assert_eq!(ping(stream, LIMIT).await, Some(*b"ping"));
     }
     let mut third = connect().await.unwrap();
-    assert_eq!(ping(&mut third, Duration::from_secs(1)).await, None, "beyond the limit");
+    assert_eq!(ping(&mut third, Duration::from_secs(1)).await, None, "served beyond the limit");
     drop(first);
     let mut answer = [0; 4];
     timeout(LIMIT, third.read_exact(&mut answer)).await.unwrap().unwrap();
-    assert_eq!(&answer, b"ping", "its turn has come");
+    assert_eq!(&answer, b"ping", "served when a connection ended");
     assert_eq!(ping(&mut second, LIMIT).await, Some(*b"ping"));
     tunnel.close().await;
     world.finish().await;
@@ -310,8 +310,8 @@ async fn users_that_are_not_named_are_refused() {
     let me = nix::unistd::geteuid().as_raw();
     for (allowed, answer) in [(me, Some(*b"ping")), (me + 1, None)] {
         let listen = json!({ "listen": { "allowed_uids": [allowed] } });
-        let tunnel = Tunnel::open(&world.document(server.port()).with(&listen)).await;
-        // Who is refused may be told so before the connection is seen to be made.
+        let tunnel = Tunnel::open(&world.config(server.port()).with(&listen)).await;
+        // A refused client may learn of it before the connection counts as established.
         let heard = match TcpStream::connect(("127.0.0.1", tunnel.port)).await {
             Ok(mut stream) => ping(&mut stream, LIMIT).await,
             Err(_) => None,
@@ -320,12 +320,4 @@ async fn users_that_are_not_named_are_refused() {
         tunnel.close().await;
     }
     world.finish().await;
-}
-
-/// Sends four bytes and returns what comes back for them, `None` on an end, an error or silence.
-async fn ping(stream: &mut TcpStream, limit: Duration) -> Option<[u8; 4]> {
-    let mut answer = [0; 4];
-    stream.write_all(b"ping").await.ok()?;
-    timeout(limit, stream.read_exact(&mut answer)).await.ok()?.ok()?;
-    Some(answer)
 }

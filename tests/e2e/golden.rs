@@ -1,7 +1,7 @@
-//! Files of what the sidecar says, whole: `golden/check/` and `golden/failed/`.
+//! Complete output of the sidecar in files: `golden/check/` and `golden/failed/`.
 //!
-//! What differs from run to run (times, ports, keys, versions) is masked. `UPDATE_GOLDEN=1` writes the files
-//! anew; read the difference before it is committed.
+//! What differs from run to run (times, ports, keys, versions) is masked. `UPDATE_GOLDEN=1` rewrites the
+//! files; read the difference before committing it.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use std::{
 use nix::unistd::{User, geteuid};
 use runner_protocol::{ErrorCode, Failure};
 use serde_json::Value;
-use tests::fixtures::{Document, Exit};
+use tests::fixtures::{Config, Exit};
 
 /// Compares `text` with the file at `path` below `golden/`.
 pub(crate) fn assert_same(path: &str, text: &str) {
@@ -24,30 +24,30 @@ pub(crate) fn assert_same(path: &str, text: &str) {
     assert_eq!(text, expected, "{}", path.display());
 }
 
-/// Compares the `failed` line of `exit` with `failed/CODE/CAUSE.json`, every field of it.
-pub(crate) fn assert_failed(cause: &str, exit: &Exit, document: &Document) {
+/// Compares the `failed` line of `exit`, with all its fields, to `failed/CODE/CAUSE.json`.
+pub(crate) fn assert_failed(cause: &str, exit: &Exit, config: &Config) {
     let words = cause.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
     let cause = words.collect::<Vec<_>>().join("_").to_lowercase();
     let line = exit.stdout.last().unwrap();
     let mut failure: Failure = serde_json::from_str(line.strip_prefix("failed ").unwrap()).unwrap();
     let written = format!("failed {}", serde_json::to_string(&failure).unwrap());
-    assert_eq!(*line, written, "its fields, in the order of the contract");
-    failure.message = mask(document, &failure.message);
-    failure.hint = mask(document, &failure.hint);
+    assert_eq!(*line, written, "the fields, in the order of the contract");
+    failure.message = mask(config, &failure.message);
+    failure.hint = mask(config, &failure.hint);
     failure.aws_request_id = failure.aws_request_id.map(|_| "…".to_owned());
     let text = serde_json::to_string_pretty(&failure).unwrap() + "\n";
     assert_same(&format!("failed/{}/{cause}.json", failure.code), &text);
 }
 
-/// `text` without what differs from run to run.
-pub(crate) fn mask(document: &Document, text: &str) -> String {
+/// Masks what differs from run to run.
+pub(crate) fn mask(config: &Config, text: &str) -> String {
     let port = |pointer: &str| {
-        let port = document.value().pointer(pointer).and_then(Value::as_u64);
-        // Those that the system has chosen.
+        let port = config.value().pointer(pointer).and_then(Value::as_u64);
+        // Ports chosen by the system.
         port.filter(|port| (10_000..=65_535).contains(port)).map(|port| port.to_string())
     };
     let user = User::from_uid(geteuid()).unwrap().unwrap().name;
-    // Which of these sshd offers tells its version.
+    // Which of these are offered depends on sshd's version.
     let mut text = text.replace(",ext-info-s", "").replace(",kex-strict-s-v00@openssh.com", "");
     for (value, name) in [
         (port("/target/port"), "TARGET_PORT"),
@@ -111,5 +111,5 @@ fn every_code_has_a_line_that_says_what_happened_and_what_to_change() {
         }
     }
     let missing: Vec<_> = ErrorCode::ALL.iter().filter(|code| !found.contains(code)).collect();
-    assert!(missing.is_empty(), "no line of {missing:?}");
+    assert!(missing.is_empty(), "no golden line with {missing:?}");
 }

@@ -1,11 +1,11 @@
-//! Probes and metrics: what a kubelet and a collector see, and that they never touch the target.
+//! Probes and metrics: what a kubelet and a metrics collector see, and that they never touch the target.
 
 use std::{net::SocketAddr, process::Stdio, time::Duration};
 
 use serde_json::json;
 use tests::{
     emulator::{ApiFault, Break, Cut, Failure as Fault, Plan},
-    fixtures::{Document, Sidecar, TcpServer, binary, eventually, free_port},
+    fixtures::{Config, Sidecar, TcpServer, binary, eventually, free_port},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -21,12 +21,12 @@ use crate::world::{
 async fn ready_is_answered_from_ready_until_the_path_breaks() {
     let world = World::with(|builder| builder.policy(may_terminate())).await;
     let server = TcpServer::echo().await.unwrap();
-    let (document, address) = with_health(&world.document(server.port()));
-    let document = document.with(&json!({ "events": true, "timeouts": { "reconnect_s": 30 } }));
-    // An API that takes its time, so that the start can be looked at.
+    let (config, address) = with_health(&world.config(server.port()));
+    let config = config.with(&json!({ "events": true, "timeouts": { "reconnect_s": 30 } }));
+    // A slow API, so that probes can be sent during the start.
     let slow = ApiFault::new(Fault::Delayed(Duration::from_secs(2)));
     world.emulator.control().set_faults(Plan::default().api(slow));
-    let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+    let mut sidecar = Sidecar::spawn(&config).await.unwrap();
     sidecar.word("phase", LIMIT).await.unwrap();
     assert_eq!(get(address, "/livez").await, (200, "ok\n".to_owned()));
     assert_eq!(get(address, "/readyz").await, (503, "starting\n".to_owned()));
@@ -50,7 +50,7 @@ async fn ready_is_answered_from_ready_until_the_path_breaks() {
 
     sidecar.close_stdin();
     sidecar.exit(STOP).await.unwrap();
-    assert_eq!(probe(address, "/livez").await, 1, "when it has gone");
+    assert_eq!(probe(address, "/livez").await, 1, "after its exit");
     for session in world.emulator.journal().open_sessions() {
         world.emulator.control().terminate(&session, "lost on the way");
     }
@@ -61,9 +61,9 @@ async fn ready_is_answered_from_ready_until_the_path_breaks() {
 async fn metrics_count_what_clients_do_and_name_nobody() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let (document, address) = with_health(&world.document(server.port()));
-    let document = document.with(&json!({ "job_id": "job-4711" }));
-    let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+    let (config, address) = with_health(&world.config(server.port()));
+    let config = config.with(&json!({ "job_id": "job-4711" }));
+    let mut sidecar = Sidecar::spawn(&config).await.unwrap();
     let port = sidecar.ready(LIMIT).await.unwrap();
     let mut client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     client.write_all(b"seven b").await.unwrap();
@@ -103,7 +103,7 @@ async fn metrics_count_what_clients_do_and_name_nobody() {
     for private in ["a test's connection", "job-4711", INSTANCE, ACCESS_KEY_ID, "127.0.0.1"] {
         assert!(!page.contains(private), "`{private}` in {page}");
     }
-    // The one connection of the client, which took over the one that proved the target.
+    // The client's only connection, which took over the one that proved the target.
     sidecar.close_stdin();
     sidecar.exit(STOP).await.unwrap();
     world.finish().await;
@@ -118,8 +118,8 @@ async fn probes_never_touch_the_target() {
         async move { stream.read(&mut [0]).await.map(drop) }
     });
     let server = server.await.unwrap();
-    let (document, address) = with_health(&world.document(server.port()));
-    let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+    let (config, address) = with_health(&world.config(server.port()));
+    let mut sidecar = Sidecar::spawn(&config).await.unwrap();
     sidecar.ready(LIMIT).await.unwrap();
     for path in ["/livez", "/readyz", "/metrics"].repeat(20) {
         assert_eq!(get(address, path).await.0, 200);
@@ -135,8 +135,8 @@ async fn probes_never_touch_the_target() {
 async fn silent_and_endless_probes_harm_nobody() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let (document, address) = with_health(&world.document(server.port()));
-    let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+    let (config, address) = with_health(&world.config(server.port()));
+    let mut sidecar = Sidecar::spawn(&config).await.unwrap();
     sidecar.ready(LIMIT).await.unwrap();
     let mut silent = Vec::new();
     for _ in 0..32 {
@@ -145,7 +145,7 @@ async fn silent_and_endless_probes_harm_nobody() {
     let long = format!("GET /livez HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(100_000));
     let (status, _) = send(address, &long).await;
     assert!([0, 400, 431].contains(&status), "an endless header is answered {status}");
-    // Behind all who say nothing: they are thrown out.
+    // Behind all silent clients: they are disconnected.
     assert_eq!(get(address, "/livez").await.0, 200);
     drop(silent);
     sidecar.close_stdin();
@@ -158,10 +158,10 @@ async fn local_listen_when_the_port_of_the_health_endpoint_is_taken() {
     let world = World::start().await;
     let taken = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = taken.local_addr().unwrap();
-    let document = world.document(5432).with(&json!({ "health": { "listen": address } }));
+    let config = world.config(5432).with(&json!({ "health": { "listen": address } }));
     let failure = Failure { code: "local.listen", status: 71, phase: "config", blame: "operator" };
-    assert_fails(&document, failure, "health_port_taken").await;
-    assert!(world.emulator.journal().sessions().is_empty(), "no session for nothing");
+    assert_fails(&config, failure, "health_port_taken").await;
+    assert!(world.emulator.journal().sessions().is_empty(), "no session is started");
     world.finish().await;
 }
 
@@ -175,17 +175,17 @@ async fn probe_fails_by_itself_where_nobody_answers() {
     }
 }
 
-/// The document with a health endpoint on a port of its own.
-fn with_health(document: &Document) -> (Document, SocketAddr) {
+/// The config with a health endpoint on its own port.
+fn with_health(config: &Config) -> (Config, SocketAddr) {
     let address = SocketAddr::from(([127, 0, 0, 1], free_port().unwrap()));
-    (document.clone().with(&json!({ "health": { "listen": address } })), address)
+    (config.clone().with(&json!({ "health": { "listen": address } })), address)
 }
 
 async fn get(address: SocketAddr, path: &str) -> (u16, String) {
     send(address, &format!("GET {path} HTTP/1.1\r\nhost: probe\r\n\r\n")).await
 }
 
-/// Status and body of the answer; status 0 where there is none.
+/// Status and body of the response; status 0 without a response.
 async fn send(address: SocketAddr, request: &str) -> (u16, String) {
     let mut answer = Vec::new();
     let exchange = async {
@@ -193,7 +193,7 @@ async fn send(address: SocketAddr, request: &str) -> (u16, String) {
         stream.write_all(request.as_bytes()).await?;
         stream.read_to_end(&mut answer).await
     };
-    // What is not answered has no status, which the caller judges.
+    // Without a response the status is 0, which the caller checks.
     drop(tokio::time::timeout(LIMIT, exchange).await);
     let text = String::from_utf8(answer).unwrap();
     let status = text.get(9..12).and_then(|status| status.parse().ok()).unwrap_or(0);

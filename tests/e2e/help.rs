@@ -1,10 +1,10 @@
-//! Help, manual page and completions: what there is to read about the commands.
+//! Help, manual page and completions: everything there is to read about the commands.
 
 use std::process::Command;
 
 use tests::fixtures::binary;
 
-/// Every command that the contract names, and those beside it.
+/// Every command that the contract names, and the others.
 const COMMANDS: [&str; 8] =
     ["run", "check", "exec", "schema", "policy", "probe", "completions", "man"];
 
@@ -37,7 +37,7 @@ fn completions_are_scripts_that_their_shell_reads() {
             let file = tempfile::NamedTempFile::new().unwrap();
             std::fs::write(file.path(), &script).unwrap();
             let status = Command::new(program).arg("-n").arg(file.path()).status().unwrap();
-            assert!(status.success(), "{program} refuses its script");
+            assert!(status.success(), "{program} rejects its script");
         }
     }
 }

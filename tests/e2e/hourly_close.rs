@@ -1,13 +1,13 @@
-//! The service closes every data channel after about an hour. Nobody notices where sessions may be resumed;
-//! where they may not, lanes are made before they break. The hour is shortened to seconds, for the
-//! emulator and, by `--channel-life`, for the sidecar.
+//! The service closes every data channel after about an hour. If sessions may be resumed, clients do not
+//! notice; if not, lanes are replaced before they break. The hour is shortened to seconds, for the emulator
+//! and, with `--channel-life`, for the sidecar.
 
 use std::time::Duration;
 
 use serde_json::json;
 use tests::{
     emulator::{Break, Ending, Policy, Record},
-    fixtures::{Document, Sidecar, TcpServer, eventually, source_bytes},
+    fixtures::{Config, Sidecar, TcpServer, eventually, source_bytes},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -15,9 +15,12 @@ use tokio::{
     time::timeout,
 };
 
-use crate::world::{INSTANCE, LIMIT, Tunnel, World, may_terminate};
+use crate::{
+    echo::echoes,
+    world::{INSTANCE, LIMIT, Tunnel, World, may_terminate},
+};
 
-/// In place of the hour.
+/// Lifetime of a data channel, in place of the hour.
 const LIFE: Duration = Duration::from_secs(12);
 
 #[tokio::test]
@@ -41,7 +44,8 @@ async fn nobody_notices_the_close_where_sessions_may_be_resumed() {
     assert_eq!(summary["sessions"], 1, "{summary}");
     assert!(summary["resumes"].as_u64() >= Some(2), "{summary}");
     assert_eq!(summary["resets"], 0, "{summary}");
-    // The emulator takes no URL, token or signature twice: each opening had new ones, at the first attempt.
+    // The emulator accepts no URL, token or signature twice: each opening used new ones, at the
+    // first attempt.
     let mut openings = 0;
     for entry in world.emulator.journal().records() {
         match entry.record {
@@ -61,16 +65,16 @@ async fn nobody_notices_the_close_where_sessions_may_be_resumed() {
 async fn each_of_several_lanes_has_its_successor_in_time() {
     let world = World::with(|builder| builder.channel_lifetime(LIFE).policy(may_terminate())).await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port());
-    let document = document.with(&json!({ "events": true, "tunnel": { "sessions": 2 } }));
-    let tunnel = short_lived_by(&document).await;
+    let config = world.config(server.port());
+    let config = config.with(&json!({ "events": true, "tunnel": { "sessions": 2 } }));
+    let tunnel = short_lived_by(&config).await;
     let journal = world.emulator.journal();
     let mut first = Echo::connect(tunnel.port).await;
     assert!(first.answers().await);
     let mut second = Echo::connect(tunnel.port).await;
     assert!(second.answers().await);
     assert!(eventually(LIMIT, || async { journal.sessions().len() >= 2 }).await);
-    // Two lanes, of two generations each: at no time without one.
+    // Two generations of each of the two lanes; a lane is available at any time.
     assert!(eventually(LIMIT, || async { journal.sessions().len() >= 4 }).await);
     for _ in 0..3 {
         let mut new = Echo::connect(tunnel.port).await;
@@ -84,36 +88,36 @@ async fn each_of_several_lanes_has_its_successor_in_time() {
 
 #[tokio::test]
 async fn successor_takes_new_connections_before_the_close_and_old_ones_last_until_it() {
-    // A session whose channel is closed can be ended by the API alone.
+    // A session whose channel is closed can be ended only through the API.
     let world = World::with(|builder| builder.channel_lifetime(LIFE).policy(may_terminate())).await;
     let server = TcpServer::echo().await.unwrap();
     let mut tunnel = short_lived(&world, server.port()).await;
     tunnel.sidecar.log_line(LIMIT, |line| line.contains("ssm:ResumeSession")).await.unwrap();
 
     let mut old = Echo::connect(tunnel.port).await;
-    let succeeded = |line: &str| line.contains("succeeded before its channel is closed");
-    tunnel.sidecar.log_line(LIMIT, succeeded).await.unwrap();
-    assert!(old.answers().await, "the old connection was cut by the making of a successor");
+    let replaced = |line: &str| line.contains("succeeded before its channel is closed");
+    tunnel.sidecar.log_line(LIMIT, replaced).await.unwrap();
+    assert!(old.answers().await, "the old connection was cut off when a successor was opened");
     let mut new = Echo::connect(tunnel.port).await;
     assert!(new.answers().await);
 
-    // Before the old lane's channel is closed it is ended, and its session with it.
+    // The old lane and its session are ended before its channel is closed.
     timeout(LIMIT, old.cut()).await.expect("the old connection outlives its session");
     assert!(new.answers().await, "the new connection was on the old lane");
     let exit = tunnel.close().await;
     let lines = &exit.stdout;
     assert!(
         !lines.iter().any(|line| line.starts_with("degraded")),
-        "never without a lane: {lines:?}"
+        "a lane is always available: {lines:?}"
     );
     assert_eq!(world.emulator.journal().sessions().len(), 2);
     world.finish().await;
 }
 
-/// With `ssm:StartSession` alone a session can be ended through its channel and by no other way.
+/// With `ssm:StartSession` alone, a session can be ended only through its channel.
 #[tokio::test]
-async fn succeeded_lane_is_ended_before_the_close_so_that_nothing_is_left() {
-    // The service is a little late, as ours is a guess.
+async fn replaced_lane_is_ended_before_the_close_so_that_nothing_is_left() {
+    // The service closes a little later than assumed, as the assumed lifetime is only an estimate.
     let late = LIFE + Duration::from_secs(4);
     let world = World::with(|builder| builder.channel_lifetime(late)).await;
     let server = TcpServer::echo().await.unwrap();
@@ -136,7 +140,8 @@ async fn lane_that_nobody_uses_is_ended_once_it_has_a_successor() {
     let server = TcpServer::echo().await.unwrap();
     let tunnel = short_lived(&world, server.port()).await;
     let journal = world.emulator.journal();
-    // Three generations, one session at a time, ended by us and not by the close of its channel.
+    // Three generations, one session at a time, ended by the sidecar and not by the close of the
+    // channel.
     let generations = || async { journal.sessions().len() >= 3 };
     assert!(eventually(2 * LIMIT, generations).await, "{:?}", journal.sessions());
     let first = journal.sessions().remove(0);
@@ -166,34 +171,34 @@ async fn permission_that_is_granted_in_time_makes_successors_needless() {
 }
 
 #[tokio::test]
-async fn break_right_after_a_succession_is_not_charged_for_an_older_one() {
+async fn break_right_after_a_replacement_is_not_charged_for_an_older_one() {
     let world = World::with(|builder| builder.channel_lifetime(LIFE).policy(may_terminate())).await;
     let server = TcpServer::echo().await.unwrap();
-    // The older outage's time is long over when the path breaks again.
+    // The first outage's budget would be used up long before the second break.
     let change = json!({ "timeouts": { "reconnect_s": 6 }, "events": true });
-    let mut tunnel = short_lived_by(&world.document(server.port()).with(&change)).await;
-    let mend = async |tunnel: &mut Tunnel| {
+    let mut tunnel = short_lived_by(&world.config(server.port()).with(&change)).await;
+    let break_path = async |tunnel: &mut Tunnel| {
         world.emulator.control().disconnect_all(Break::Reset).await;
         tunnel.sidecar.word("degraded", LIMIT).await.unwrap();
         tunnel.sidecar.word("recovered", LIMIT).await.unwrap();
     };
-    mend(&mut tunnel).await;
-    let succeeded = |line: &str| line.contains("succeeded before its channel is closed");
-    tunnel.sidecar.log_line(LIMIT, succeeded).await.unwrap();
-    mend(&mut tunnel).await;
+    break_path(&mut tunnel).await;
+    let replaced = |line: &str| line.contains("succeeded before its channel is closed");
+    tunnel.sidecar.log_line(LIMIT, replaced).await.unwrap();
+    break_path(&mut tunnel).await;
     assert!(Echo::connect(tunnel.port).await.answers().await);
     tunnel.close().await;
     world.finish().await;
 }
 
-/// A tunnel whose sidecar knows of the short life.
+/// A tunnel whose sidecar knows the short lifetime.
 async fn short_lived(world: &World, target_port: u16) -> Tunnel {
-    short_lived_by(&world.document(target_port).with(&json!({ "events": true }))).await
+    short_lived_by(&world.config(target_port).with(&json!({ "events": true }))).await
 }
 
-async fn short_lived_by(document: &Document) -> Tunnel {
+async fn short_lived_by(config: &Config) -> Tunnel {
     let life = LIFE.as_secs().to_string();
-    let sidecar = Sidecar::spawn_with(document, |command| {
+    let sidecar = Sidecar::spawn_with(config, |command| {
         command.args(["--channel-life", &life]);
     });
     let mut sidecar = sidecar.await.unwrap();
@@ -201,7 +206,7 @@ async fn short_lived_by(document: &Document) -> Tunnel {
     Tunnel { sidecar, port }
 }
 
-/// A connection whose far end sends back what it gets.
+/// A connection to an echo server.
 struct Echo(TcpStream);
 
 impl Echo {
@@ -209,20 +214,14 @@ impl Echo {
         Self(TcpStream::connect(("127.0.0.1", port)).await.unwrap())
     }
 
-    /// Whether a few bytes come back.
+    /// Whether a few bytes are echoed.
     async fn answers(&mut self) -> bool {
-        let mut answer = [0; 5];
-        let exchange = async {
-            self.0.write_all(b"hello").await?;
-            self.0.read_exact(&mut answer).await
-        };
-        let outcome = timeout(LIMIT, exchange).await.expect("an answer or an end");
-        outcome.is_ok() && &answer == b"hello"
+        echoes(&mut self.0).await
     }
 
-    /// Completes when the connection is reset, which an orderly end is not.
+    /// Returns when the connection is reset; panics on an orderly end.
     async fn cut(&mut self) {
         let end = self.0.read(&mut [0; 16]).await;
-        assert!(end.is_err(), "ended as if it were complete");
+        assert!(end.is_err(), "ended in order, as if it were complete");
     }
 }

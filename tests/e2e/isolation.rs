@@ -1,4 +1,4 @@
-//! A connection whose client does not read stalls itself alone.
+//! A connection whose client does not read stalls only itself.
 
 use std::{fs, sync::Arc, time::Duration};
 
@@ -14,15 +14,15 @@ use tokio::{
 
 use crate::world::{LIMIT, World};
 
-/// How long the client does not read: far beyond every keepalive's patience below.
+/// How long the client does not read: far longer than every keepalive limit below.
 const STALL: Duration = Duration::from_secs(20);
 
-/// More than all windows and socket buffers of the path hold.
+/// More than all windows and socket buffers of the path can hold.
 const DOWNLOAD: usize = 48 << 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn client_that_does_not_read_stalls_itself_alone() {
-    // An sshd that hangs up on whoever leaves its questions unanswered for three seconds.
+    // An sshd that disconnects a client whose keepalives are unanswered for three seconds.
     let options = ["ClientAliveInterval 1", "ClientAliveCountMax 3"];
     let key = KeyPair::generate(KeyType::Ed25519).unwrap();
     let sshd = Arc::new(Sshd::start_with(key, &options).await.unwrap());
@@ -56,7 +56,7 @@ async fn client_that_does_not_read_stalls_itself_alone() {
         timeout(LIMIT, echo.read_exact(&mut answer)).await.unwrap().unwrap();
         slowest = slowest.max(asked.elapsed());
         if downloads < 2 {
-            // A whole download beside the stalled one, checked.
+            // A complete download beside the stalled one, compared.
             let mut stream = connect(b'd').await;
             let mut bytes = Vec::with_capacity(DOWNLOAD);
             timeout(LIMIT, stream.read_to_end(&mut bytes)).await.unwrap().unwrap();
@@ -81,7 +81,7 @@ async fn client_that_does_not_read_stalls_itself_alone() {
     world.finish().await;
 }
 
-/// Memory of a process that is in use now, in KiB.
+/// Memory that a process currently uses, in KiB.
 #[cfg(target_os = "linux")]
 fn resident_kib(pid: i32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();

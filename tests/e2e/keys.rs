@@ -1,4 +1,4 @@
-//! Every kind of private key that a customer may hold opens the bastion.
+//! Every kind of private key that a customer may have is accepted by the bastion.
 
 use serde_json::json;
 use std::{io, sync::Arc};
@@ -63,9 +63,9 @@ async fn key_texts_as_people_paste_them() {
         ("empty lines around", format!("\n\n{key}\n\n")),
     ];
     for (name, text) in cases {
-        let document = world.document(server.port());
-        let document = document.with(&json!({ "bastion": { "ssh_private_key": text } }));
-        let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+        let config = world.config(server.port());
+        let config = config.with(&json!({ "bastion": { "ssh_private_key": text } }));
+        let mut sidecar = Sidecar::spawn(&config).await.unwrap();
         let ready = sidecar.ready(LIMIT).await;
         assert!(ready.is_ok(), "{name}: {ready:?}");
         sidecar.close_stdin();
@@ -88,13 +88,13 @@ async fn pinned_host_keys_as_fingerprint_as_line_and_in_a_list() {
         ("line", json!(bare)),
         ("line with comment", json!(line)),
         ("list", json!([other, ed25519])),
-        // sshd has this key too: a client that insists on Ed25519 would take it for a mismatch.
+        // sshd has this key too: a client that always negotiates Ed25519 would report a mismatch.
         ("another type of the same host", json!(ecdsa)),
     ];
     for (name, pin) in cases {
-        let document = world.document(server.port());
-        let document = document.with(&json!({ "bastion": { "ssh_host_key": pin } }));
-        let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+        let config = world.config(server.port());
+        let config = config.with(&json!({ "bastion": { "ssh_host_key": pin } }));
+        let mut sidecar = Sidecar::spawn(&config).await.unwrap();
         let ready = sidecar.ready(LIMIT).await;
         assert!(ready.is_ok(), "{name}: {ready:?}");
         sidecar.close_stdin();
@@ -103,15 +103,15 @@ async fn pinned_host_keys_as_fingerprint_as_line_and_in_a_list() {
     world.finish().await;
 }
 
-/// Logs in with one key, written in each format, with and without a passphrase.
+/// Logs in with one key, in each format, with and without a passphrase.
 async fn every_format(key_type: KeyType, formats: &[KeyFormat]) {
     let world = world(Sshd::start_with(KeyPair::generate(key_type).unwrap(), &[]).await).await;
     let server = TcpServer::echo().await.unwrap();
     for format in formats {
         for passphrase in [None, Some(PASSPHRASE)] {
             let key = world.sshd.client_key().write(*format, passphrase).unwrap();
-            let document = world.document(server.port()).with(&with_key(&key));
-            let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+            let config = world.config(server.port()).with(&with_key(&key));
+            let mut sidecar = Sidecar::spawn(&config).await.unwrap();
             let ready = sidecar.ready(LIMIT).await;
             let case = format!("{key_type:?} as {format:?}, passphrase: {passphrase:?}");
             assert!(ready.is_ok(), "{case}: {ready:?}");
@@ -123,7 +123,7 @@ async fn every_format(key_type: KeyType, formats: &[KeyFormat]) {
     world.finish().await;
 }
 
-/// A world around a bastion of the test's own.
+/// A world with the test's own bastion.
 async fn world(sshd: io::Result<Sshd>) -> World {
     World::around(Arc::new(sshd.unwrap()), |builder| builder).await
 }

@@ -1,4 +1,4 @@
-//! Sessions side by side: opened for connections, ahead of the next one, never more than allowed.
+//! Several sessions: opened for connections, one ahead of the next connection, never more than allowed.
 
 use std::time::Duration;
 
@@ -20,11 +20,10 @@ use crate::world::{LIMIT, Tunnel, World};
 async fn each_connection_finds_an_empty_session_up_to_the_number_allowed() {
     let world = World::with(|builder| builder.pacing(Pacing::Unpaced)).await;
     let server = TcpServer::echo().await.unwrap();
-    let document =
-        world.document(server.port()).with(&json!({ "tunnel": { "sessions": SESSIONS } }));
-    let mut tunnel = Tunnel::open(&document).await;
+    let mut tunnel =
+        world.tunnel_with(server.port(), &json!({ "tunnel": { "sessions": SESSIONS } })).await;
     let journal = world.emulator.journal();
-    assert_eq!(journal.sessions().len(), 1, "no session is opened for nobody");
+    assert_eq!(journal.sessions().len(), 1, "no session is opened without a connection");
 
     let mut connections = Vec::new();
     for count in 1..=SESSIONS + 2 {
@@ -42,7 +41,7 @@ async fn each_connection_finds_an_empty_session_up_to_the_number_allowed() {
         }
     }
     assert_eq!(journal.sessions().len(), SESSIONS);
-    // A session too many would come within this time.
+    // A session too many would be opened within this time.
     let more = || async { journal.sessions().len() > SESSIONS };
     assert!(!eventually(Duration::from_secs(1), more).await, "{SESSIONS} are allowed");
     tunnel.close().await;
@@ -65,12 +64,12 @@ async fn connections_keep_off_the_session_of_a_download() {
     .await
     .unwrap();
     let changes = json!({ "tunnel": { "sessions": 2, "compression": "off" } });
-    let mut tunnel = Tunnel::open(&world.document(server.port()).with(&changes)).await;
+    let mut tunnel = Tunnel::open(&world.config(server.port()).with(&changes)).await;
     let mut download = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     download.write_all(b"d").await.unwrap();
     let opened = |line: &str| line.contains("a further session is open");
     tunnel.sidecar.log_line(LIMIT, opened).await.unwrap();
-    // From here on it is in bulk.
+    // From here on the download counts as bulk.
     timeout(LIMIT, download.read_exact(&mut vec![0; 512 * 1024])).await.unwrap().unwrap();
 
     let mut reader = JoinSet::new();
@@ -84,7 +83,7 @@ async fn connections_keep_off_the_session_of_a_download() {
         timeout(LIMIT, connection.write_all(b"?")).await.unwrap().unwrap();
         timeout(LIMIT, connection.read_exact(&mut [0])).await.unwrap().unwrap();
         let asked = journal.stats(&second).input_messages - before;
-        assert!(asked > 0, "connection {count} went to the session of the download");
+        assert!(asked > 0, "connection {count} was put on the download's session");
         connections.push(connection);
     }
     drop((connections, reader));

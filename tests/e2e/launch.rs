@@ -1,4 +1,4 @@
-//! A Rust runner starts sidecars by `runner_protocol::launch`, each locked up by itself.
+//! A Rust runner starts sidecars with `runner_protocol::launch`, each in its own sandbox.
 
 mod endings;
 mod isolation;
@@ -11,7 +11,7 @@ use runner_protocol::{
     launch::{Isolation, LaunchError, Launcher, NotReady, Sidecar, Stderr},
 };
 use serde_json::json;
-use tests::fixtures::{Document, TcpServer, binary, eventually};
+use tests::fixtures::{Config, TcpServer, binary, eventually};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -27,8 +27,8 @@ async fn ready_events_metrics_and_the_end_are_types() {
     let _alone = alone().await;
     let world = World::start().await;
     let server = echo().await;
-    let document = world.document(server.port()).with(&json!({ "events": true }));
-    let mut sidecar = launch(&launcher().await, &document).await;
+    let config = world.config(server.port()).with(&json!({ "events": true }));
+    let mut sidecar = launch(&launcher().await, &config).await;
     let ready = timeout(LIMIT, sidecar.ready()).await.unwrap().unwrap();
     let mut phases = Vec::new();
     while phases.last().is_none_or(|phase| phase != "target") {
@@ -43,7 +43,7 @@ async fn ready_events_metrics_and_the_end_are_types() {
     let metrics = sidecar.metrics().unwrap();
     assert!(metrics.processes >= 1 && metrics.peak_bytes >= 1 << 20, "{metrics:?}");
     assert!(metrics.resident_bytes > 1 << 20, "{metrics:?}");
-    // The kernel counts in hundredths of a second, and a start takes less.
+    // The kernel counts in hundredths of a second, and a start takes less than one.
     let mut bytes = 4;
     let busy = async {
         while sidecar.metrics().unwrap().cpu.is_zero() {
@@ -51,7 +51,7 @@ async fn ready_events_metrics_and_the_end_are_types() {
             bytes += 4;
         }
     };
-    timeout(LIMIT, busy).await.expect("it works without processor time");
+    timeout(LIMIT, busy).await.expect("it used no processor time");
 
     let ended = timeout(LIMIT, sidecar.end()).await.unwrap().unwrap();
     assert_eq!((ended.status, ended.force), (Some(ExitStatus::Ended), None), "{ended:?}");
@@ -64,8 +64,8 @@ async fn ready_events_metrics_and_the_end_are_types() {
 async fn failures_are_types_too() {
     let _alone = alone().await;
     let launcher = launcher().await;
-    let document = Document::new("").with(&json!({ "aws": 1 }));
-    let mut sidecar = launch(&launcher, &document).await;
+    let config = Config::new("").with(&json!({ "aws": 1 }));
+    let mut sidecar = launch(&launcher, &config).await;
     let failure = timeout(LIMIT, sidecar.ready()).await.unwrap().unwrap_err();
     let NotReady::Failed(failure) = failure else { panic!("{failure:?}") };
     assert_eq!(failure.code, ErrorCode::ConfigInvalid);
@@ -73,13 +73,13 @@ async fn failures_are_types_too() {
     assert_eq!(ended.status, Some(ExitStatus::Document), "{ended:?}");
     assert_eq!(ended.failure, Some(failure));
 
-    // A program that is no sidecar ends without a word.
+    // A program that is no sidecar exits without any output.
     let mut other = Launcher::new("/bin/false").launch("{}", Stderr::Discard).await.unwrap();
     let failure = timeout(LIMIT, other.ready()).await.unwrap().unwrap_err();
     let NotReady::Ended(ended) = failure else { panic!("{failure:?}") };
     assert_eq!((ended.status, ended.code), (None, Some(1)));
 
-    // None at all is an error of the start.
+    // A missing program is an error of the start.
     let missing = Launcher::new("/nonexistent").launch("{}", Stderr::Discard).await.unwrap_err();
     let LaunchError::Start { cause, .. } = missing else { panic!("{missing:?}") };
     assert_eq!(cause.kind(), std::io::ErrorKind::NotFound);
@@ -90,11 +90,11 @@ async fn log_goes_where_it_is_sent_and_a_sink_that_stands_still_holds_nothing_up
     let _alone = alone().await;
     let world = World::start().await;
     let server = echo().await;
-    let document = world.document(server.port());
+    let config = world.config(server.port());
     let loud = launcher().await.variable("RUST_LOG", "trace");
 
     let (sink, mut log) = tokio::io::duplex(1 << 20);
-    let mut sidecar = loud.launch(&document.pretty(), sink_of(sink)).await.unwrap();
+    let mut sidecar = loud.launch(&config.pretty(), sink_of(sink)).await.unwrap();
     timeout(LIMIT, sidecar.ready()).await.unwrap().unwrap();
     let ended = timeout(LIMIT, sidecar.end()).await.unwrap().unwrap();
     assert_eq!(ended.status, Some(ExitStatus::Ended));
@@ -104,7 +104,7 @@ async fn log_goes_where_it_is_sent_and_a_sink_that_stands_still_holds_nothing_up
     assert!(last.contains("\"closed\""), "{last}");
 
     let (sink, _never_read) = tokio::io::duplex(1);
-    let mut sidecar = loud.launch(&document.pretty(), sink_of(sink)).await.unwrap();
+    let mut sidecar = loud.launch(&config.pretty(), sink_of(sink)).await.unwrap();
     let ready = timeout(LIMIT, sidecar.ready()).await.unwrap().unwrap();
     for _ in 0..50 {
         let mut client = TcpStream::connect(("127.0.0.1", ready.port)).await.unwrap();
@@ -129,8 +129,8 @@ async fn log_of_a_runner_whose_stderr_is_a_file_goes_there() {
         .kill_on_drop(true)
         .spawn();
     let mut runner = runner.unwrap();
-    let document = format!("{}\n", world.document(server.port()).compact());
-    runner.stdin.take().unwrap().write_all(document.as_bytes()).await.unwrap();
+    let config = format!("{}\n", world.config(server.port()).compact());
+    runner.stdin.take().unwrap().write_all(config.as_bytes()).await.unwrap();
     let ended = timeout(2 * LIMIT, runner.wait_with_output()).await.unwrap().unwrap();
     let logged = fs::read_to_string(log.path()).unwrap();
     assert!(ended.status.success(), "{} {logged}", String::from_utf8_lossy(&ended.stdout));
@@ -138,12 +138,12 @@ async fn log_of_a_runner_whose_stderr_is_a_file_goes_there() {
     world.finish().await;
 }
 
-/// The runner of the test above, in a process of its own.
+/// The runner of the test above, in its own process.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a helper of another test, whose stderr is a file"]
 async fn runner_that_logs_to_a_file() {
-    let document = std::io::stdin().lines().next().unwrap().unwrap();
-    let mut sidecar = launcher().await.launch(&document, Stderr::Inherit).await.unwrap();
+    let config = std::io::stdin().lines().next().unwrap().unwrap();
+    let mut sidecar = launcher().await.launch(&config, Stderr::Inherit).await.unwrap();
     timeout(LIMIT, sidecar.ready()).await.unwrap().unwrap();
     let ended = timeout(LIMIT, sidecar.end()).await.unwrap().unwrap();
     assert_eq!((ended.status, ended.force), (Some(ExitStatus::Ended), None), "{ended:?}");
@@ -153,32 +153,32 @@ fn sink_of(sink: tokio::io::DuplexStream) -> Stderr {
     Stderr::Sink(Box::new(sink))
 }
 
-/// These tests look at all children of the launcher's thread, so they take turns.
+/// These tests inspect all children of the launcher's thread, so they run one at a time.
 async fn alone() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::const_new(());
     TURN.lock().await
 }
 
-/// For the sidecar under test; every protection where that is possible.
+/// A launcher for the sidecar under test, with every protection that is available.
 async fn launcher() -> Launcher {
     let program = tokio::task::spawn_blocking(binary).await.unwrap().unwrap();
     Launcher::new(program).isolation(Isolation::BestEffort)
 }
 
-async fn launch(launcher: &Launcher, document: &Document) -> Sidecar {
-    timeout(LIMIT, launcher.launch(&document.pretty(), Stderr::Discard)).await.unwrap().unwrap()
+async fn launch(launcher: &Launcher, config: &Config) -> Sidecar {
+    timeout(LIMIT, launcher.launch(&config.pretty(), Stderr::Discard)).await.unwrap().unwrap()
 }
 
-/// A sidecar that waits for the rest of its document.
+/// A sidecar that waits for the rest of its config.
 async fn idle(launcher: &Launcher) -> Sidecar {
     timeout(LIMIT, launcher.launch("{", Stderr::Discard)).await.unwrap().unwrap()
 }
 
-/// Processes that the launcher's thread has started and that nobody has waited for yet.
+/// Processes that the launcher's thread has started and that have not been waited for.
 fn children() -> Vec<i32> {
     let threads = fs::read_dir("/proc/self/task").unwrap().map(|thread| thread.unwrap().path());
     let keepers = threads.filter(|thread| {
-        // A thread that ends meanwhile is another.
+        // A thread that ends meanwhile is not the launcher's.
         fs::read_to_string(thread.join("comm")).is_ok_and(|name| name.trim_end() == "sidecars")
     });
     let lists = keepers.map(|keeper| fs::read_to_string(keeper.join("children")).unwrap());
@@ -189,7 +189,7 @@ fn children() -> Vec<i32> {
         .collect()
 }
 
-/// Asserts that every process that was started ends and is waited for.
+/// Asserts that every process started has ended and been waited for.
 async fn assert_no_children() {
     let gone = eventually(LIMIT, || async { children().is_empty() }).await;
     assert!(gone, "left: {:?}", children());
@@ -210,5 +210,5 @@ async fn ping(stream: &mut TcpStream) -> [u8; 4] {
     answer
 }
 
-/// Long enough that a program on a loaded machine has come to where it waits.
+/// Long enough for a program on a loaded machine to reach the point at which it waits.
 const SETTLE: Duration = Duration::from_secs(10);

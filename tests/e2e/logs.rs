@@ -72,9 +72,8 @@ async fn last_line_sums_the_session_up() {
 async fn unpinned_host_key_is_logged_as_a_warning_ready_to_be_pinned() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let document =
-        world.document(server.port()).with(&json!({ "bastion": { "ssh_host_key": null } }));
-    let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+    let config = world.config(server.port()).with(&json!({ "bastion": { "ssh_host_key": null } }));
+    let mut sidecar = Sidecar::spawn(&config).await.unwrap();
     sidecar.ready(LIMIT).await.unwrap();
     sidecar.close_stdin();
     let exit = sidecar.exit(STOP).await.unwrap();
@@ -92,8 +91,8 @@ async fn unpinned_host_key_is_logged_as_a_warning_ready_to_be_pinned() {
 async fn nothing_secret_is_logged_at_the_finest_level() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port()).with(&json!({ "events": true }));
-    let sidecar = Sidecar::spawn_with(&document, |command| {
+    let config = world.config(server.port()).with(&json!({ "events": true }));
+    let sidecar = Sidecar::spawn_with(&config, |command| {
         command.env("RUST_LOG", "trace");
     });
     let mut sidecar = sidecar.await.unwrap();
@@ -118,7 +117,7 @@ async fn nothing_secret_is_logged_at_the_finest_level() {
 
     let text = exit.text();
     assert!(text.contains("TRACE") || text.contains("DEBUG"), "the level was not raised: {text}");
-    assert_no_secret(&text, &document);
+    assert_no_secret(&text, &config);
     assert!(!text.contains(renewed), "a renewed key shows");
     assert!(!text.contains("SELECT password"), "what a customer sends shows");
     for token in world.emulator.journal().tokens() {
@@ -131,8 +130,8 @@ async fn nothing_secret_is_logged_at_the_finest_level() {
 async fn text_where_asked_for() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port());
-    let sidecar = Sidecar::spawn_with(&document, |command| {
+    let config = world.config(server.port());
+    let sidecar = Sidecar::spawn_with(&config, |command| {
         command.args(["--log-format", "text"]);
     });
     let mut sidecar = sidecar.await.unwrap();

@@ -1,8 +1,8 @@
-//! What a job of many hours meets: new SSH keys, new AWS keys, hours without a word, hosts that sleep.
+//! What a job of many hours meets: new SSH keys, new AWS keys, hours without traffic, suspended hosts.
 //!
-//! How much goes through one tunnel is for a run by hand, since it takes long: 11 GB, compared byte for byte, by
-//! `LONG_LIFE_BYTES=11000000000 cargo test --release --workspace --test e2e -- as_many_bytes`. Beyond 1 GiB
-//! the sidecar itself asks for new SSH keys.
+//! How much goes through one tunnel is tested by hand, since it takes long: 11 GB, compared byte for byte,
+//! with `LONG_LIFE_BYTES=11000000000 cargo test --release --workspace --test e2e -- as_many_bytes`. Beyond
+//! 1 GiB the sidecar itself starts a new SSH key exchange.
 
 use std::{env, sync::Arc, time::Duration};
 
@@ -28,9 +28,9 @@ async fn new_ssh_keys_by_volume_and_by_time_go_unnoticed_under_load_and_across_r
     let world = World::around(sshd, |builder| builder.policy(Policy::full(INSTANCE))).await;
     let bytes = 4_000_000;
     let server = TcpServer::source(bytes).await.unwrap();
-    // Uncompressed, so that the volume is what it seems.
+    // Uncompressed, so that the volume is known.
     let change = json!({ "tunnel": { "compression": "off" } });
-    let tunnel = Tunnel::open(&world.document(server.port()).with(&change)).await;
+    let tunnel = world.tunnel_with(server.port(), &change).await;
     let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     let mut received = vec![0; bytes];
     let mut rest = received.as_mut_slice();
@@ -45,7 +45,7 @@ async fn new_ssh_keys_by_volume_and_by_time_go_unnoticed_under_load_and_across_r
     let rekeys = || world.sshd.log().unwrap().matches("set_newkeys: rekeying").count();
     let by_volume = rekeys();
     assert!(by_volume >= 2 * 20, "keys exchanged {by_volume} times");
-    // Nothing is said any more, but a few bytes: time alone asks for new keys.
+    // Hardly any traffic from here on: only time triggers new keys.
     let by_time = || async {
         stream.try_write(b"x").unwrap();
         rekeys() >= by_volume + 4
@@ -76,8 +76,8 @@ async fn temporary_keys_are_renewed_again_and_again_in_the_middle_of_a_transfer(
     let bytes = 8_000_000;
     let server = TcpServer::source(bytes).await.unwrap();
     let first = json!({ "aws": { "access_key_id": id(0), "session_token": "token-0" } });
-    let document = world.document(server.port()).with(&first);
-    let mut tunnel = Tunnel::open(&document).await;
+    let config = world.config(server.port()).with(&first);
+    let mut tunnel = Tunnel::open(&config).await;
     let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     let mut received = vec![0; bytes];
     let mut rest = received.as_mut_slice();
@@ -101,13 +101,13 @@ async fn temporary_keys_are_renewed_again_and_again_in_the_middle_of_a_transfer(
     let summary = exit.logs().pop().unwrap();
     assert!(summary["resumes"].as_u64() >= Some(2), "{summary}");
     assert_eq!((&summary["sessions"], &summary["resets"]), (&json!(1), &json!(0)), "{summary}");
-    // Ended by API with the last keys.
+    // Ended through the API with the last keys.
     let terminations = world.emulator.journal().calls("TerminateSession");
     assert!(terminations.iter().all(Option::is_none), "{terminations:?}");
     world.finish().await;
 }
 
-/// A role's keys last an hour, as does the channel for which they are needed next.
+/// A role's keys last an hour, as does the channel after which they are needed again.
 #[tokio::test]
 async fn role_is_assumed_anew_where_its_keys_do_not_last_to_the_next_close() {
     const ROLE: &str = "arn:aws:iam::123456789012:role/transfer";
@@ -119,7 +119,7 @@ async fn role_is_assumed_anew_where_its_keys_do_not_last_to_the_next_close() {
     let bytes = 6_000_000;
     let server = TcpServer::source(bytes).await.unwrap();
     let role = json!({ "aws": { "assume_role": { "role_arn": ROLE } } });
-    let tunnel = Tunnel::open(&world.document(server.port()).with(&role)).await;
+    let tunnel = Tunnel::open(&world.config(server.port()).with(&role)).await;
     let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     let mut received = Vec::new();
     timeout(4 * LIMIT, stream.read_to_end(&mut received)).await.unwrap().unwrap();
@@ -147,7 +147,7 @@ async fn idle_tunnel_outlives_an_idle_time_out_shorter_than_the_shortest_there_i
     let journal = world.emulator.journal();
     let session = journal.sessions().remove(0);
     let before = journal.stats(&session);
-    // Nobody says anything for three times as long, but the sidecar.
+    // For three times the idle time-out, only the sidecar itself sends anything.
     let asked = || async { journal.stats(&session).input_messages >= before.input_messages + 4 };
     assert!(eventually(4 * LIMIT, asked).await, "{:?}, {before:?}", journal.stats(&session));
     assert_eq!(journal.ending(&session), None, "ended while it carried a connection");
@@ -162,7 +162,7 @@ async fn idle_tunnel_outlives_an_idle_time_out_shorter_than_the_shortest_there_i
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn process_that_was_stopped_for_a_while_goes_on_where_it_was() {
-    // Where the session cannot be resumed, a verdict in haste would cost every connection.
+    // As the session cannot be resumed, giving the path up too early would cost every connection.
     let world = World::start().await;
     let bytes = 3_000_000;
     let server = TcpServer::source(bytes).await.unwrap();
@@ -174,7 +174,7 @@ async fn process_that_was_stopped_for_a_while_goes_on_where_it_was() {
     suspended(&tunnel).await;
     timeout(LIMIT, busy.read_exact(rest)).await.unwrap().unwrap();
     assert!(received == source_bytes(bytes), "not the bytes that were sent");
-    // And once more with nothing to say.
+    // The same again without traffic.
     suspended(&tunnel).await;
     let mut again = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     timeout(LIMIT, again.read_exact(&mut [0; 1_000])).await.unwrap().unwrap();
@@ -195,9 +195,9 @@ async fn tunnel_carries_as_many_bytes_as_it_is_told_unchanged() {
         World::with(|builder| builder.policy(Policy::full(INSTANCE)).pacing(Pacing::Unpaced));
     let world = world.await;
     let server = TcpServer::source(bytes).await.unwrap();
-    // Compressed, the bytes would be fewer.
+    // Compression would reduce the number of bytes.
     let change = json!({ "tunnel": { "compression": "off" } });
-    let tunnel = Tunnel::open(&world.document(server.port()).with(&change)).await;
+    let tunnel = world.tunnel_with(server.port(), &change).await;
     let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     let block = source_bytes(bytes.min(64 << 20));
     let (mut received, mut buffer) = (0, vec![0; 1 << 20]);
@@ -214,7 +214,7 @@ async fn tunnel_carries_as_many_bytes_as_it_is_told_unchanged() {
     let exit = tunnel.close().await;
     let summary = exit.logs().pop().unwrap();
     assert_eq!(summary["bytes_from_target"], bytes, "{summary}");
-    // One for each direction. sshd's own limit lies far beyond.
+    // One for each direction. sshd's own limit is far higher.
     let rekeys = world.sshd.log().unwrap().matches("set_newkeys: rekeying").count();
     assert!(rekeys / 2 >= bytes >> 30, "keys exchanged {rekeys} times for {bytes} bytes");
     println!("{bytes} bytes, {rekeys} new keys, {summary}");
@@ -222,13 +222,13 @@ async fn tunnel_carries_as_many_bytes_as_it_is_told_unchanged() {
     world.finish().await;
 }
 
-/// Stops the process for longer than a silent path may be silent, and lets it go on.
+/// Stops the process for longer than a path may be silent, and continues it.
 async fn suspended(tunnel: &Tunnel) {
     tunnel.sidecar.signal(Signal::SIGSTOP).unwrap();
-    // The time is what is promised.
+    // The duration is part of the promise.
     sleep(Duration::from_secs(13)).await;
     tunnel.sidecar.signal(Signal::SIGCONT).unwrap();
 }
 
-/// After so many bytes `TcpServer::source` repeats itself.
+/// Period of `TcpServer::source`, in bytes.
 const SOURCE_REPEATS: usize = 1_000_003;

@@ -1,4 +1,4 @@
-//! The example with twenty customers keeps what it promises.
+//! The example with twenty customers keeps its promises.
 
 use std::{process::Stdio, time::Duration};
 
@@ -22,7 +22,7 @@ async fn twenty_transfers_at_once_reach_their_own_database_and_nothing_else() {
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
 
     let lines = |words: &str| text.lines().filter(|line| line.contains(words)).count();
-    // All of them, and then all but the three that are to fail.
+    // All of them, and then all except the three that are to fail.
     assert_eq!(lines("all rows, status 0"), 20 + 17, "{text}");
     for (words, times) in [
         ("20 of 20 transferred", 1),
@@ -37,5 +37,5 @@ async fn twenty_transfers_at_once_reach_their_own_database_and_nothing_else() {
     }
 }
 
-/// It takes seven seconds where nothing else runs.
+/// It takes seven seconds on an idle machine.
 const LIMIT: Duration = Duration::from_mins(3);

@@ -1,4 +1,4 @@
-//! What the customer must allow, and what is used where it is allowed and never required.
+//! Permissions: which ones the customer must grant, and which are used where granted but never required.
 
 use std::time::Duration;
 
@@ -74,7 +74,7 @@ async fn both_openings_refused_is_access_denied() {
         World::with(|builder| builder.policy(policy).opening(OpeningMode::SignedOnly)).await;
     let failure =
         Failure { code: "aws.access_denied", status: 77, phase: "session", blame: "customer" };
-    assert_fails(&world.document(5432), failure, "open_data_channel").await;
+    assert_fails(&world.config(5432), failure, "open_data_channel").await;
     assert_eq!(world.openings(), ["refused signed", "refused unsigned"]);
     world.finish().await;
 }
@@ -90,7 +90,7 @@ async fn temporary_keys_with_their_session_token() {
         "access_key_id": "ASIAIOSFODNN7EXAMPLE",
         "session_token": SESSION_TOKEN,
     } });
-    Tunnel::open(&world.document(server.port()).with(&keys)).await.close().await;
+    Tunnel::open(&world.config(server.port()).with(&keys)).await.close().await;
     world.finish().await;
 }
 
@@ -101,7 +101,7 @@ async fn role_is_assumed_with_its_external_id() {
     let server = TcpServer::echo().await.unwrap();
     let role = |external_id: Value| {
         let role = json!({ "role_arn": ROLE, "external_id": external_id });
-        world.document(server.port()).with(&json!({ "aws": { "assume_role": role } }))
+        world.config(server.port()).with(&json!({ "aws": { "assume_role": role } }))
     };
     Tunnel::open(&role(json!("customer-42"))).await.close().await;
     let callers = world.callers();
@@ -127,8 +127,8 @@ async fn environment_is_used_where_asked_for() {
     let keys = json!({ "aws": {
         "credentials": "environment", "access_key_id": null, "secret_access_key": null,
     } });
-    let document = world.document(server.port()).with(&keys);
-    let sidecar = Sidecar::spawn_with(&document, |command| {
+    let config = world.config(server.port()).with(&keys);
+    let sidecar = Sidecar::spawn_with(&config, |command| {
         command
             .env("AWS_ACCESS_KEY_ID", ACCESS_KEY_ID)
             .env("AWS_SECRET_ACCESS_KEY", SECRET_ACCESS_KEY);
@@ -149,14 +149,14 @@ async fn environment_is_never_used_unless_asked_for() {
     let wrong =
         json!({ "aws": { "secret_access_key": "wrongSecretWrongSecretWrongSecretWrongSe" } });
     for (cause, change) in [("no_keys", missing), ("wrong_secret", wrong)] {
-        let document = world.document(5432).with(&change);
-        let sidecar = Sidecar::spawn_with(&document, |command| {
+        let config = world.config(5432).with(&change);
+        let sidecar = Sidecar::spawn_with(&config, |command| {
             command
                 .env("AWS_ACCESS_KEY_ID", ACCESS_KEY_ID)
                 .env("AWS_SECRET_ACCESS_KEY", SECRET_ACCESS_KEY);
         });
         let exit = sidecar.await.unwrap().exit(LIMIT).await.unwrap();
-        failure.assert(cause, &exit, &document);
+        failure.assert(cause, &exit, &config);
         failure = Failure {
             code: "aws.credentials",
             status: 77,
@@ -168,19 +168,19 @@ async fn environment_is_never_used_unless_asked_for() {
 }
 
 #[tokio::test]
-async fn environment_without_credentials_is_the_operators_to_mend() {
+async fn environment_without_credentials_is_blamed_on_the_operator() {
     let world = World::start().await;
     let keys = json!({ "aws": {
         "credentials": "environment", "access_key_id": null, "secret_access_key": null,
     } });
-    let document = world.document(5432).with(&keys);
-    let sidecar = Sidecar::spawn_with(&document, |command| {
+    let config = world.config(5432).with(&keys);
+    let sidecar = Sidecar::spawn_with(&config, |command| {
         command.env("AWS_EC2_METADATA_DISABLED", "true");
     });
     let exit = sidecar.await.unwrap().exit(LIMIT).await.unwrap();
     let failure =
         Failure { code: "aws.credentials", status: 77, phase: "start_session", blame: "operator" };
-    failure.assert("empty_environment", &exit, &document);
+    failure.assert("empty_environment", &exit, &config);
     world.finish().await;
 }
 
@@ -220,7 +220,7 @@ async fn lines_that_make_no_sense_are_logged_and_change_nothing() {
 }
 
 impl World {
-    /// What ended each session, in the order of their start.
+    /// How each session ended, in the order of their start.
     fn endings(&self) -> Vec<Option<Ending>> {
         let journal = self.emulator.journal();
         journal.sessions().iter().map(|id| journal.ending(id)).collect()
@@ -238,7 +238,7 @@ impl World {
         records.iter().filter_map(|entry| opening(&entry.record)).collect()
     }
 
-    /// ARNs of those who started sessions.
+    /// ARNs of the callers who started sessions.
     fn callers(&self) -> Vec<String> {
         let records = self.emulator.journal().records();
         let caller = |record: &Record| match record {

@@ -1,18 +1,18 @@
-//! `policy` prints what is needed, and not a statement more: judged by the emulator's IAM.
+//! `policy` prints exactly the permissions needed, as evaluated by the emulator's IAM.
 
 use serde_json::{Value, json};
 use tests::{
     emulator::{Break, Cut, Ending, OpeningMode, Plan, Policy, Record},
-    fixtures::{Document, Sidecar, TcpServer, binary},
+    fixtures::{Config, Sidecar, TcpServer, binary},
 };
 use tokio::{io::AsyncWriteExt as _, process::Command, time::timeout};
 
 use crate::world::{LIMIT, STOP, World};
 
-/// What a session is worth under some policy.
+/// What a session can do under a policy.
 #[derive(Debug, Default, Eq, PartialEq)]
 struct Worth {
-    /// The code of the `failed` line, if it was not ready.
+    /// The code of the `failed` line, if the sidecar failed.
     failed: Option<String>,
     resumed: bool,
     terminated_by_api: bool,
@@ -21,7 +21,7 @@ struct Worth {
 #[tokio::test]
 async fn policy_is_sufficient_and_each_statement_and_action_of_it_necessary() {
     let world = World::with(|builder| builder.opening(OpeningMode::SignedOnly)).await;
-    let policy = print(&world.document(5432), &[]).await;
+    let policy = print(&world.config(5432), &[]).await;
     let everything = Worth { failed: None, resumed: true, terminated_by_api: true };
     assert_eq!(worth(&policy).await, everything, "{policy:#}");
 
@@ -51,12 +51,12 @@ async fn role_gets_the_session_and_its_caller_the_role_alone() {
     let world = World::start().await;
     let arn = "arn:aws:iam::123456789012:role/transfer";
     let role = json!({ "aws": { "assume_role": { "role_arn": arn } } });
-    let document = world.document(5432).with(&role);
-    let of_role = print(&document, &[]).await;
+    let config = world.config(5432).with(&role);
+    let of_role = print(&config, &[]).await;
     let instance = of_role["Statement"][0]["Resource"].as_str().unwrap();
     assert!(instance.starts_with("arn:aws:ec2:ap-northeast-1:123456789012:instance/i-"));
     assert!(!of_role.to_string().contains("sts:AssumeRole"));
-    let of_caller = print(&document, &["--caller"]).await;
+    let of_caller = print(&config, &["--caller"]).await;
     let statements = of_caller["Statement"].as_array().unwrap();
     assert_eq!(statements.len(), 1);
     assert_eq!(statements[0]["Action"], "sts:AssumeRole");
@@ -67,7 +67,7 @@ async fn role_gets_the_session_and_its_caller_the_role_alone() {
 #[tokio::test]
 async fn japanese_readme_shows_what_is_printed() {
     let world = World::start().await;
-    let printed = print(&world.document(5432), &[]).await;
+    let printed = print(&world.config(5432), &[]).await;
     let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.ja.md");
     let readme = std::fs::read_to_string(readme).unwrap();
     let shown = readme.split("```json").find(|block| block.contains("\"Statement\"")).unwrap();
@@ -92,16 +92,15 @@ fn without(policy: &Value, index: usize, action: Option<&Value>) -> Value {
     policy
 }
 
-/// Opens a tunnel under `policy` where signed openings are demanded, breaks its path, and ends it.
+/// Opens a tunnel under `policy` where signed openings are required, breaks its path, and ends it.
 async fn worth(policy: &Value) -> Worth {
     let policy = Policy::from_json(&policy.to_string()).unwrap();
     let world =
         World::with(|builder| builder.policy(policy).opening(OpeningMode::SignedOnly)).await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world
-        .document(server.port())
-        .with(&json!({ "events": true, "timeouts": { "ready_s": 10 } }));
-    let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+    let config =
+        world.config(server.port()).with(&json!({ "events": true, "timeouts": { "ready_s": 10 } }));
+    let mut sidecar = Sidecar::spawn(&config).await.unwrap();
     if sidecar.ready(LIMIT).await.is_err() {
         let exit = sidecar.exit(LIMIT).await.unwrap();
         let code = exit.failure().unwrap()["code"].as_str().unwrap().to_owned();
@@ -128,7 +127,7 @@ async fn worth(policy: &Value) -> Worth {
     Worth { failed: None, resumed, terminated_by_api }
 }
 
-async fn print(document: &Document, options: &[&str]) -> Value {
+async fn print(config: &Config, options: &[&str]) -> Value {
     let path = tokio::task::spawn_blocking(binary).await.unwrap().unwrap();
     let mut child = Command::new(path)
         .arg("policy")
@@ -137,7 +136,7 @@ async fn print(document: &Document, options: &[&str]) -> Value {
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    child.stdin.take().unwrap().write_all(document.pretty().as_bytes()).await.unwrap();
+    child.stdin.take().unwrap().write_all(config.pretty().as_bytes()).await.unwrap();
     let output = timeout(LIMIT, child.wait_with_output()).await.unwrap().unwrap();
     assert!(output.status.success());
     serde_json::from_slice(&output.stdout).unwrap()

@@ -1,5 +1,6 @@
-//! Two processes: the monitor with the keys of AWS, the worker with the SSH key and the network. Each ends what the
-//! other leaves, however that dies; and the worker has no right but to go on with what it holds.
+//! Two processes: the monitor with the AWS keys, the worker with the SSH key and the network. However one
+//! of them dies, the other ends the sessions; and the worker has no rights beyond the use of the
+//! descriptors that it holds.
 
 use std::{
     fs::{self, File},
@@ -15,7 +16,7 @@ use nix::{
 use serde_json::json;
 use tests::{
     emulator::{Action, ApiFault, Ending, Failure as Fault, Plan},
-    fixtures::{Document, Exit, Sidecar, TcpServer, binary, eventually},
+    fixtures::{Config, Exit, Sidecar, TcpServer, binary, eventually},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -33,18 +34,21 @@ const WORKER_LOST: Failure =
 
 #[tokio::test]
 async fn killed_worker_is_told_as_such_and_its_session_is_ended_by_api() {
-    // As the kernel kills for want of memory, as an abort does, as the filter of system calls does.
+    // Like a kill for lack of memory, an abort, and a violation of the seccomp filter.
     for signal in [Signal::SIGKILL, Signal::SIGABRT, Signal::SIGSYS] {
         let world = World::with(|builder| builder.policy(may_terminate())).await;
-        let (tunnel, document, _server) = echo(&world).await;
+        let (tunnel, config, _server) = echo(&world).await;
         let began = Instant::now();
         kill(tunnel.sidecar.worker().unwrap(), signal).unwrap();
         let exit = tunnel.sidecar.exit(STOP).await.unwrap();
         assert!(began.elapsed() < STOP, "{signal}: took {:?}", began.elapsed());
-        WORKER_LOST.assert(&signal.as_str().to_lowercase(), &exit, &document);
+        WORKER_LOST.assert(&signal.as_str().to_lowercase(), &exit, &config);
         let session = world.emulator.journal().sessions().remove(0);
         assert_eq!(world.emulator.journal().ending(&session), Some(Ending::Api), "{signal}");
-        assert!(TcpStream::connect(("127.0.0.1", tunnel.port)).await.is_err(), "somebody listens");
+        assert!(
+            TcpStream::connect(("127.0.0.1", tunnel.port)).await.is_err(),
+            "the port is still open"
+        );
         world.finish().await;
     }
 }
@@ -55,25 +59,26 @@ async fn worker_killed_while_start_session_is_under_way_leaves_no_session() {
     let world =
         World::with(|builder| builder.policy(may_terminate()).faults(Plan::default().api(late)));
     let world = world.await;
-    let document = world.document(5432);
-    let sidecar = Sidecar::spawn(&document).await.unwrap();
-    // The phase is told before the call is sent.
+    let config = world.config(5432);
+    let sidecar = Sidecar::spawn(&config).await.unwrap();
+    // The phase is reported before the call is sent.
     let journal = world.emulator.journal();
     let called = eventually(LIMIT, || async { journal.arrived("StartSession") == 1 }).await;
     assert!(called, "StartSession did not reach the service");
     kill(sidecar.worker().unwrap(), Signal::SIGKILL).unwrap();
     let exit = sidecar.exit(STOP).await.unwrap();
     let failure = Failure { phase: "start_session", ..WORKER_LOST };
-    failure.assert("during_start_session", &exit, &document);
-    // The call was seen through, and its session ended.
+    failure.assert("during_start_session", &exit, &config);
+    // The call was completed, and its session ended.
     let seen = eventually(STOP, || async { journal.sessions().len() == 1 }).await;
-    assert!(seen, "StartSession was not seen through");
+    assert!(seen, "StartSession was not completed");
     world.finish().await;
 }
 
 #[tokio::test]
 async fn killed_monitor_leaves_no_session_and_no_process() {
-    // Nothing but leave to start: the flag in the channel is all that the worker has, and all that it needs.
+    // Permission to start only: the worker can end the session only by the flag in the channel,
+    // which is sufficient.
     let world = World::start().await;
     let (tunnel, _, _server) = echo(&world).await;
     let worker = tunnel.sidecar.worker().unwrap();
@@ -87,19 +92,22 @@ async fn killed_monitor_leaves_no_session_and_no_process() {
     assert_eq!(exit.status.signal(), Some(Signal::SIGKILL as i32));
     let session = world.emulator.journal().sessions().remove(0);
     assert_eq!(world.emulator.journal().ending(&session), Some(Ending::Flag), "{}", exit.text());
-    assert!(TcpStream::connect(("127.0.0.1", tunnel.port)).await.is_err(), "somebody listens");
+    assert!(
+        TcpStream::connect(("127.0.0.1", tunnel.port)).await.is_err(),
+        "the port is still open"
+    );
     world.finish().await;
 }
 
 #[tokio::test]
 async fn signal_to_both_processes_ends_the_session_as_one_to_the_monitor_does() {
-    // As Ctrl-C at a terminal, `timeout` and a service manager send it. Nothing but leave to start: the worker
-    // alone can end its session.
+    // As Ctrl-C at a terminal, `timeout` and a service manager send it. With permission to start
+    // only, only the worker can end its session.
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
         let world = World::start().await;
         let server = TcpServer::echo().await.unwrap();
-        let document = world.document(server.port());
-        let sidecar = Sidecar::spawn_with(&document, |command| {
+        let config = world.config(server.port());
+        let sidecar = Sidecar::spawn_with(&config, |command| {
             command.process_group(0);
         });
         let mut sidecar = sidecar.await.unwrap();
@@ -116,14 +124,14 @@ async fn signal_to_both_processes_ends_the_session_as_one_to_the_monitor_does() 
 #[tokio::test]
 async fn stopped_worker_does_not_hold_up_the_end() {
     let world = World::with(|builder| builder.policy(may_terminate())).await;
-    let (mut tunnel, document, _server) = echo(&world).await;
-    // Neither dead nor alive: it does not answer.
+    let (mut tunnel, config, _server) = echo(&world).await;
+    // A stopped process does not answer.
     kill(tunnel.sidecar.worker().unwrap(), Signal::SIGSTOP).unwrap();
     let began = Instant::now();
     tunnel.sidecar.close_stdin();
     let exit = tunnel.sidecar.exit(STOP + Duration::from_secs(1)).await.unwrap();
     assert!(began.elapsed() < STOP, "took {:?}", began.elapsed());
-    WORKER_LOST.assert("worker_stuck", &exit, &document);
+    WORKER_LOST.assert("worker_stuck", &exit, &config);
     world.finish().await;
 }
 
@@ -154,7 +162,7 @@ async fn worker_has_no_rights_and_holds_no_file() {
         for entry in fs::read_dir(format!("/proc/{worker}/fd")).unwrap() {
             let link = fs::read_link(entry.unwrap().path()).unwrap();
             let link = link.to_string_lossy().into_owned();
-            assert!(!link.starts_with('/') || link == "/dev/null", "it holds {link}");
+            assert!(!link.starts_with('/') || link == "/dev/null", "it has {link} open");
         }
     }
     let limits = fs::read_to_string(format!("/proc/{worker}/limits")).unwrap();
@@ -164,7 +172,7 @@ async fn worker_has_no_rights_and_holds_no_file() {
     world.finish().await;
 }
 
-// With threads, so that the search does not keep the emulator from answering.
+// With several threads, so that the search does not block the emulator.
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_secret_of_aws_is_anywhere_in_the_worker_nor_in_what_a_run_leaves() {
@@ -172,8 +180,8 @@ async fn no_secret_of_aws_is_anywhere_in_the_worker_nor_in_what_a_run_leaves() {
     let inherited = "inheritedSecretInheritedSecretInherited1";
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port()).with(&json!({ "events": true }));
-    let sidecar = Sidecar::spawn_with(&document, |command| {
+    let config = world.config(server.port()).with(&json!({ "events": true }));
+    let sidecar = Sidecar::spawn_with(&config, |command| {
         command.env("RUST_LOG", "trace").env("AWS_SECRET_ACCESS_KEY", inherited);
     });
     let mut sidecar = sidecar.await.unwrap();
@@ -200,7 +208,7 @@ async fn no_secret_of_aws_is_anywhere_in_the_worker_nor_in_what_a_run_leaves() {
     }
     if geteuid().is_root() {
         let (in_monitor, in_worker) = (Memory::of(monitor), Memory::of(worker));
-        // What must be found is, so that what is not found is not there.
+        // Known values must be found, so that the absence of others is meaningful.
         assert!(in_worker.has(b"a test's connection"), "the search finds nothing at all");
         assert!(in_monitor.has(renewed[0].as_bytes()), "the search finds nothing at all");
         for secret in secrets {
@@ -212,7 +220,7 @@ async fn no_secret_of_aws_is_anywhere_in_the_worker_nor_in_what_a_run_leaves() {
     sidecar.close_stdin();
     let exit = sidecar.exit(STOP).await.unwrap();
     for secret in secrets {
-        assert!(!exit.text().contains(secret), "in what it said");
+        assert!(!exit.text().contains(secret), "in its output");
     }
     world.finish().await;
 }
@@ -222,8 +230,7 @@ async fn no_secret_of_aws_is_anywhere_in_the_worker_nor_in_what_a_run_leaves() {
 async fn host_that_gives_every_protection_passes_where_they_are_required() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port()).with(&json!({ "hardening": "required" }));
-    let tunnel = Tunnel::open(&document).await;
+    let tunnel = world.tunnel_with(server.port(), &json!({ "hardening": "required" })).await;
     tunnel.close().await;
     world.finish().await;
 }
@@ -233,8 +240,8 @@ async fn host_that_gives_every_protection_passes_where_they_are_required() {
 async fn host_without_landlock_and_seccomp_is_told_and_refused_where_they_are_required() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port());
-    let required = document.clone().with(&json!({ "hardening": "required" }));
+    let config = world.config(server.port());
+    let required = config.clone().with(&json!({ "hardening": "required" }));
     tokio::task::spawn_blocking(binary).await.unwrap().unwrap();
 
     let failed = without_protections(required.clone()).await;
@@ -242,25 +249,26 @@ async fn host_without_landlock_and_seccomp_is_told_and_refused_where_they_are_re
         Failure { code: "local.hardening", status: 71, phase: "config", blame: "operator" };
     expected.assert("no_landlock", &failed, &required);
 
-    let ended = without_protections(document).await;
+    let ended = without_protections(config).await;
     assert_eq!(ended.status.code(), Some(0), "{}", ended.text());
     assert!(ended.stdout.iter().any(|line| line.starts_with("ready ")), "{}", ended.text());
     for missing in ["Landlock", "seccomp"] {
         let warned = ended.logs().iter().any(|line| {
             line["level"] == "WARN" && line["unprotected"].to_string().contains(missing)
         });
-        assert!(warned, "nothing is said of {missing}: {}", ended.text());
+        assert!(warned, "no warning about {missing}: {}", ended.text());
     }
     world.finish().await;
 }
 
-/// Runs a sidecar until it is ready, and ends it, on a thread that may do neither, as all that it starts.
+/// Starts a sidecar, waits until it is ready and ends it, on a thread that is denied both protections, as
+/// is everything it starts.
 #[cfg(target_os = "linux")]
-async fn without_protections(document: Document) -> Exit {
+async fn without_protections(config: Config) -> Exit {
     use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 
     let run = async move {
-        let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+        let mut sidecar = Sidecar::spawn(&config).await.unwrap();
         if sidecar.ready(LIMIT).await.is_ok() {
             sidecar.close_stdin();
         }
@@ -276,20 +284,20 @@ async fn without_protections(document: Document) -> Exit {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.unwrap().block_on(run)
     };
-    // A thread that ends with it: what was taken from it cannot be given back.
+    // On a thread of its own, since the restrictions cannot be lifted again.
     let thread = std::thread::spawn(restricted);
     tokio::task::spawn_blocking(|| thread.join().unwrap()).await.unwrap()
 }
 
-/// A tunnel to an echo, its document, and the server.
-async fn echo(world: &World) -> (Tunnel, Document, TcpServer) {
+/// A tunnel to an echo server, its config, and the server.
+async fn echo(world: &World) -> (Tunnel, Config, TcpServer) {
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port());
-    let tunnel = Tunnel::open(&document).await;
-    (tunnel, document, server)
+    let config = world.config(server.port());
+    let tunnel = Tunnel::open(&config).await;
+    (tunnel, config, server)
 }
 
-/// What a process can read of its own memory.
+/// A copy of the memory that a process can read of itself.
 pub(crate) struct Memory(Vec<Vec<u8>>);
 
 impl Memory {

@@ -1,5 +1,5 @@
-//! The WebSocket drops at any moment: the session is resumed and connections only pause, or a new session
-//! takes its place and connections are reset at once, on the same port.
+//! The WebSocket drops at any moment: either the session is resumed and connections only pause, or a new
+//! session replaces it and connections are reset at once, on the same port.
 
 use std::time::Duration;
 
@@ -18,13 +18,14 @@ use tokio::{
 
 use crate::{
     clients::{output, psql},
+    echo::echoes,
     slow_parties::peak_kib,
     world::{
         Failure, INSTANCE, LIMIT, SECRET_ACCESS_KEY, Tunnel, World, may_terminate, postgres_server,
     },
 };
 
-/// Silence of an idle path is noticed within this.
+/// Time limit for detecting a silent path, even if it is idle.
 const NOTICED: Duration = Duration::from_secs(10);
 
 #[tokio::test]
@@ -68,14 +69,14 @@ async fn copies_are_whole(how: Break) {
     let world = World::with(|builder| builder.policy(Policy::full(INSTANCE)).faults(plan)).await;
     let tunnel = world.tunnel(server.port()).await;
     let came = psql_output(tunnel.port, &format!("COPY ({ROWS}) TO STDOUT")).await;
-    assert!(came == direct, "{how:?}: {} bytes came", came.len());
+    assert!(came == direct, "{how:?}: {} bytes read", came.len());
 
     let table = format!("copied_{how:?}");
     psql_output(server.port(), &format!("CREATE TABLE {table} (i int, digest text)")).await;
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("rows");
     std::fs::write(&file, format!("{came}\n")).unwrap();
-    // The cuts begin anew.
+    // Setting the faults restarts the count of the cuts.
     let plan = Plan::seeded(2).cut(Cut::after(400, how).times(12));
     world.emulator.control().set_faults(plan);
     let mut copy_in = psql(tunnel.port);
@@ -84,7 +85,7 @@ async fn copies_are_whole(how: Break) {
     timeout(4 * LIMIT, output(copy_in)).await.unwrap();
     world.emulator.control().set_faults(Plan::default());
     let went = psql_output(server.port(), &format!("COPY {table} TO STDOUT")).await;
-    assert!(went == direct, "{how:?}: {} bytes went", went.len());
+    assert!(went == direct, "{how:?}: {} bytes written", went.len());
 
     let exit = tunnel.close().await;
     let summary = exit.logs().pop().unwrap();
@@ -110,10 +111,10 @@ async fn writer_is_held_back_while_the_path_is_down_and_loses_nothing() {
 
     let mut taken = 1_000;
     let piece = vec![7; 64 << 10];
-    // Held back, it takes nothing for a while.
+    // When blocked, it accepts nothing for a while.
     while let Ok(written) = timeout(Duration::from_secs(2), stream.write(&piece)).await {
         taken += written.unwrap();
-        assert!(taken < BYTES, "nobody holds the writer back");
+        assert!(taken < BYTES, "the writer is not blocked");
     }
     let grown = peak_kib(&tunnel) - before;
     assert!(grown < 8 << 10, "{taken} bytes are kept in {grown} KiB more");
@@ -135,7 +136,7 @@ async fn new_connection_waits_for_the_path_and_not_against_its_own_limit() {
     let world = resumable().await;
     let server = TcpServer::echo().await.unwrap();
     let change = json!({ "timeouts": { "connect_s": 1 } });
-    let tunnel = Tunnel::open(&world.document(server.port()).with(&change)).await;
+    let tunnel = world.tunnel_with(server.port(), &change).await;
     let refused = ApiFault::new(Fault::InternalServerError).on(Action::ResumeSession);
     let plan = Plan::default().api(refused.lasting(Duration::from_secs(4)));
     world.emulator.control().set_faults(plan);
@@ -153,17 +154,17 @@ async fn attempts_to_resume_are_spaced_out_even_if_each_gets_a_socket() {
     let world = resumable().await;
     let server = TcpServer::echo().await.unwrap();
     let change = json!({ "timeouts": { "reconnect_s": 6 } });
-    let document = world.document(server.port()).with(&change);
-    let tunnel = Tunnel::open(&document).await;
+    let config = world.config(server.port()).with(&change);
+    let tunnel = Tunnel::open(&config).await;
     let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     assert!(echoes(&mut stream).await);
-    // Each socket breaks with the first frame on it.
+    // Each WebSocket breaks with its first frame.
     world.emulator.control().set_faults(Plan::default().cut(Cut::after(1, Break::Close)));
     let began = Instant::now();
     stream.write_all(b"hello").await.unwrap();
     let exit = tunnel.sidecar.exit(LIMIT).await.unwrap();
     let failure = Failure { code: "session.lost", status: 75, phase: "tunnel", blame: "operator" };
-    failure.assert("sockets_come_to_nothing", &exit, &document);
+    failure.assert("sockets_come_to_nothing", &exit, &config);
     assert!(began.elapsed() > Duration::from_secs(4), "given up after {:?}", began.elapsed());
     let calls = world.emulator.journal().calls(RESUME).len();
     assert!((4..=16).contains(&calls), "{calls} attempts in 6 s");
@@ -175,8 +176,7 @@ async fn attempts_to_resume_are_spaced_out_even_if_each_gets_a_socket() {
 async fn session_whose_openings_are_refused_again_and_again_is_replaced() {
     let world = resumable().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port()).with(&json!({ "events": true }));
-    let mut tunnel = Tunnel::open(&document).await;
+    let mut tunnel = world.tunnel_with(server.port(), &json!({ "events": true })).await;
     let (status, code, message) = (410, "Gone".to_owned(), "no such session".to_owned());
     let refused = ApiFault::new(Fault::Error { status, code, message });
     let plan = Plan::default().api(refused.on(Action::OpenDataChannel).times(5));
@@ -191,20 +191,19 @@ async fn session_whose_openings_are_refused_again_and_again_is_replaced() {
     world.finish().await;
 }
 
-/// The service answers pings and calls, but nobody is behind it: sshd's silence is what tells.
+/// The service answers pings and calls, but the instance is dead: only sshd's silence shows it.
 #[tokio::test]
 async fn instance_that_is_gone_is_noticed_and_the_one_that_comes_back_serves_the_same_port() {
     let world = resumable().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port()).with(&json!({ "events": true }));
-    let mut tunnel = Tunnel::open(&document).await;
+    let mut tunnel = world.tunnel_with(server.port(), &json!({ "events": true })).await;
     let mut old = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     assert!(echoes(&mut old).await);
     world.emulator.control().set_faults(Plan::default().both(Link::clean().dropping(1.0)));
     let reason = tunnel.sidecar.word("degraded", 4 * LIMIT).await.unwrap();
     assert!(reason.contains("silent") || reason.contains("answer"), "{reason}");
     let end = timeout(LIMIT, old.read(&mut [0; 16])).await.expect("reset at once");
-    assert!(end.is_err(), "ended as if it were complete");
+    assert!(end.is_err(), "ended in order, as if it were complete");
     world.emulator.control().set_faults(Plan::default());
     tunnel.sidecar.word("recovered", 2 * LIMIT).await.unwrap();
     let mut new = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
@@ -217,16 +216,16 @@ async fn instance_that_is_gone_is_noticed_and_the_one_that_comes_back_serves_the
 async fn session_whose_agent_never_answers_is_given_up_for_another() {
     let server = TcpServer::echo().await.unwrap();
     let world = World::with(|builder| builder.policy(may_terminate())).await;
-    let document = world.document(server.port()).with(&json!({ "events": true }));
-    let mut tunnel = Tunnel::open(&document).await;
-    // As on an instance that has just died: the service starts sessions and answers pings, the agent says nothing.
+    let mut tunnel = world.tunnel_with(server.port(), &json!({ "events": true })).await;
+    // As on an instance that has just died: the service starts sessions and answers pings, the
+    // agent sends nothing.
     let control = world.emulator.control();
     control.set_faults(Plan::default().both(Link::clean().dropping(1.0)));
     control.disconnect_all(Break::Reset).await;
     tunnel.sidecar.word("degraded", LIMIT).await.unwrap();
     let journal = world.emulator.journal();
     let again = eventually(2 * LIMIT, || async { journal.sessions().len() >= 3 }).await;
-    assert!(again, "it waits for {:?}", journal.sessions());
+    assert!(again, "it still waits for {:?}", journal.sessions());
     control.set_faults(Plan::default());
     tunnel.sidecar.word("recovered", LIMIT).await.unwrap();
     let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
@@ -239,27 +238,26 @@ async fn session_whose_agent_never_answers_is_given_up_for_another() {
 async fn refusal_of_a_new_session_for_good_ends_the_job_with_its_own_code() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port());
-    let tunnel = Tunnel::open(&document).await;
+    let config = world.config(server.port());
+    let tunnel = Tunnel::open(&config).await;
     world.emulator.control().set_policy(Policy::nothing());
     world.emulator.control().disconnect_all(Break::Reset).await;
     let exit = tunnel.sidecar.exit(LIMIT).await.unwrap();
     let failure =
         Failure { code: "aws.access_denied", status: 77, phase: "tunnel", blame: "customer" };
-    failure.assert("start_session_again", &exit, &document);
+    failure.assert("start_session_again", &exit, &config);
 }
 
 #[tokio::test]
 async fn silent_path_is_noticed_within_10_seconds_also_when_idle() {
     let world = resumable().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port()).with(&json!({ "events": true }));
-    let mut tunnel = Tunnel::open(&document).await;
+    let mut tunnel = world.tunnel_with(server.port(), &json!({ "events": true })).await;
     world.emulator.control().disconnect_all(Break::Silence).await;
     let began = Instant::now();
     tunnel.sidecar.word("degraded", LIMIT).await.unwrap();
     let took = began.elapsed();
-    // The machine may be slow, the sidecar may not.
+    // One second for a slow machine.
     assert!(took < NOTICED + Duration::from_secs(1), "noticed after {took:?}");
     tunnel.sidecar.word("recovered", LIMIT).await.unwrap();
     tunnel.close().await;
@@ -268,16 +266,15 @@ async fn silent_path_is_noticed_within_10_seconds_also_when_idle() {
 
 #[tokio::test]
 async fn refused_resume_resets_connections_and_a_new_session_serves_the_same_port() {
-    // `ssm:StartSession` alone.
+    // `ssm:StartSession` only.
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port()).with(&json!({ "events": true }));
-    let mut tunnel = Tunnel::open(&document).await;
+    let mut tunnel = world.tunnel_with(server.port(), &json!({ "events": true })).await;
     let mut old = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     assert!(echoes(&mut old).await);
     world.emulator.control().disconnect_all(Break::Reset).await;
     let end = timeout(LIMIT, old.read(&mut [0; 16])).await.expect("reset at once");
-    assert!(end.is_err(), "ended as if it were complete");
+    assert!(end.is_err(), "ended in order, as if it were complete");
     tunnel.sidecar.word("degraded", LIMIT).await.unwrap();
     let reason = tunnel.sidecar.word("degraded", LIMIT).await.unwrap();
     assert!(reason.contains("ssm:ResumeSession"), "which permission is missing: {reason}");
@@ -292,14 +289,13 @@ async fn refused_resume_resets_connections_and_a_new_session_serves_the_same_por
 async fn session_that_the_service_has_ended_is_replaced() {
     let world = resumable().await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port()).with(&json!({ "events": true }));
-    let mut tunnel = Tunnel::open(&document).await;
+    let mut tunnel = world.tunnel_with(server.port(), &json!({ "events": true })).await;
     let session = world.emulator.journal().sessions().remove(0);
     let text = "Your session timed out due to inactivity and has been terminated.";
     world.emulator.control().terminate(&session, text);
     let reason = tunnel.sidecar.word("degraded", LIMIT).await.unwrap();
     assert!(reason.contains("inactivity"), "{reason}");
-    // While there is no lane a connection waits for the new one.
+    // Without a lane, a connection waits for the new one.
     let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     assert!(echoes(&mut stream).await);
     tunnel.close().await;
@@ -312,38 +308,40 @@ async fn path_that_does_not_come_back_in_time_is_session_lost() {
     let world = resumable().await;
     let server = TcpServer::echo().await.unwrap();
     let change = json!({ "timeouts": { "reconnect_s": 2 } });
-    let document = world.document(server.port()).with(&change);
-    let tunnel = Tunnel::open(&document).await;
+    let config = world.config(server.port()).with(&change);
+    let tunnel = Tunnel::open(&config).await;
     let gone = |action| ApiFault::new(Fault::InternalServerError).on(action);
     let plan = Plan::default().api(gone(Action::ResumeSession)).api(gone(Action::StartSession));
     world.emulator.control().set_faults(plan);
     world.emulator.control().disconnect_all(Break::Reset).await;
     let exit = tunnel.sidecar.exit(LIMIT).await.unwrap();
     let failure = Failure { code: "session.lost", status: 75, phase: "tunnel", blame: "operator" };
-    failure.assert("service_failed", &exit, &document);
+    failure.assert("service_failed", &exit, &config);
     world.finish().await;
 }
 
 #[tokio::test]
 async fn path_that_comes_back_each_time_is_never_given_up_however_often_it_breaks() {
-    // Sessions cannot be resumed, and none lasts long; all breaks together take longer than one may.
+    // Sessions cannot be resumed, and none lasts long. All outages together exceed the limit of
+    // one.
     const RECONNECT: Duration = Duration::from_secs(8);
     let world = World::with(|builder| builder.policy(may_terminate())).await;
     let server = TcpServer::echo().await.unwrap();
     let change = json!({ "timeouts": { "reconnect_s": RECONNECT.as_secs() } });
-    let tunnel = Tunnel::open(&world.document(server.port()).with(&change)).await;
+    let tunnel = world.tunnel_with(server.port(), &change).await;
     let began = Instant::now();
     while began.elapsed() < RECONNECT * 3 / 2 {
         world.emulator.control().disconnect_all(Break::Reset).await;
-        // A connection that comes before the break is noticed shares its fate.
+        // A connection made before the break is noticed is reset with the old session.
         let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
         while !echoes(&mut stream).await {
             assert!(began.elapsed() < 2 * LIMIT, "the path does not come back");
             stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
         }
-        // Of the time without a path little is used up, since it carries for longer than it is broken.
-        let mended = Instant::now();
-        while mended.elapsed() < RECONNECT / 3 {
+        // Little of the reconnect time is used up, since the path works for longer than it was
+        // broken.
+        let recovered = Instant::now();
+        while recovered.elapsed() < RECONNECT / 3 {
             assert!(echoes(&mut stream).await, "after {:?}", began.elapsed());
         }
     }
@@ -385,7 +383,7 @@ async fn resumable() -> World {
     World::with(|builder| builder.policy(Policy::full(INSTANCE))).await
 }
 
-/// Whether channels were opened again so often.
+/// Whether data channels were opened again this many times.
 async fn resumed(world: &World, times: usize) -> bool {
     let opened = || async {
         let records = world.emulator.journal().records();
@@ -395,17 +393,7 @@ async fn resumed(world: &World, times: usize) -> bool {
     eventually(LIMIT, opened).await
 }
 
-/// Whether a few bytes come back.
-async fn echoes(stream: &mut TcpStream) -> bool {
-    let mut answer = [0; 5];
-    let exchange = async {
-        stream.write_all(b"hello").await?;
-        stream.read_exact(&mut answer).await
-    };
-    timeout(2 * LIMIT, exchange).await.expect("an answer or an end").is_ok() && &answer == b"hello"
-}
-
-/// What psql prints for a command.
+/// The output of psql for a command.
 async fn psql_output(port: u16, command: &str) -> String {
     let mut psql = psql(port);
     psql.args(["-c", command]);

@@ -1,4 +1,4 @@
-//! Runners in other languages: an orchestrator in Python, a shell and Java, as in `tests/runners/`.
+//! Runners in other languages: an orchestrator in Python, a shell script and Java, from `tests/runners/`.
 
 use std::{fs, path::PathBuf, process::Output};
 
@@ -20,8 +20,8 @@ async fn python_orchestrator_runs_jobs_at_once() {
         arguments(&clients::mariadb("mariadb", 0), &["-N", "-e", "SELECT 'from mariadb'"]);
     let closed = free_port().unwrap();
     let job = |name: &str, port: u16, command: &[String]| {
-        let document = world.document(port).with(&json!({ "name": name }));
-        json!({ "document": document.value(), "command": command })
+        let config = world.config(port).with(&json!({ "name": name }));
+        json!({ "document": config.value(), "command": command })
     };
     let jobs = json!([
         job("one", postgres_server().await.port(), &psql),
@@ -51,7 +51,7 @@ async fn python_orchestrator_runs_jobs_at_once() {
     let failed = outcome("three");
     assert_eq!(failed["code"], "target.unreachable");
     assert_eq!(failed["advice"], "tell the customer");
-    assert_eq!(output.status.code(), Some(1), "one job was not done");
+    assert_eq!(output.status.code(), Some(1), "one job failed");
     world.finish().await;
 }
 
@@ -75,12 +75,12 @@ async fn java_sees_why_there_is_no_tunnel() {
     sees_why_there_is_no_tunnel(java()).await;
 }
 
-/// A runner of one command ends with the command's status, and has passed its output on.
+/// A runner of one command exits with the command's status and passes its output on.
 async fn runs_a_command(runner: impl Fn() -> Command) {
     let world = World::start().await;
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("connection.json");
-    fs::write(&file, world.document(postgres_server().await.port()).pretty()).unwrap();
+    fs::write(&file, world.config(postgres_server().await.port()).pretty()).unwrap();
     let query = arguments(&clients::psql(0), &["-c", "SELECT 'through the tunnel'"]);
     let query: Vec<_> = query.iter().map(|argument| quote(argument)).collect();
     let query = query.join(" ").replace("{port}", r#"'"$SSM_SIDECAR_PORT"'"#);
@@ -102,7 +102,7 @@ async fn sees_why_there_is_no_tunnel(mut runner: Command) {
     let world = World::start().await;
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("connection.json");
-    fs::write(&file, world.document(free_port().unwrap()).pretty()).unwrap();
+    fs::write(&file, world.config(free_port().unwrap()).pretty()).unwrap();
     runner.arg(sidecar().await).arg(&file).arg("true");
     let output = run(runner).await;
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -111,14 +111,14 @@ async fn sees_why_there_is_no_tunnel(mut runner: Command) {
     world.finish().await;
 }
 
-/// Java compiles the one file before it runs it.
+/// Java compiles the single file before running it.
 fn java() -> Command {
     let mut command = Command::new("java");
     command.arg(runner("Runner.java"));
     command
 }
 
-/// Runs a runner to its end, with the databases' passwords in its environment.
+/// Runs a runner to completion, with the databases' passwords in its environment.
 async fn run(mut command: Command) -> Output {
     let clients = [clients::psql(0), clients::mariadb("mariadb", 0)];
     for (name, value) in clients.iter().flat_map(|client| client.as_std().get_envs()) {
@@ -127,7 +127,7 @@ async fn run(mut command: Command) -> Output {
     timeout(2 * LIMIT, command.kill_on_drop(true).output()).await.unwrap().unwrap()
 }
 
-/// A client's command line with more arguments, and `{port}` for its port 0.
+/// The arguments of a client's command followed by `more`, with `{port}` in place of port 0.
 fn arguments(command: &Command, more: &[&str]) -> Vec<String> {
     let command = command.as_std();
     let all = std::iter::once(command.get_program()).chain(command.get_args());
@@ -136,7 +136,7 @@ fn arguments(command: &Command, more: &[&str]) -> Vec<String> {
     ported.chain(more.iter().map(|&argument| argument.to_owned())).collect()
 }
 
-/// An argument as a shell reads it.
+/// An argument, quoted for a shell.
 fn quote(argument: &str) -> String {
     format!("'{}'", argument.replace('\'', r"'\''"))
 }

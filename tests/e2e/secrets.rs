@@ -1,4 +1,4 @@
-//! Nothing that a run leaves, and nothing that others may look at while it lasts, shows a secret.
+//! Nothing that a run leaves behind, and nothing that others may read while it runs, contains a secret.
 
 use std::{fs, process::Stdio, time::Duration};
 
@@ -20,7 +20,7 @@ use crate::{
     world::{LIMIT, STOP, World, may_terminate, with_key},
 };
 
-/// Planted where the runner gives them.
+/// Secrets planted where the runner gives them.
 const SECRET: &str = "plantedSecretPlantedSecretPlantedSecret1";
 const TOKEN: &str = "plantedTokenPlantedTokenPlantedToken";
 const PASSPHRASE: &str = "planted passphrase planted";
@@ -28,7 +28,8 @@ const PROXY: &str = "plantedProxyPassword";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_run_leaves_no_secret_and_no_core() {
-    // Both write a core by default; one that is sent as SIGSEGV is taken by the runtime for no fault.
+    // Both signals write a core by default. SIGSEGV sent from outside would be ignored, as the
+    // runtime sees no fault.
     for signal in [Signal::SIGABRT, Signal::SIGFPE] {
         let lifetime = Duration::from_hours(1);
         let world = World::with(|builder| {
@@ -42,7 +43,7 @@ async fn killed_run_leaves_no_secret_and_no_core() {
         .await;
         let server = TcpServer::echo().await.unwrap();
         let key = world.sshd.client_key().write(KeyFormat::OpenSsh, Some(PASSPHRASE)).unwrap();
-        let document = world.document(server.port()).with(&with_key(&key)).with(&json!({
+        let config = world.config(server.port()).with(&with_key(&key)).with(&json!({
             "aws": {
                 "access_key_id": "ASIAPLANTEDPLANTED",
                 "secret_access_key": SECRET,
@@ -52,7 +53,7 @@ async fn killed_run_leaves_no_secret_and_no_core() {
         }));
         let directory = TempDir::new().unwrap();
         let program = tokio::task::spawn_blocking(binary).await.unwrap().unwrap();
-        // With every leave to write a core.
+        // With the core limit raised as far as possible.
         let script = r#"ulimit -Sc "$(ulimit -Hc)"; exec "$0""#;
         let mut sidecar = Sidecar::spawn_program("/bin/sh".into(), |command| {
             command
@@ -64,7 +65,7 @@ async fn killed_run_leaves_no_secret_and_no_core() {
         })
         .await
         .unwrap();
-        sidecar.write(document.pretty().as_bytes()).await.unwrap();
+        sidecar.write(config.pretty().as_bytes()).await.unwrap();
         let port = sidecar.ready(LIMIT).await.unwrap();
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         stream.write_all(b"x").await.unwrap();
@@ -76,13 +77,13 @@ async fn killed_run_leaves_no_secret_and_no_core() {
         let (monitor, worker) = (sidecar.pid().unwrap(), sidecar.worker().unwrap());
         for pid in [monitor, worker] {
             for file in ["cmdline", "environ", "status", "maps", "comm", "stat", "limits"] {
-                // Without root some cannot be read at all.
+                // Without root, some files cannot be read at all.
                 let Ok(text) = fs::read(format!("/proc/{pid}/{file}")) else { continue };
                 let text = String::from_utf8_lossy(&text);
                 for secret in &secrets {
                     assert!(!text.contains(secret), "{secret} in {file} of {pid}");
                 }
-                // It came by the environment, and stands nowhere else.
+                // It is given in the environment, and must be nowhere else.
                 assert!(file == "environ" || !text.contains(PROXY), "in {file} of {pid}");
             }
         }
@@ -90,9 +91,10 @@ async fn killed_run_leaves_no_secret_and_no_core() {
             let (in_monitor, in_worker) = (Memory::of(monitor), Memory::of(worker));
             assert!(in_monitor.has(SECRET.as_bytes()), "the search finds nothing at all");
             assert!(in_worker.has(b"a test's connection"), "the search finds nothing at all");
-            // The token travels to the worker in the signed headers of an opening.
+            // The session token is sent to the worker in the signed headers of an opening.
             assert!(!in_worker.has(SECRET.as_bytes()), "the secret key in the worker's memory");
-            // The worker works with that key; the library that decodes it leaves pieces of its text there.
+            // The worker uses that key; fragments of its text, left by the decoding library, are
+            // expected there.
             for secret in key_lines.iter().copied().chain([PASSPHRASE]) {
                 assert!(!in_monitor.has(secret.as_bytes()), "in the monitor's memory: {secret}");
             }
@@ -120,18 +122,19 @@ async fn process_of_the_same_user_reads_nothing_of_either() {
         command.args(arguments).env("PATH", PATH);
     });
     let mut sidecar = starting.await.unwrap();
-    sidecar.write(world.document(server.port()).pretty().as_bytes()).await.unwrap();
+    sidecar.write(world.config(server.port()).pretty().as_bytes()).await.unwrap();
     sidecar.ready(LIMIT).await.unwrap();
-    // One that is as other programs are, so that what is refused is refused by these.
+    // A process with ordinary settings, so that a refusal is due to the sidecar's processes.
     let [name, arguments @ ..] = &*unprivileged("sleep") else { unreachable!() };
     let sleeper = Command::new(name).args(arguments).arg("100").kill_on_drop(true).spawn().unwrap();
     let other = Pid::from_raw(i32::try_from(sleeper.id().unwrap()).unwrap());
-    // To open `mem` is what attaching as a debugger is judged by.
+    // Opening `mem` needs the same permission as attaching a debugger.
     for file in ["mem", "environ", "maps", "auxv", "fd/0"] {
-        // Where nobody may attach to any process but its own child, that is refused anyway.
+        // With Yama, attaching is allowed only to a process's own children, so it is refused in any
+        // case.
         if file != "mem" || yama.trim().is_empty() || yama.trim() == "0" {
             let looked = eventually(LIMIT, || may_read(other, file)).await;
-            assert!(looked, "the look into others fails, too: {file}");
+            assert!(looked, "other processes cannot be read either: {file}");
         }
         for pid in [sidecar.pid().unwrap(), sidecar.worker().unwrap()] {
             assert!(!may_read(pid, file).await, "{file} of {pid}");
@@ -142,7 +145,7 @@ async fn process_of_the_same_user_reads_nothing_of_either() {
     world.finish().await;
 }
 
-/// Whether a process of this user without any capability opens a file, or sees a link, of `/proc/PID`.
+/// Whether a process of this user, without any capability, can open a file or read a link of `/proc/PID`.
 async fn may_read(pid: Pid, file: &str) -> bool {
     let path = format!("/proc/{pid}/{file}");
     let script = r#"if [ "${0#*/fd/}" != "$0" ]; then readlink "$0"; else exec 3<"$0"; fi"#;
@@ -153,7 +156,7 @@ async fn may_read(pid: Pid, file: &str) -> bool {
     command.status().await.unwrap().success()
 }
 
-/// How to run a program as this user without any capability.
+/// The command line that runs a program as this user without any capability.
 fn unprivileged(program: &str) -> Vec<String> {
     let mut words = Vec::new();
     if geteuid().is_root() {

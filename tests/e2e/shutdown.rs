@@ -1,5 +1,5 @@
-//! Whoever asks the sidecar to stop, and whenever: it ends within five seconds with status 0, says
-//! nothing of a failure, and leaves no session behind.
+//! However and whenever the sidecar is asked to stop, it exits within five seconds with status 0, reports
+//! no failure, and leaves no session behind.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -12,7 +12,7 @@ use nix::{sys::signal::Signal, unistd::Pid};
 use serde_json::json;
 use tests::{
     emulator::{Action, AgentSettings, ApiFault, Failure as Failing, Plan},
-    fixtures::{Document, Exit, FullQueue, KeyPair, KeyType, Sidecar, TcpServer, eventually},
+    fixtures::{Config, Exit, FullQueue, KeyPair, KeyType, Sidecar, TcpServer, eventually},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -39,28 +39,28 @@ pub(crate) enum Way {
 }
 
 #[tokio::test]
-async fn signals_before_the_document_is_complete() {
+async fn signals_before_the_config_is_complete() {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
         let mut sidecar = Sidecar::spawn_silent(|_| ()).await.unwrap();
         sidecar.write(br#"{"name": "half"#).await.unwrap();
-        // A signal before the handler stands would end the process by itself.
+        // A signal before the handler is installed would kill the process.
         until_listening(&sidecar).await;
         sidecar.signal(signal).unwrap();
         let exit = sidecar.exit(STOP).await.unwrap();
-        assert_ended_well(&exit, &format!("{signal} before the document"));
+        assert_ended_well(&exit, &format!("{signal} before the config"));
         assert!(exit.stdout.is_empty(), "{}", exit.text());
     }
 }
 
 #[tokio::test]
-async fn end_of_input_before_the_document_is_complete_is_a_broken_document() {
+async fn end_of_input_before_the_config_is_complete_is_an_invalid_config() {
     let mut sidecar = Sidecar::spawn_silent(|_| ()).await.unwrap();
     sidecar.write(br#"{"name": "half"#).await.unwrap();
     sidecar.close_stdin();
     let exit = sidecar.exit(STOP).await.unwrap();
     let failure =
         Failure { code: "config.invalid", status: 65, phase: "config", blame: "customer" };
-    failure.assert("half_a_document", &exit, &Document::new("half"));
+    failure.assert("half_a_document", &exit, &Config::new("half"));
 }
 
 #[tokio::test]
@@ -73,11 +73,11 @@ async fn while_a_key_that_takes_long_to_open_is_opened() {
         json!({ "ssh_private_key": slow.text, "ssh_private_key_passphrase": slow.passphrase });
     for way in [Way::EndOfInput, Way::Signal(Signal::SIGTERM)] {
         let world = World::start().await;
-        let document = world.document(5432).with(&json!({ "bastion": key }));
-        let sidecar = Sidecar::spawn(&document).await.unwrap();
+        let config = world.config(5432).with(&json!({ "bastion": key }));
+        let sidecar = Sidecar::spawn(&config).await.unwrap();
         let is_busy =
             eventually(LIMIT, || async { sidecar.worker().is_ok_and(|w| cpu_ticks(w) > 20) });
-        assert!(is_busy.await, "the key is not opened");
+        assert!(is_busy.await, "the key is not being decrypted");
         let exit = stop(sidecar, way).await;
         assert_ended_well(&exit, &format!("{way:?} while the key is opened"));
         assert!(world.emulator.journal().sessions().is_empty());
@@ -85,10 +85,10 @@ async fn while_a_key_that_takes_long_to_open_is_opened() {
     }
 }
 
-/// Hundredths of a second of processor time.
+/// Processor time in hundredths of a second.
 fn cpu_ticks(process: Pid) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
-    // Its name, in parentheses, is the second field; user time is the fourteenth.
+    // The name, in parentheses, is the second field; user time is the fourteenth.
     let (_, behind) = stat.rsplit_once(") ").unwrap();
     behind.split(' ').nth(11).unwrap().parse().unwrap()
 }
@@ -96,21 +96,22 @@ fn cpu_ticks(process: Pid) -> u64 {
 #[tokio::test]
 async fn while_start_session_is_under_way() {
     for way in WAYS {
-        // The answer comes after the stop: its session must be seen and ended all the same.
+        // The response arrives after the stop: the new session must be noticed and ended
+        // nevertheless.
         let late = ApiFault::new(Failing::Delayed(Duration::from_secs(1))).on(Action::StartSession);
         let plan = Plan::default().api(late);
         let world = World::with(|builder| builder.policy(may_terminate()).faults(plan)).await;
-        stop_in_phase(&world.document(5432), "start_session", way).await;
+        stop_in_phase(&world.config(5432), "start_session", way).await;
         world.finish().await;
     }
 }
 
 #[tokio::test]
-async fn while_start_session_is_under_way_with_nothing_but_leave_to_start() {
+async fn while_start_session_is_under_way_with_permission_to_start_only() {
     for way in WAYS {
         let late = ApiFault::new(Failing::Delayed(Duration::from_secs(1))).on(Action::StartSession);
         let world = World::with(|builder| builder.faults(Plan::default().api(late))).await;
-        stop_in_phase(&world.document(5432), "start_session", way).await;
+        stop_in_phase(&world.config(5432), "start_session", way).await;
         world.finish().await;
     }
 }
@@ -118,24 +119,24 @@ async fn while_start_session_is_under_way_with_nothing_but_leave_to_start() {
 #[tokio::test]
 async fn while_the_handshake_is_awaited() {
     for way in WAYS {
-        // The agent's first word is late by more than anybody waits here.
+        // The agent's first message arrives later than any test waits.
         let agent = AgentSettings::default().start_delay(Duration::from_mins(1));
         let world = World::with(|builder| builder.policy(may_terminate()).agent(agent)).await;
-        stop_in_phase(&world.document(5432), "session", way).await;
+        stop_in_phase(&world.config(5432), "session", way).await;
         world.finish().await;
     }
 }
 
 #[tokio::test]
 async fn while_the_websocket_is_opening() {
-    // Accepts and says nothing: the upgrade is never answered.
+    // Accepts connections and sends nothing: the upgrade is never answered.
     let gateway = TcpServer::deaf().await.unwrap();
     let endpoint = format!("ws://127.0.0.1:{}", gateway.port());
     for way in WAYS {
         let world = World::with(|builder| builder.policy(may_terminate())).await;
-        let document =
-            world.document(5432).with(&json!({ "aws": { "stream_endpoint_url": endpoint } }));
-        stop_in_phase(&document, "session", way).await;
+        let config =
+            world.config(5432).with(&json!({ "aws": { "stream_endpoint_url": endpoint } }));
+        stop_in_phase(&config, "session", way).await;
         world.finish().await;
     }
 }
@@ -145,9 +146,8 @@ async fn while_ssh_is_negotiating() {
     let bastion = TcpServer::banner(b"SSH-2.0-silent\r\n").await.unwrap();
     for way in WAYS {
         let world = World::start().await;
-        let document =
-            world.document(5432).with(&json!({ "bastion": { "ssh_port": bastion.port() } }));
-        stop_in_phase(&document, "ssh", way).await;
+        let config = world.config(5432).with(&json!({ "bastion": { "ssh_port": bastion.port() } }));
+        stop_in_phase(&config, "ssh", way).await;
         world.finish().await;
     }
 }
@@ -157,7 +157,7 @@ async fn while_the_target_is_being_reached() {
     let target = FullQueue::start().await.unwrap();
     for way in WAYS {
         let world = World::start().await;
-        stop_in_phase(&world.document(target.port()), "target", way).await;
+        stop_in_phase(&world.config(target.port()), "target", way).await;
         world.finish().await;
     }
 }
@@ -205,7 +205,7 @@ async fn second_signal_changes_nothing() {
     let world = World::start().await;
     let mut tunnel = world.tunnel(server.port()).await;
     tunnel.sidecar.close_stdin();
-    // It may have gone between the two, which is the promise kept.
+    // It may exit between the two signals, which also keeps the promise.
     drop(tunnel.sidecar.signal(Signal::SIGTERM));
     drop(tunnel.sidecar.signal(Signal::SIGINT));
     let exit = tunnel.sidecar.exit(STOP).await.unwrap();
@@ -220,9 +220,9 @@ async fn port_is_free_again_afterwards() {
     let first = world.tunnel(server.port()).await;
     let port = first.port;
     first.close().await;
-    assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err(), "somebody still listens");
-    let document = world.document(server.port()).with(&json!({ "listen": { "port": port } }));
-    let second = Tunnel::open(&document).await;
+    assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err(), "the port is still open");
+    let config = world.config(server.port()).with(&json!({ "listen": { "port": port } }));
+    let second = Tunnel::open(&config).await;
     assert_eq!(second.port, port);
     second.close().await;
     world.finish().await;
@@ -232,10 +232,10 @@ async fn port_is_free_again_afterwards() {
 async fn runner_that_is_killed_ends_the_lease() {
     let server = TcpServer::echo().await.unwrap();
     let world = World::start().await;
-    let document = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(&document, world.document(server.port()).compact()).unwrap();
+    let config = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&config, world.config(server.port()).compact()).unwrap();
     let sidecar = tokio::task::spawn_blocking(tests::fixtures::binary).await.unwrap().unwrap();
-    // A runner in another process, which holds the pipe's only write end.
+    // A runner in another process, which holds the only write end of the pipe.
     let script = r#"
 import subprocess, sys, time
 job = subprocess.Popen([sys.argv[1]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -246,7 +246,7 @@ time.sleep(600)
     let mut runner = tokio::process::Command::new("python3")
         .args(["-c", script])
         .arg(&sidecar)
-        .arg(document.path())
+        .arg(config.path())
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
@@ -261,7 +261,7 @@ time.sleep(600)
     runner.kill().await.unwrap();
     let process = format!("/proc/{pid}/cmdline");
     let gone = eventually(STOP, || async {
-        // A zombie that nobody has waited for yet has no command line left.
+        // A zombie that has not been waited for yet has an empty command line.
         std::fs::read(&process).is_ok_and(|line| line.is_empty())
             || !std::path::Path::new(&process).exists()
     });
@@ -284,14 +284,14 @@ async fn stdout_that_nobody_reads_any_more_ends_the_lease() {
 async fn stdout_that_is_a_socket_nobody_reads_any_more_ends_the_lease() {
     let server = TcpServer::echo().await.unwrap();
     let world = World::start().await;
-    // As Node's `child_process` makes it.
+    // As Node's `child_process` creates it.
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-    let document = world.document(server.port());
-    let sidecar = Sidecar::spawn_with(&document, |command| {
+    let config = world.config(server.port());
+    let sidecar = Sidecar::spawn_with(&config, |command| {
         command.stdout(OwnedFd::from(theirs));
     });
     let sidecar = sidecar.await.unwrap();
-    // All of `ready`: what is left unread would be an error, as of a pipe.
+    // Reads all of `ready`: unread bytes would cause an error, as on a pipe.
     let read = move || BufReader::new(ours).read_line(&mut String::new());
     tokio::task::spawn_blocking(read).await.unwrap().unwrap();
     let exit = sidecar.exit(STOP).await.unwrap();
@@ -305,8 +305,8 @@ async fn stdout_closed_before_ready_ends_it_too() {
     let world = World::start().await;
     let (reader, writer) = nix::unistd::pipe().unwrap();
     drop(reader);
-    let document = world.document(server.port());
-    let sidecar = Sidecar::spawn_with(&document, |command| {
+    let config = world.config(server.port());
+    let sidecar = Sidecar::spawn_with(&config, |command| {
         command.stdout(writer);
     });
     let exit = sidecar.await.unwrap().exit(LIMIT).await.unwrap();
@@ -319,8 +319,8 @@ async fn stderr_that_nobody_reads_blocks_nothing() {
     let server = TcpServer::echo().await.unwrap();
     let world = World::start().await;
     let (reader, writer) = full_pipe();
-    let document = world.document(server.port());
-    let sidecar = Sidecar::spawn_with(&document, |command| {
+    let config = world.config(server.port());
+    let sidecar = Sidecar::spawn_with(&config, |command| {
         command.stderr(writer).env("RUST_LOG", "trace");
     });
     let mut sidecar = sidecar.await.unwrap();
@@ -345,8 +345,8 @@ async fn stderr_that_is_closed_blocks_nothing() {
     let world = World::start().await;
     let (reader, writer) = nix::unistd::pipe().unwrap();
     drop(reader);
-    let document = world.document(server.port());
-    let sidecar = Sidecar::spawn_with(&document, |command| {
+    let config = world.config(server.port());
+    let sidecar = Sidecar::spawn_with(&config, |command| {
         command.stderr(writer).env("RUST_LOG", "trace");
     });
     let mut sidecar = sidecar.await.unwrap();
@@ -357,17 +357,17 @@ async fn stderr_that_is_closed_blocks_nothing() {
     world.finish().await;
 }
 
-/// Starts a sidecar, waits until it is in `phase`, stops it, and asserts that it ended well.
-async fn stop_in_phase(document: &Document, phase: &str, way: Way) {
-    let document = document.clone().with(&json!({ "events": true }));
-    let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+/// Starts a sidecar, stops it in `phase`, and asserts that it ended well.
+async fn stop_in_phase(config: &Config, phase: &str, way: Way) {
+    let config = config.clone().with(&json!({ "events": true }));
+    let mut sidecar = Sidecar::spawn(&config).await.unwrap();
     while sidecar.word("phase", LIMIT).await.unwrap() != phase {}
     let exit = stop(sidecar, way).await;
     assert_ended_well(&exit, &format!("{way:?} in phase {phase}"));
     assert!(exit.closed().is_some(), "{way:?} in phase {phase}: no summary; {}", exit.text());
 }
 
-/// Stops a sidecar and waits for its end, which must come in time.
+/// Stops a sidecar and waits for its exit, which must be in time.
 pub(crate) async fn stop(mut sidecar: Sidecar, way: Way) -> Exit {
     let started = Instant::now();
     match way {
@@ -379,13 +379,13 @@ pub(crate) async fn stop(mut sidecar: Sidecar, way: Way) -> Exit {
     exit
 }
 
-/// Asserts status 0 and no word of a failure.
+/// Asserts status 0 and no `failed` line.
 pub(crate) fn assert_ended_well(exit: &Exit, case: &str) {
     assert_eq!(exit.status.code(), Some(0), "{case}: {}", exit.text());
     assert_eq!(exit.failure(), None, "{case}");
 }
 
-/// Waits until the sidecar has taken over the signals, which it does before it reads stdin.
+/// Waits until the sidecar has installed its signal handlers, which it does before it reads stdin.
 async fn until_listening(sidecar: &Sidecar) {
     let path = format!("/proc/{}/status", sidecar.pid().unwrap());
     let caught = eventually(LIMIT, || async {
@@ -397,7 +397,7 @@ async fn until_listening(sidecar: &Sidecar) {
     assert!(caught.await, "it does not catch its signals");
 }
 
-/// A pipe into which nothing more can be written, with its read end, which nobody reads.
+/// A full pipe, and its read end, which no one reads.
 fn full_pipe() -> (OwnedFd, OwnedFd) {
     use std::io::Write as _;
     let (reader, writer) = nix::unistd::pipe().unwrap();

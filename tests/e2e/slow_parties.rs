@@ -1,7 +1,8 @@
-//! Clients that do not read, targets that do not answer, crowds: each harms itself alone, and memory
-//! stays within its bound.
+//! Clients that do not read, targets that do not answer, crowds: each harms only itself, and memory stays
+//! within its bound.
 //!
-//! By hand, longer and more: `SLOW_PARTY_SECONDS=600 CROWD=10000 tests/run --test e2e slow_parties`.
+//! With longer times and more clients, by hand: `SLOW_PARTY_SECONDS=600 CROWD=10000 tests/run --test e2e
+//! slow_parties`.
 
 use std::{
     env, fs,
@@ -24,18 +25,21 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::world::{LIMIT, Tunnel, World};
+use crate::{
+    echo::ping,
+    world::{LIMIT, Tunnel, World},
+};
 
-/// What each connection can hold at most (`sidecar/README.md`, Memory): the SSH window of what its client has not
-/// read, the queue of what its target has not taken, and the buffer between.
+/// The most that each connection can hold (`sidecar/README.md`, Memory): the SSH window of data its client
+/// has not read, the queue of data its target has not accepted, and the buffer between.
 const PER_CONNECTION_KIB: u64 = 512 + 256 + 16;
 
-/// The process, one lane with all its buffers in use, and what the allocator does not give back.
+/// The process, one lane with all its buffers in use, and memory that the allocator keeps.
 const PROCESS_KIB: u64 = 40 << 10;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn parties_that_stall_hold_their_windows_and_nobody_else() {
-    // sshd ends a client that leaves four probes unanswered, one a second.
+async fn parties_that_stall_harm_only_themselves() {
+    // sshd disconnects a client that leaves four probes unanswered, one a second.
     let options = ["ClientAliveInterval 1", "ClientAliveCountMax 4"];
     let key = KeyPair::generate(KeyType::Ed25519).unwrap();
     let sshd = Arc::new(Sshd::start_with(key, &options).await.unwrap());
@@ -43,7 +47,7 @@ async fn parties_that_stall_hold_their_windows_and_nobody_else() {
     let server = parties().await;
     let tunnel = world.tunnel(server.port()).await;
 
-    // Clients that do not read, targets that do not read, targets that say nothing.
+    // Clients that do not read, targets that do not read, targets that send nothing.
     let mut stalled = Vec::new();
     let mut uploads = JoinSet::new();
     for _ in 0..20 {
@@ -57,9 +61,9 @@ async fn parties_that_stall_hold_their_windows_and_nobody_else() {
     }
     let mut echo = connect(&tunnel, b'e').await;
     let mut trickle = connect(&tunnel, b't').await;
-    // Until the floods have filled what they can, they take their share of everything.
+    // Until the floods have filled all buffers, they slow everything down.
     let flooded = Instant::now();
-    while timeout(Duration::from_secs(1), ping(&mut echo)).await != Ok(Some(*b"ping")) {
+    while timeout(Duration::from_secs(1), ping(&mut echo, LIMIT)).await != Ok(Some(*b"ping")) {
         assert!(flooded.elapsed() < 3 * LIMIT, "the echo is held up");
         echo = connect(&tunnel, b'e').await;
     }
@@ -67,18 +71,18 @@ async fn parties_that_stall_hold_their_windows_and_nobody_else() {
     let mut slowest = Duration::ZERO;
     while began.elapsed() < stall() {
         let asked = Instant::now();
-        assert_eq!(ping(&mut echo).await, Some(*b"ping"));
+        assert_eq!(ping(&mut echo, LIMIT).await, Some(*b"ping"));
         slowest = slowest.max(asked.elapsed());
         let byte = timeout(LIMIT, trickle.read_u8()).await.unwrap().unwrap();
         assert_eq!(byte, b't');
     }
-    // Half of the stall: whoever waits for a stalled party waits for all of it.
+    // Half of the stall: a connection that waited for a stalled party would wait for all of it.
     assert!(slowest < stall() / 2, "an echo beside stalled parties took {slowest:?}");
 
     let (bound, peak) = (PROCESS_KIB + 62 * PER_CONNECTION_KIB, peak_kib(&tunnel));
     eprintln!("62 stalled: peak {peak} KiB, bound {bound} KiB, slowest echo {slowest:?}");
     assert!(peak < bound, "{peak} KiB where {bound} KiB is the bound");
-    // Whoever stalled can go on.
+    // Stalled parties can continue.
     let mut reader = stalled.swap_remove(0);
     let mut bytes = Vec::with_capacity(DOWNLOAD);
     timeout(LIMIT, reader.read_to_end(&mut bytes)).await.unwrap().unwrap();
@@ -89,13 +93,12 @@ async fn parties_that_stall_hold_their_windows_and_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn answer_does_not_stand_behind_what_a_download_was_sent_ahead() {
+async fn answer_does_not_queue_behind_buffered_download_data() {
     let world = World::start().await;
     let server = parties().await;
-    // Else the pattern is hardly anything on the path.
-    let document =
-        world.document(server.port()).with(&json!({ "tunnel": { "compression": "off" } }));
-    let tunnel = Tunnel::open(&document).await;
+    // Compressed, the pattern would be only a few bytes.
+    let tunnel =
+        world.tunnel_with(server.port(), &json!({ "tunnel": { "compression": "off" } })).await;
     let mut echo = connect(&tunnel, b'e').await;
     let mut download = connect(&tunnel, b'd').await;
     let received = Arc::new(AtomicUsize::new(0));
@@ -109,11 +112,11 @@ async fn answer_does_not_stand_behind_what_a_download_was_sent_ahead() {
     });
     let in_full_course = || async { received.load(Relaxed) > DOWNLOAD / 3 };
     assert!(eventually(LIMIT, in_full_course).await, "no download");
-    // The least of many: what a busy machine holds up counts as well.
+    // The minimum of many: delays on a busy machine count as well.
     let mut ahead = usize::MAX;
     while received.load(Relaxed) < DOWNLOAD / 3 * 2 {
         let before = received.load(Relaxed);
-        assert_eq!(ping(&mut echo).await, Some(*b"ping"));
+        assert_eq!(ping(&mut echo, LIMIT).await, Some(*b"ping"));
         ahead = ahead.min(received.load(Relaxed) - before);
     }
     assert!(ahead < 64 * 1024, "{ahead} bytes of the download came before any answer");
@@ -155,9 +158,9 @@ async fn one_greedy_connection_among_64_starves_none() {
         slowest = slowest.max(asked.elapsed());
         rounds += 1;
     }
-    assert!(rounds > 2, "the crowd had {rounds} turns during the download");
-    // What is queued ahead of an answer is at most the greedy one's window, at 0.6 MB/s or more.
-    assert!(slowest < Duration::from_secs(5), "a turn of the crowd took {slowest:?}");
+    assert!(rounds > 2, "the crowd was served {rounds} times during the download");
+    // An answer queues at most behind the greedy connection's window, sent at 0.6 MB/s or more.
+    assert!(slowest < Duration::from_secs(5), "a round of the crowd took {slowest:?}");
     let downloaded = download.join_all().await.remove(0);
     assert!(downloaded == pattern(DOWNLOAD), "the download is damaged");
     tunnel.close().await;
@@ -178,13 +181,13 @@ async fn thousands_of_connections_one_after_another_leave_nothing_behind() {
                 for _ in (visitor..count).step_by(16) {
                     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
                     stream.write_u8(b'e').await.unwrap();
-                    assert_eq!(ping(&mut stream).await, Some(*b"ping"));
+                    assert_eq!(ping(&mut stream, LIMIT).await, Some(*b"ping"));
                 }
             });
         }
         visitors.join_all().await;
     };
-    // As many as afterwards: what the allocator keeps is no leak.
+    // Files open after the first crowd: what the process keeps then is no leak.
     visits(crowd).await;
     let (files, memory) = (open_files(&tunnel), peak_kib(&tunnel));
     visits(crowd).await;
@@ -204,14 +207,14 @@ async fn flood_beyond_the_limit_is_served_in_turn() {
     let world = World::with(|builder| builder.pacing(Pacing::Unpaced)).await;
     let server = parties().await;
     let limit = json!({ "tunnel": { "max_connections": 4 } });
-    let tunnel = Tunnel::open(&world.document(server.port()).with(&limit)).await;
+    let tunnel = Tunnel::open(&world.config(server.port()).with(&limit)).await;
     let port = tunnel.port;
     let mut flood = JoinSet::new();
     for _ in 0..100 {
         flood.spawn(async move {
             let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
             stream.write_u8(b'e').await.unwrap();
-            ping(&mut stream).await
+            ping(&mut stream, LIMIT).await
         });
     }
     let answers = timeout(2 * LIMIT, flood.join_all()).await.unwrap();
@@ -220,7 +223,8 @@ async fn flood_beyond_the_limit_is_served_in_turn() {
     world.finish().await;
 }
 
-/// A server that does as its client's first byte says: `d`ownload, `e`cho, `t`rickle, or `s`ilence.
+/// A server whose behaviour is chosen by its client's first byte: `d`ownload, `e`cho, `t`rickle, or
+/// `s`ilence.
 async fn parties() -> TcpServer {
     let server = TcpServer::start(|mut stream| async move {
         match stream.read_u8().await? {
@@ -234,7 +238,7 @@ async fn parties() -> TcpServer {
             }
             b't' => loop {
                 stream.write_u8(b't').await?;
-                // What a trickle is; nothing waits for it to be over.
+                // The interval of a trickle; there is no event to wait for.
                 sleep(Duration::from_millis(50)).await;
             },
             _ => std::future::pending().await,
@@ -249,14 +253,7 @@ async fn connect(tunnel: &Tunnel, kind: u8) -> TcpStream {
     stream
 }
 
-async fn ping(stream: &mut TcpStream) -> Option<[u8; 4]> {
-    let mut answer = [0; 4];
-    stream.write_all(b"ping").await.ok()?;
-    timeout(LIMIT, stream.read_exact(&mut answer)).await.ok()?.ok()?;
-    Some(answer)
-}
-
-/// The most memory that the sidecar's two processes have had so far, in KiB.
+/// Peak memory of the sidecar's two processes together so far, in KiB.
 pub(crate) fn peak_kib(tunnel: &Tunnel) -> u64 {
     let processes = [tunnel.sidecar.pid(), tunnel.sidecar.worker()];
     let peaks = processes.into_iter().map(|pid| {
@@ -282,5 +279,5 @@ fn from_env<T: std::str::FromStr>(name: &str, default: T) -> T {
     }
 }
 
-/// Bytes of a download; more than all buffers on the way hold.
+/// Bytes of a download; more than all buffers on the path hold.
 const DOWNLOAD: usize = 3 << 20;

@@ -1,4 +1,5 @@
-//! Drivers verify the database's name in its certificate through 127.0.0.1, as `sidecar/README.md` says.
+//! Drivers verify the database's name in its certificate through 127.0.0.1, as described in
+//! `sidecar/README.md`.
 
 use std::{
     ffi::OsStr,
@@ -17,14 +18,14 @@ use crate::{
     world::{LIMIT, Tunnel, World, mariadb_server, postgres_server},
 };
 
-/// Not in the certificate.
+/// A name that is not in the certificate.
 const ANOTHER_NAME: &str = "payments.db.internal";
 
-/// They answer with the version of TLS, in their last column.
+/// Queries whose last column is the version of TLS.
 const POSTGRESQL_TLS: &str = "SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
 const MARIADB_TLS: &str = "SHOW STATUS LIKE 'Ssl_version'";
 
-/// The one that Debian's packages are for.
+/// The interpreter for which Debian's packages are built.
 const PYTHON: &str = "/usr/bin/python3";
 
 #[tokio::test]
@@ -183,7 +184,7 @@ async fn jdbc_of_mariadb_verifies_the_name_with_a_hosts_file() {
     world.finish().await;
 }
 
-/// A driver of PostgreSQL in Python accepts the right name and refuses another one, saying so.
+/// A Python driver of PostgreSQL accepts the right name, and rejects another one with this message.
 async fn postgresql_in_python(driver: &str, interpreter: impl Fn(&Path) -> Command, refusal: &str) {
     let world = World::start().await;
     let server = postgres_server().await;
@@ -212,7 +213,7 @@ fn python<'a>(
     interpreter.arg(certificate)
 }
 
-/// A JVM with a hosts file of its own, and a driver of Debian's.
+/// A JVM with its own hosts file, and a driver packaged by Debian.
 fn java(driver: &str) -> (Command, TempDir) {
     let hosts = hosts();
     let mut command = Command::new("java");
@@ -234,7 +235,7 @@ fn assert_refused(answer: &Output, why: &str) {
     assert!(String::from_utf8_lossy(&answer.stderr).contains(why), "{answer:?}");
 }
 
-/// What `hostAliases` of a pod makes: both names lead to the tunnel.
+/// A hosts file like the one that `hostAliases` of a pod creates: both names lead to the tunnel.
 fn hosts() -> TempDir {
     let directory = TempDir::new().unwrap();
     let aliases = format!("127.0.0.1 localhost {} {ANOTHER_NAME}\n", Certificate::NAME);
@@ -242,7 +243,7 @@ fn hosts() -> TempDir {
     directory
 }
 
-/// A program that sees another /etc/hosts, in a mount namespace of its own.
+/// A program that sees another /etc/hosts, in its own mount namespace.
 fn with_hosts(hosts: &Path, program: &str) -> Command {
     let script = r#"mount --bind "$0" /etc/hosts && exec "$@""#;
     let mut command = Command::new("unshare");

@@ -1,27 +1,27 @@
-//! What surrounds the sidecar in a test, and what every test asserts at its end.
+//! The environment of the sidecar in a test, and what every test asserts at its end.
 
 use std::{sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use tests::{
     emulator::{Builder, Emulator, OWN_SESSIONS, Policy},
-    fixtures::{Document, Exit, KeyFile, MariaDb, Postgres, Sidecar, Sshd, eventually},
+    fixtures::{Config, Exit, KeyFile, MariaDb, Postgres, Sidecar, Sshd, eventually},
 };
 use tokio::sync::OnceCell;
 
 use crate::golden;
 
-/// The bastion's instance.
+/// The instance that is the bastion.
 pub(crate) const INSTANCE: &str = "i-0123456789abcdef0";
 
 /// The customer's keys.
 pub(crate) const ACCESS_KEY_ID: &str = "AKIAIOSFODNN7EXAMPLE";
 pub(crate) const SECRET_ACCESS_KEY: &str = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
 
-/// How long a step of a test may take on a loaded machine before it counts as failed.
+/// Time limit for a step of a test, on a loaded machine.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
-/// How long a sidecar may take from being asked to its end.
+/// Time limit from a stop request to the sidecar's exit.
 pub(crate) const STOP: Duration = Duration::from_secs(5);
 
 /// An emulator and a bastion.
@@ -32,19 +32,20 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// An instance with the bastion that all tests share; the least-privilege policy; real pacing.
+    /// The default world: an instance with the bastion that all tests share, the least-privilege policy,
+    /// real pacing.
     pub(crate) async fn start() -> Self {
         Self::with(|builder| builder).await
     }
 
-    /// The same with changes to the emulator.
+    /// The default world with changes to the emulator.
     pub(crate) async fn with(change: impl FnOnce(Builder) -> Builder) -> Self {
         static SHARED: OnceCell<Arc<Sshd>> = OnceCell::const_new();
         let sshd = SHARED.get_or_init(|| async { Arc::new(Sshd::start().await.unwrap()) }).await;
         Self::around(Arc::clone(sshd), change).await
     }
 
-    /// The same around a bastion of the test's own.
+    /// A world with the test's own bastion.
     pub(crate) async fn around(sshd: Arc<Sshd>, change: impl FnOnce(Builder) -> Builder) -> Self {
         let builder = Emulator::builder()
             .instance(INSTANCE)
@@ -53,9 +54,9 @@ impl World {
         Self { emulator: change(builder).build().await.unwrap(), sshd }
     }
 
-    /// The document for a target on 127.0.0.1, as a bastion there sees it.
-    pub(crate) fn document(&self, target_port: u16) -> Document {
-        Document::new("a test's connection").with(&json!({
+    /// The config for a target on 127.0.0.1, as seen from the bastion.
+    pub(crate) fn config(&self, target_port: u16) -> Config {
+        Config::new("a test's connection").with(&json!({
             "aws": {
                 "access_key_id": ACCESS_KEY_ID,
                 "secret_access_key": SECRET_ACCESS_KEY,
@@ -74,11 +75,16 @@ impl World {
 
     /// Starts a sidecar and waits until it is ready.
     pub(crate) async fn tunnel(&self, target_port: u16) -> Tunnel {
-        Tunnel::open(&self.document(target_port)).await
+        Tunnel::open(&self.config(target_port)).await
     }
 
-    /// Asserts what holds at the end of every test: each session that was started has been
-    /// terminated, and nobody broke the protocol.
+    /// The same with changes to the config.
+    pub(crate) async fn tunnel_with(&self, target_port: u16, changes: &Value) -> Tunnel {
+        Tunnel::open(&self.config(target_port).with(changes)).await
+    }
+
+    /// Asserts what holds at the end of every test: each session that was started has been terminated, and
+    /// the protocol was not violated.
     pub(crate) async fn finish(self) {
         let journal = self.emulator.journal();
         let ended = eventually(STOP, || async { journal.open_sessions().is_empty() }).await;
@@ -96,8 +102,8 @@ pub(crate) struct Tunnel {
 }
 
 impl Tunnel {
-    pub(crate) async fn open(document: &Document) -> Self {
-        let mut sidecar = Sidecar::spawn(document).await.unwrap();
+    pub(crate) async fn open(config: &Config) -> Self {
+        let mut sidecar = Sidecar::spawn(config).await.unwrap();
         let port = sidecar.ready(LIMIT).await.unwrap();
         Self { sidecar, port }
     }
@@ -112,7 +118,7 @@ impl Tunnel {
     }
 }
 
-/// What a failure must look like.
+/// The expected failure.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Failure {
     pub(crate) code: &'static str,
@@ -122,9 +128,9 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// Asserts that a sidecar ended so, and that it said so in one line without secrets, every word of which stands
-    /// in `golden/failed/CODE/CAUSE.json`; returns the line's JSON.
-    pub(crate) fn assert(self, cause: &str, exit: &Exit, document: &Document) -> Value {
+    /// Asserts that a sidecar ended with this failure, and reported it in one line without secrets, which
+    /// equals `golden/failed/CODE/CAUSE.json` in every word; returns the line's JSON.
+    pub(crate) fn assert(self, cause: &str, exit: &Exit, config: &Config) -> Value {
         let text = exit.text();
         assert_eq!(exit.status.code(), Some(self.status), "exit status; {text}");
         let failed: Vec<_> = exit.stdout.iter().filter(|line| line.starts_with("failed")).collect();
@@ -141,31 +147,31 @@ impl Failure {
         for (field, value) in expected.as_object().unwrap() {
             assert_eq!(line.get(field), Some(value), "`{field}` of {line}");
         }
-        golden::assert_failed(cause, exit, document);
-        assert_no_secret(&text, document);
+        golden::assert_failed(cause, exit, config);
+        assert_no_secret(&text, config);
         line
     }
 }
 
-/// Starts a sidecar that is to fail, and asserts that it does, for `cause` among those of its code.
-pub(crate) async fn assert_fails(document: &Document, failure: Failure, cause: &str) -> Value {
-    assert_fails_within(document, failure, cause, LIMIT).await
+/// Starts a sidecar that must fail, and asserts that it does. `cause` distinguishes the causes of one code.
+pub(crate) async fn assert_fails(config: &Config, failure: Failure, cause: &str) -> Value {
+    assert_fails_within(config, failure, cause, LIMIT).await
 }
 
-/// As [`assert_fails`], where the failure is a time-out.
+/// As [`assert_fails`], for a failure that is a time-out.
 pub(crate) async fn assert_fails_within(
-    document: &Document,
+    config: &Config,
     failure: Failure,
     cause: &str,
     limit: Duration,
 ) -> Value {
-    let sidecar = Sidecar::spawn(document).await.unwrap();
+    let sidecar = Sidecar::spawn(config).await.unwrap();
     let exit = sidecar.exit(limit).await.unwrap();
-    failure.assert(cause, &exit, document)
+    failure.assert(cause, &exit, config)
 }
 
-/// Asserts that nothing of what the document keeps secret is in `text`, and no piece of it.
-pub(crate) fn assert_no_secret(text: &str, document: &Document) {
+/// Asserts that `text` contains none of the config's secrets, and no piece of one.
+pub(crate) fn assert_no_secret(text: &str, config: &Config) {
     let secrets = [
         "/aws/secret_access_key",
         "/aws/session_token",
@@ -173,10 +179,10 @@ pub(crate) fn assert_no_secret(text: &str, document: &Document) {
         "/bastion/ssh_private_key_passphrase",
     ];
     for pointer in secrets {
-        let Some(secret) = document.value().pointer(pointer).and_then(Value::as_str) else {
+        let Some(secret) = config.value().pointer(pointer).and_then(Value::as_str) else {
             continue;
         };
-        // A private key's lines are secrets each; its first and last line are known to everybody.
+        // Each line of a private key is a secret; its first and last line are public.
         let pieces = secret.lines().filter(|line| !line.starts_with("-----") && line.len() >= 8);
         for piece in pieces {
             assert!(!text.contains(piece), "`{pointer}` shows in: {text}");
@@ -184,24 +190,24 @@ pub(crate) fn assert_no_secret(text: &str, document: &Document) {
     }
 }
 
-/// The least-privilege policy, and leave to terminate what one has started.
+/// The least-privilege policy, and permission to terminate one's own sessions.
 pub(crate) fn may_terminate() -> Policy {
     Policy::least_privilege(INSTANCE).allowing("ssm:TerminateSession", OWN_SESSIONS)
 }
 
-/// PostgreSQL, shared by all tests.
+/// A PostgreSQL server shared by all tests.
 pub(crate) async fn postgres_server() -> &'static Postgres {
     static SHARED: OnceCell<Postgres> = OnceCell::const_new();
     SHARED.get_or_init(|| async { Postgres::start().await.unwrap() }).await
 }
 
-/// MariaDB, shared by all tests.
+/// A MariaDB server shared by all tests.
 pub(crate) async fn mariadb_server() -> &'static MariaDb {
     static SHARED: OnceCell<MariaDb> = OnceCell::const_new();
     SHARED.get_or_init(|| async { MariaDb::start().await.unwrap() }).await
 }
 
-/// The fields of a document that log in with this key file.
+/// The config's fields for a login with this key file.
 pub(crate) fn with_key(key: &KeyFile) -> Value {
     json!({ "bastion": {
         "ssh_private_key": key.text,

@@ -1,4 +1,5 @@
-//! The world outside the sidecar, and the promises kept in it.
+//! Everything outside the sidecar that its tests need: an emulator of AWS, fixtures of real servers, a
+//! soak.
 
 pub mod emulator;
 pub mod fixtures;

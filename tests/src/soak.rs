@@ -1,4 +1,4 @@
-//! Real load under every fault, for as long as one likes.
+//! Real load under every fault, for any duration.
 
 mod customer;
 mod faults;
@@ -13,12 +13,11 @@ pub use report::Report;
 
 use self::customer::{Customer, Engine};
 
-/// Soaks for `duration` with the faults of `seed`.
+/// Runs for `duration` with the faults of `seed`.
 ///
 /// # Errors
 ///
-/// When a server cannot be started or a sidecar does not become ready; what goes wrong later is in the
-/// report.
+/// When a server cannot be started or a sidecar does not become ready; later problems are in the report.
 pub async fn run(duration: Duration, seed: u64) -> Result<Report, Box<dyn Error + Send + Sync>> {
     let resumable = Customer::start(Engine::PostgreSql, true).await?;
     let perishable = Customer::start(Engine::MariaDb, false).await?;

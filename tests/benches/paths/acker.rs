@@ -1,6 +1,6 @@
-//! The ceiling: a client of the data channel that acknowledges what comes and throws it away.
+//! The ceiling: a client of the data channel that acknowledges all messages and discards them.
 //!
-//! No SSH is inside: the emulated agent dials the source of bytes itself.
+//! Without SSH: the emulated agent dials the source of bytes directly.
 
 use std::{
     collections::VecDeque,
@@ -58,7 +58,7 @@ impl Acker {
                 let answer = HANDSHAKE.as_bytes();
                 acker.send(PayloadType::HandshakeResponse, answer).await?;
             } else if message.payload_type == PayloadType::HandshakeComplete.to_wire() {
-                // The agent throws away what comes in the first moment.
+                // The agent discards data that arrives in the first moment.
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 return Ok(acker);
             }
@@ -79,8 +79,8 @@ impl Acker {
         Ok(crate::load::per_second(bytes, start.elapsed()))
     }
 
-    /// Lets so many clients ask by `payload`, each again as soon as it has got as much back, until `count`
-    /// answers have come; returns what they took.
+    /// Runs this many echo clients: each sends `payload` again as soon as its answer is complete, until
+    /// `count` answers have arrived; returns their times.
     pub(crate) async fn echoes(
         &mut self,
         payload: &[u8],
@@ -95,7 +95,7 @@ impl Acker {
                 self.send(PayloadType::Output, payload).await?;
             }
             received += self.batch().await?;
-            // The echo answers in turn.
+            // The echo server answers in order.
             while received >= payload.len()
                 && let Some(asked) = asked.pop_front()
             {
@@ -108,7 +108,7 @@ impl Acker {
         }
     }
 
-    /// Waits for messages, takes all that are there, acknowledges them by one write.
+    /// Waits for messages, takes all that have arrived, and acknowledges them with one write.
     async fn batch(&mut self) -> Outcome<usize> {
         let mut bytes = self.output().await?.payload.len();
         for _ in 1..BATCH {
@@ -119,7 +119,7 @@ impl Acker {
         Ok(bytes)
     }
 
-    /// Sends what `output` has left, by one write.
+    /// Sends the acknowledges that `output` has left, with one write.
     async fn acknowledge(&mut self) -> Outcome<()> {
         for acknowledge in self.acknowledges.drain(..) {
             self.socket.feed(tungstenite::Message::Binary(acknowledge)).await?;
@@ -127,7 +127,7 @@ impl Acker {
         Ok(self.socket.flush().await?)
     }
 
-    /// The next stream message, its acknowledge still to be sent. Cancel-safe.
+    /// The next stream message; its acknowledge is not sent yet. Cancel-safe.
     async fn output(&mut self) -> Outcome<Message> {
         loop {
             let frame = match self.socket.next().await.ok_or("the gateway has closed")?? {
@@ -201,7 +201,7 @@ fn encode(
 
 pub(crate) const REGION: &str = "ap-northeast-1";
 
-/// Messages whose acknowledges share a write.
+/// Maximum number of acknowledges in one write.
 const BATCH: usize = 64;
 
 /// The official plugin's answer.

@@ -1,4 +1,5 @@
-//! One session and random bytes: how near to the agent's limit downwards, how far past the plugin's upwards.
+//! One session and random bytes: how close downloads get to the agent's limit, and how far uploads exceed
+//! the plugin's.
 
 use serde_json::json;
 use tests::emulator::Pacing;
@@ -133,5 +134,5 @@ async fn up(bench: &Bench, net: Net, report: &mut Report, table: &mut Table) -> 
     Ok(())
 }
 
-/// The plugin's most: 1,024 bytes, then a pause of 1 ms. In MB/s.
+/// Limit of the plugin in MB/s: 1,024 bytes, then a pause of 1 ms.
 const PLUGIN_UP: f64 = 1.024;

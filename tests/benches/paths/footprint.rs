@@ -1,4 +1,4 @@
-//! Memory, size, and two hundred at once.
+//! Memory, binary size, and two hundred sidecars at once.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -60,7 +60,7 @@ pub(crate) async fn run(bench: &Bench, program: &Path, report: &mut Report) -> O
     many(bench, report).await
 }
 
-/// Starts many at once, and uses each.
+/// Starts many sidecars at once and uses each.
 async fn many(bench: &Bench, report: &mut Report) -> Outcome<()> {
     let columns = [
         "sidecars",
@@ -79,8 +79,8 @@ async fn many(bench: &Bench, report: &mut Report) -> Outcome<()> {
         let started = Instant::now();
         let mut starting = JoinSet::new();
         for _ in 0..count {
-            let document = world.document(echo.port(), &json!({}))?;
-            starting.spawn(async move { Tunnel::open(&document).await });
+            let config = world.config(echo.port(), &json!({}))?;
+            starting.spawn(async move { Tunnel::open(&config).await });
         }
         let mut tunnels = Vec::new();
         while let Some(tunnel) = starting.join_next().await {
@@ -98,7 +98,7 @@ async fn many(bench: &Bench, report: &mut Report) -> Outcome<()> {
         let memory: Vec<Memory> = tunnels.iter().map(Tunnel::memory).collect();
         let resident: f64 = memory.iter().map(|memory| memory.resident).sum();
         let proportional: f64 = memory.iter().map(|memory| memory.proportional).sum();
-        let answers = Figures::of(answers).ok_or("nobody answered")?;
+        let answers = Figures::of(answers).ok_or("no sidecar answered")?;
         let cells =
             [took.as_secs_f64(), resident, proportional, answers.median(), answers.quantile(0.99)];
         table.row([count.to_string()].into_iter().chain(cells.map(digits)));
@@ -119,7 +119,7 @@ async fn many(bench: &Bench, report: &mut Report) -> Outcome<()> {
     Ok(())
 }
 
-/// A question of a kilobyte through an echo.
+/// A request of a kilobyte to an echo server.
 async fn ask(port: u16) -> Outcome<Duration> {
     let started = Instant::now();
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;

@@ -1,4 +1,4 @@
-//! How throughput and cost grow.
+//! How throughput and cost scale.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Outcome<()> {
 }
 
 impl Bench {
-    /// All points of a curve, or its ends.
+    /// All points of a curve, or only its ends.
     fn points<T: Copy>(&self, all: &[T]) -> Vec<T> {
         match all {
             [first, .., last] if self.quick => vec![*first, *last],
@@ -32,7 +32,7 @@ impl Bench {
     }
 }
 
-/// A curve's figures, and the plots made of them.
+/// The figures of a curve, and its plots.
 struct Course {
     table: Table,
     points: Vec<(f64, Carried)>,
@@ -120,7 +120,7 @@ async fn round_trips(bench: &Bench, report: &mut Report) -> Outcome<()> {
     Ok(())
 }
 
-/// What messages that are lost between gateway and agent cost.
+/// The cost of messages lost between gateway and agent.
 pub(crate) async fn loss(bench: &Bench, report: &mut Report) -> Outcome<()> {
     let mut down = Course::new("Loss both ways, legs of 5 ms, real pacing, down", "% of messages");
     let mut up = Course::new("Loss both ways, legs of 5 ms, up", "% of messages");

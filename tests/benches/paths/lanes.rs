@@ -1,4 +1,4 @@
-//! Eight connections over eight sessions, against one over one.
+//! Eight connections over eight sessions, compared with one over one.
 
 use std::time::Duration;
 
@@ -49,7 +49,7 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Outcome<()> {
     one.close().await?;
     let mut eight = world.tunnel(engine.port(), &sessions(8)).await?;
     drop(one_on_each(&mut eight, 8).await?);
-    // The lanes stay, and are empty when the server has seen these connections end.
+    // The lanes stay open; they are empty once the server has seen the end of these connections.
     sleep(Duration::from_millis(500)).await;
     let all = engine.dump(eight.port, 8, bench.stretch()).await?.bytes_per_second;
     eight.close().await?;
@@ -73,7 +73,7 @@ fn sessions(count: usize) -> serde_json::Value {
     json!({ "tunnel": { "sessions": count } })
 }
 
-/// Opens connections, one after another, as the lanes for them come up.
+/// Opens connections one after another, as lanes become available for them.
 pub(crate) async fn one_on_each(tunnel: &mut Tunnel, sessions: usize) -> Outcome<Vec<TcpStream>> {
     let mut streams = Vec::new();
     for opened in 1..=sessions {
@@ -88,5 +88,5 @@ pub(crate) async fn one_on_each(tunnel: &mut Tunnel, sessions: usize) -> Outcome
     Ok(streams)
 }
 
-/// Most that opening a lane takes.
+/// Time limit for opening a lane.
 const LANE_OPENS: Duration = Duration::from_secs(30);

@@ -1,4 +1,4 @@
-//! A leg of the network between two sockets: bytes arrive late, and connecting takes a round trip.
+//! One network leg between two sockets: adds latency to bytes and a round trip to connecting.
 
 use std::{
     collections::VecDeque,
@@ -18,12 +18,12 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// Forwards connections to a port of 127.0.0.1, each byte that much later; ends when dropped.
+/// Forwards connections to a port of 127.0.0.1, delaying each byte; ends when dropped.
 #[derive(Debug)]
 pub(crate) struct Leg {
     address: SocketAddr,
     first_byte: Arc<OnceLock<Instant>>,
-    /// Held for its drop.
+    /// Ends the server when dropped.
     _server: JoinSet<()>,
 }
 
@@ -38,7 +38,7 @@ impl Leg {
             let mut connections = JoinSet::new();
             while let Ok((near, _)) = listener.accept().await {
                 let noted = Arc::clone(&noted);
-                // What breaks is seen by both ends.
+                // Errors are visible to both ends.
                 connections.spawn(async move { drop(carry(near, port, one_way, &noted).await) });
                 while connections.try_join_next().is_some() {}
             }
@@ -50,7 +50,7 @@ impl Leg {
         self.address.port()
     }
 
-    /// When the first byte of the first client was seen.
+    /// When the first byte of the first client arrived.
     pub(crate) fn first_byte(&self) -> Option<Instant> {
         self.first_byte.get().copied()
     }
@@ -68,7 +68,7 @@ async fn carry(
     far.set_nodelay(true)?;
     let (near_read, near_write) = near.into_split();
     let (far_read, far_write) = far.into_split();
-    // The client of a real leg could not have sent before the handshake's round trip.
+    // On a real leg, the client could not send before the handshake's round trip.
     let up = late(near_read, far_write, one_way, connected, Some(first_byte));
     let down = late(far_read, near_write, one_way, connected, None);
     tokio::try_join!(up, down).map(drop)
@@ -112,5 +112,6 @@ async fn late(
 
 const CHUNK: usize = 64 * 1024;
 
-/// Bytes under way in a direction: more than any window at the rates and delays measured here.
+/// Maximum number of bytes in transit in one direction: more than any window at the rates and delays
+/// measured here.
 const MOST: usize = 64 << 20;

@@ -19,21 +19,21 @@ use tokio::{
 
 use super::Outcome;
 
-/// A target that sends random bytes without end, or counts what it gets.
+/// Targets that send random bytes without end, or count what they receive.
 #[derive(Debug)]
 pub(crate) struct Target {
-    /// Sends to whoever connects.
+    /// Sends to each client.
     pub(crate) source: TcpServer,
-    /// Takes what comes.
+    /// Receives from each client.
     pub(crate) sink: TcpServer,
     taken: Arc<AtomicU64>,
 }
 
-/// What was carried in a stretch of time.
+/// What was carried in an interval.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Carried {
     pub(crate) bytes_per_second: f64,
-    /// Of the path's process, for a hundred million bytes.
+    /// Processor time of the path's process for a hundred million bytes.
     pub(crate) cpu_per_100_mb: f64,
     /// Share of one processor.
     pub(crate) cpu_share: f64,
@@ -66,7 +66,7 @@ impl Target {
         Ok(Self { source, sink, taken })
     }
 
-    /// Sends through `port`, which leads to the sink, over so many connections.
+    /// Sends through `port`, which leads to the sink, over this many connections.
     pub(crate) async fn upload(
         &self,
         port: u16,
@@ -83,7 +83,7 @@ impl Target {
     }
 }
 
-/// Reads from `port`, which leads to a source, over so many connections.
+/// Reads from `port`, which leads to a source, over this many connections.
 pub(crate) async fn download(
     port: u16,
     connections: usize,
@@ -97,7 +97,7 @@ pub(crate) async fn download(
     download_from(streams, time, cpu).await
 }
 
-/// The same over connections that are open.
+/// The same over connections that are already open.
 pub(crate) async fn download_from(
     streams: Vec<TcpStream>,
     time: Stretch,
@@ -117,7 +117,7 @@ pub(crate) async fn download_from(
     Ok(time.measure(&taken, cpu).await)
 }
 
-/// How long to wait until a path is at its pace, and how long to count.
+/// How long to warm a path up, and how long to measure it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stretch {
     pub(crate) warm_up: Duration,
@@ -139,7 +139,7 @@ impl Stretch {
 }
 
 impl Carried {
-    /// 10^6 bytes a second.
+    /// In units of 10^6 bytes a second.
     pub(crate) fn megabytes(self) -> f64 {
         self.bytes_per_second / 1e6
     }
@@ -154,7 +154,7 @@ fn widen(bytes: usize) -> u64 {
     u64::try_from(bytes).unwrap_or_default()
 }
 
-/// No compressor finds its repetitions: they are further apart than its window.
+/// Incompressible: repetitions are farther apart than a compressor's window.
 static RANDOM: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let mut bytes = vec![0; 4 << 20];
     rand::rng().fill_bytes(&mut bytes);

@@ -1,10 +1,10 @@
-//! Whole paths, measured side by side in one run: the sidecar, OpenSSH's client, the official plugin where there
-//! is one, and a client that only acknowledges, all against one emulated agent and one real sshd.
+//! Whole paths, measured side by side in one run: the sidecar, OpenSSH's client, the official plugin if
+//! available, and a client that only acknowledges, all against one emulated agent and one real sshd.
 //!
-//! `cargo bench --bench paths` measures; `-- --report` also writes Markdown and plots to
-//! `benches/report/`; `-- --quick` only shows in a minute that everything can be measured; names of
-//! chapters choose among them. `SSM_SIDECAR_BIN` names another sidecar than cargo builds, and
-//! `SESSION_MANAGER_PLUGIN` the official plugin.
+//! `cargo bench --bench paths` measures; `-- --report` also writes Markdown and plots to `benches/report/`;
+//! `-- --quick` checks within a minute that everything can be measured; names of chapters select them.
+//! `SSM_SIDECAR_BIN` is the path of another sidecar than the one cargo builds, `SESSION_MANAGER_PLUGIN`
+//! that of the official plugin.
 #![expect(clippy::print_stdout, reason = "its result")]
 
 mod acker;
@@ -45,7 +45,7 @@ use self::{
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// What every chapter measures with.
+/// What every chapter needs to measure.
 struct Bench {
     sshd: Arc<Sshd>,
     target: Target,
@@ -53,7 +53,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// How often something is measured whose median counts.
+    /// How often to measure a figure whose median is reported.
     fn repeats(&self) -> usize {
         if self.quick { 1 } else { 3 }
     }
@@ -63,7 +63,7 @@ impl Bench {
         Stretch { warm_up: Duration::from_millis(warm_up), window: Duration::from_millis(window) }
     }
 
-    /// For one point of a curve.
+    /// Duration of one point of a curve.
     fn short(&self) -> Stretch {
         let [warm_up, window] = if self.quick { [100, 200] } else { [700, 1500] };
         Stretch { warm_up: Duration::from_millis(warm_up), window: Duration::from_millis(window) }
@@ -87,7 +87,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Measures; false where a part could not be.
+/// Measures; false if a part could not be measured.
 async fn run() -> Outcome<bool> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
@@ -141,7 +141,7 @@ fn key() -> std::io::Result<tests::fixtures::KeyPair> {
     tests::fixtures::KeyPair::generate(tests::fixtures::KeyType::Ed25519)
 }
 
-/// The sidecar that is measured: `SSM_SIDECAR_BIN`, or what cargo builds now, as it is shipped.
+/// The sidecar to be measured: `SSM_SIDECAR_BIN`, or the one that cargo builds now, as it is shipped.
 fn program() -> Outcome<PathBuf> {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     if let Some(path) = PROGRAM.get() {
@@ -152,8 +152,8 @@ fn program() -> Outcome<PathBuf> {
     } else {
         let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let output = Command::new(cargo)
-            // With a bench beside it, the dependencies have the features of those that made this program,
-            // and none is built twice.
+            // Built together with a bench, the dependencies have the same features as those of this
+            // program, so that none is built twice.
             .args(["build", "--release", "--locked", "--bin", "ssm-sidecar", "--bench", "parts"])
             .arg("--message-format=json-render-diagnostics")
             .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
@@ -171,7 +171,7 @@ fn program() -> Outcome<PathBuf> {
     Ok(PROGRAM.get_or_init(|| path).clone())
 }
 
-/// On what and when it was measured.
+/// The machine and the date of the measurement.
 fn conditions(took: Duration, quick: bool) -> String {
     let processors = std::thread::available_parallelism().map_or(0, usize::from);
     let model = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -193,5 +193,5 @@ fn conditions(took: Duration, quick: bool) -> String {
 const CHAPTERS: [&str; 9] =
     ["start", "bulk", "unpaced", "queries", "tables", "lanes", "footprint", "growth", "loss"];
 
-/// For a chapter.
+/// Time limit for a chapter.
 const LIMIT: Duration = Duration::from_mins(4);

@@ -1,4 +1,4 @@
-//! OpenSSH's client as a path: by itself, and inside the official plugin.
+//! OpenSSH's client as a path: alone, and through the official plugin.
 
 use std::{
     env, ffi::OsStr, fs::Permissions, os::unix::fs::PermissionsExt as _, process::Stdio,
@@ -23,31 +23,31 @@ use super::{
     world::{ACCESS_KEY_ID, INSTANCE, SECRET_ACCESS_KEY, World},
 };
 
-/// A running `ssh -L`, ended when dropped, with what it has started.
+/// A running `ssh -L`; ended when dropped, together with everything it has started.
 pub(crate) struct SshL {
     child: Child,
-    /// Its process, and the group of all that it has started.
+    /// Its process id, and that of the group of everything it has started.
     group: Pid,
     pub(crate) port: u16,
-    /// From the start of ssh, or of StartSession where there is one, to when it listens.
+    /// Time until it listens, from the start of ssh, or from StartSession if there is one.
     pub(crate) ready_after: Duration,
     _directory: TempDir,
 }
 
 impl SshL {
-    /// `ssh -L` straight to sshd at `ssh_port`, or to a leg that leads to it.
+    /// `ssh -L` directly to sshd at `ssh_port`, or to a leg that leads to it.
     pub(crate) async fn open(world: &World, ssh_port: u16, target: u16) -> Outcome<Self> {
         Self::run(world, ssh_port, target, None).await
     }
 
-    /// `ssh -L` through the official plugin, where the environment says where that is.
+    /// `ssh -L` through the official plugin, if the environment names one.
     ///
-    /// The plugin is called as the AWS CLI calls it; its cost is part of ssh's, whose child it is. What the CLI
-    /// itself costs, about a second, is not.
+    /// The plugin is called as the AWS CLI calls it; its cost is included in that of ssh, whose child it
+    /// is. The cost of the CLI itself, about a second, is not.
     pub(crate) async fn through_plugin(world: &World, target: u16) -> Outcome<Option<Self>> {
         let Some(plugin) = env::var_os(PLUGIN) else { return Ok(None) };
         let mut last = None;
-        // ssh speaks first: now and then the agent throws that away, and with it the session.
+        // ssh sends first: occasionally the agent discards that, and the session fails.
         for _ in 0..ATTEMPTS {
             match Self::through(&plugin, world, target).await {
                 Ok(ssh) => return Ok(Some(ssh)),
@@ -82,7 +82,7 @@ impl SshL {
             parameters.to_string(),
             world.api_url(),
         ];
-        // ssh hands the command to a shell, after it has replaced `%`.
+        // ssh passes the command to a shell, after expanding `%`.
         let command: Vec<String> = arguments
             .iter()
             .map(|argument| format!("'{}'", argument.replace('\'', r"'\''").replace('%', "%%")))
@@ -126,7 +126,7 @@ impl SshL {
         let group = group.ok_or("ssh has ended at once")?;
         let mut ssh =
             Self { child, group, port, ready_after: Duration::ZERO, _directory: directory };
-        // To connect would have the target send what somebody has to wait for later.
+        // Connecting would make the target send bytes that must be read later.
         let listens = || async { process::listens(port) };
         tokio::select! {
             ended = ssh.child.wait() => return Err(format!("`ssh -L` ended: {}", ended?).into()),
@@ -148,18 +148,18 @@ impl SshL {
 }
 
 impl Drop for SshL {
-    /// The plugin outlives its ssh: the end of its stdin ends nothing.
+    /// The plugin outlives its ssh: the end of its stdin does not end it.
     fn drop(&mut self) {
-        // Where all have ended, nobody is left to hear it.
+        // Fails if all of them have already ended.
         let _ended = killpg(self.group, Signal::SIGKILL);
     }
 }
 
-/// For a session through the plugin.
+/// Attempts to open a session through the plugin.
 const ATTEMPTS: usize = 5;
 
-/// What the tables call the path through it.
+/// Name of the plugin's path in the tables.
 pub(crate) const PLUGIN_PATH: &str = "official plugin, ssh -L";
 
-/// Path of the official session-manager-plugin.
+/// Environment variable with the path of the official session-manager-plugin.
 const PLUGIN: &str = "SESSION_MANAGER_PLUGIN";

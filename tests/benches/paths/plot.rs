@@ -1,4 +1,4 @@
-//! Lines in an SVG file.
+//! Line charts as SVG files.
 
 use std::path::Path;
 
@@ -6,10 +6,10 @@ use plotters::prelude::*;
 
 use super::Outcome;
 
-/// Curves over one axis.
+/// Curves over a common axis.
 #[derive(Debug)]
 pub(crate) struct Plot {
-    /// Of the file, without ending.
+    /// Name of the file without extension.
     pub(crate) name: &'static str,
     pub(crate) title: String,
     pub(crate) x: &'static str,

@@ -1,10 +1,10 @@
-//! What processes cost, as the kernel counts it: a program and all that it has started.
+//! Cost of processes as counted by the kernel: a program and everything it has started.
 
 use std::{fs, time::Duration};
 
 use nix::unistd::Pid;
 
-/// The process and its descendants.
+/// The process and all its descendants.
 fn family(pid: Pid) -> Vec<i32> {
     let mut found = vec![pid.as_raw()];
     let mut next = 0;
@@ -12,7 +12,7 @@ fn family(pid: Pid) -> Vec<i32> {
         next += 1;
         for task in tasks(pid) {
             let children = format!("/proc/{pid}/task/{task}/children");
-            // Whoever has ended meanwhile has none.
+            // A process that has exited meanwhile has no children.
             let children = fs::read_to_string(children).unwrap_or_default();
             found.extend(children.split_whitespace().filter_map(|child| child.parse::<i32>().ok()));
         }
@@ -25,14 +25,14 @@ fn tasks(pid: i32) -> Vec<String> {
     tasks.flatten().filter_map(|task| task.file_name().into_string().ok()).collect()
 }
 
-/// Whether somebody listens at this port of 127.0.0.1.
+/// Whether a socket listens at this port of 127.0.0.1.
 pub(crate) fn listens(port: u16) -> bool {
-    // As the kernel writes it: the address backwards, and 0A for LISTEN.
+    // In the kernel's notation: the address in reverse byte order, and 0A for LISTEN.
     let local = format!(" 0100007F:{port:04X} 00000000:0000 0A ");
     fs::read_to_string("/proc/net/tcp").unwrap_or_default().contains(&local)
 }
 
-/// Processor time used by now.
+/// Processor time used so far.
 pub(crate) fn cpu(pid: Pid) -> Duration {
     let nanoseconds = family(pid).into_iter().flat_map(|pid| {
         tasks(pid).into_iter().filter_map(move |task| {
@@ -47,15 +47,15 @@ pub(crate) fn cpu(pid: Pid) -> Duration {
 /// Memory, in megabytes of 10^6 bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Memory {
-    /// Resident, counting what processes share once in each.
+    /// Resident; pages shared by processes are counted once for each.
     pub(crate) resident: f64,
-    /// Resident and written by the process itself.
+    /// Resident and private (anonymous).
     pub(crate) anonymous: f64,
-    /// Resident, what is shared divided by the number of sharers.
+    /// Resident; shared pages divided by the number of sharers.
     pub(crate) proportional: f64,
 }
 
-/// Memory resident now.
+/// Current memory.
 pub(crate) fn memory(pid: Pid) -> Memory {
     let mut memory = Memory::default();
     for pid in family(pid) {
@@ -68,7 +68,7 @@ pub(crate) fn memory(pid: Pid) -> Memory {
     memory
 }
 
-/// A field of so many kB of 1,024 bytes.
+/// A field in kB of 1,024 bytes.
 fn field(text: &str, name: &str) -> f64 {
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     let kilobytes =

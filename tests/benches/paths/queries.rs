@@ -40,7 +40,7 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Outcome<()> {
             table.row([name.to_owned(), path.to_owned(), clients.to_string(), median, p99]);
         };
         for clients in [1, 8] {
-            // Answers share the agent's pauses, with SSH or without.
+            // Answers share the agent's pauses, with and without SSH.
             let at_once = own_time(&world, bench, clients, true).await?;
             row("session without SSH, echo of 100 bytes", clients, &at_once);
             let own = own_time(&world, bench, clients, false).await?;
@@ -67,7 +67,7 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Outcome<()> {
     }
 
     let engine = Engine::Postgres(port);
-    // Enough for a dump to last as long as the queries, however short the rest is kept.
+    // Large enough for a dump to last as long as the queries, however well the rows compress.
     engine.fill(150_000).await?;
     for (data, sessions) in [("random bytes", 1), ("table dump", 1), ("table dump", 2)] {
         let world = World::start(&bench.sshd, Net::NEAR, Pacing::Real).await?;
@@ -99,7 +99,7 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Outcome<()> {
     Ok(())
 }
 
-/// Queries beside bytes that no compressor makes fewer, out of the same database.
+/// Queries beside a dump of incompressible bytes from the same database.
 async fn beside_random(tunnel: u16, direct: u16, seconds: u64) -> Outcome<Figures> {
     let rows = "CREATE TABLE noise AS SELECT string_agg(decode(replace(gen_random_uuid()::text, '-', ''), 'hex'), '') \
                 AS bytes FROM generate_series(1, 400000) i GROUP BY i / 64";
@@ -130,10 +130,10 @@ fn psql(port: u16, statement: &str) -> Command {
     command
 }
 
-/// Milliseconds of an echo through a session without SSH, asked for by so many clients at once.
+/// Milliseconds of an echo through a session without SSH, with this many clients at once.
 ///
-/// sshd leaves Nagle's algorithm on where nobody has a terminal: behind an answer that the agent's system has not
-/// acknowledged the others wait, and the agent pauses after reading each lot.
+/// sshd leaves Nagle's algorithm on for sessions without a terminal: behind an answer that the agent's
+/// kernel has not acknowledged, further answers wait, and the agent pauses after each read.
 async fn own_time(world: &World, bench: &Bench, clients: usize, at_once: bool) -> Outcome<Figures> {
     let server = TcpServer::start(move |mut stream| async move {
         stream.set_nodelay(at_once)?;
@@ -151,7 +151,7 @@ async fn own_time(world: &World, bench: &Bench, clients: usize, at_once: bool) -
     Ok(Figures::of(samples).ok_or("nothing measured")?)
 }
 
-/// Milliseconds of each transaction of pgbench.
+/// Milliseconds of each pgbench transaction.
 async fn pgbench(port: u16, clients: usize, seconds: u64) -> Outcome<Figures> {
     let directory = TempDir::new()?;
     let script = directory.path().join("script");
@@ -176,7 +176,7 @@ async fn pgbench(port: u16, clients: usize, seconds: u64) -> Outcome<Figures> {
     for entry in std::fs::read_dir(directory.path())?.flatten() {
         if entry.file_name().to_string_lossy().starts_with("log") {
             let log = std::fs::read_to_string(entry.path())?;
-            // Client, number, microseconds, …
+            // Fields: client, number, microseconds, …
             let times = log.lines().filter_map(|line| line.split(' ').nth(2)?.parse::<f64>().ok());
             samples.extend(times.map(|microseconds| microseconds / 1e3));
         }

@@ -1,4 +1,4 @@
-//! What was found, on the terminal as it comes and as Markdown at the end.
+//! The results: printed as they are measured, and written as Markdown at the end.
 
 use std::{fmt::Write as _, fs, path::Path};
 
@@ -8,7 +8,7 @@ use super::{
     stats::digits,
 };
 
-/// Everything that a run has found.
+/// All results of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     goals: Vec<Goal>,
@@ -16,13 +16,13 @@ pub(crate) struct Report {
     plots: Vec<Plot>,
 }
 
-/// Something that was promised.
+/// A goal and its result.
 #[derive(Debug)]
 struct Goal {
     subject: String,
     target: String,
     figure: String,
-    /// `None` where it could not be measured.
+    /// `None` if it could not be measured.
     met: Option<bool>,
 }
 
@@ -53,7 +53,7 @@ impl Table {
 }
 
 impl Report {
-    /// Notes a promise, what was found, and whether that keeps it.
+    /// Records a goal, the result, and whether the goal is met.
     #[expect(clippy::print_stdout, reason = "what a benchmark is for")]
     pub(crate) fn goal(&mut self, subject: &str, target: &str, figure: String, met: bool) {
         let verdict = if met { "met" } else { "MISSED" };
@@ -66,7 +66,8 @@ impl Report {
         });
     }
 
-    /// Notes how many times the sidecar's processor time the official plugin and ssh take for the same bytes.
+    /// Records how many times the sidecar's processor time the official plugin and ssh need for the same
+    /// bytes.
     pub(crate) fn fewer_cpu_seconds(&mut self, subject: &str, ours: f64, theirs: f64) {
         let times = theirs / ours;
         let figure =
@@ -75,7 +76,7 @@ impl Report {
         self.goal(&subject, "≥ 5", figure, times >= 5.0);
     }
 
-    /// Notes what could not be measured, and why.
+    /// Records what could not be measured, and why.
     #[expect(clippy::print_stdout, reason = "what a benchmark is for")]
     pub(crate) fn not_measured(&mut self, subject: &str, why: &str) {
         println!("  NOT MEASURED: {subject}: {why}");
@@ -95,7 +96,7 @@ impl Report {
         self.plots.push(plot);
     }
 
-    /// Whether nothing has kept anything from being measured.
+    /// Whether everything could be measured.
     pub(crate) fn is_complete(&self) -> bool {
         self.goals.iter().all(|goal| goal.met.is_some())
     }

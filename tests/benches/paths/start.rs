@@ -1,4 +1,4 @@
-//! From the start of the process to `ready`, and which round trips that takes.
+//! From the start of the process to `ready`, and the round trips in it.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Outcome<()> {
     ];
     let mut table = Table::new("Time to ready", &columns);
     for net in [Net::NEAR, Net::FAR] {
-        // The agent's pause counts for each read of it; what it costs is the path's own.
+        // The agent pauses after each of its reads; that time belongs to the path.
         let world = World::start(&bench.sshd, net, Pacing::Real).await?;
         let target = bench.target.sink.port();
         let repeats = if bench.quick { 2 } else { 9 };
@@ -79,16 +79,17 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Outcome<()> {
     Ok(())
 }
 
-/// What the sidecar cannot do earlier than its peers answer, on this emulator, without TLS.
+/// The least time that the sidecar must wait for its peers, on this emulator, without TLS.
 fn unavoidable(net: Net) -> Duration {
     let leg = 2 * net.one_way;
-    // Connecting and StartSession. Connecting to the gateway can go on meanwhile.
+    // Connecting and StartSession. The connection to the gateway can be made meanwhile.
     let api = 2 * leg;
     // The upgrade.
     let gateway = leg;
-    // OpenDataChannel brings the handshake's request; its answer `HandshakeComplete`, and right behind it sshd's
-    // identification. Then inside SSH: identification and KEXINIT (1), the key exchange (1), NEWKEYS and the
-    // signed login request (1), the channel to the target (1).
+    // OpenDataChannel is answered by the handshake request, the response to that by
+    // `HandshakeComplete` followed by sshd's identification. Then in SSH: identification and
+    // KEXINIT (1), the key exchange (1), NEWKEYS and the signed login request (1), the channel to
+    // the target (1).
     let agent = 6 * net.rtt();
     api + gateway + agent
 }

@@ -1,13 +1,13 @@
-//! Medians, spread and percentiles of what was measured.
+//! Median, spread and percentiles of measurements.
 
 use std::fmt;
 
-/// Samples of one quantity, in order of size; never empty.
+/// Samples of one quantity in ascending order; never empty.
 #[derive(Clone, Debug)]
 pub(crate) struct Figures(Vec<f64>);
 
 impl Figures {
-    /// Sorts `samples`; none where there are none.
+    /// Sorts `samples`; `None` if there are none.
     pub(crate) fn of(samples: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut samples: Vec<f64> = samples.into_iter().collect();
         samples.sort_by(f64::total_cmp);
@@ -18,7 +18,7 @@ impl Figures {
         self.quantile(0.5)
     }
 
-    /// The sample below which this share of all lies.
+    /// The sample below which this share of all samples lies.
     #[expect(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
@@ -40,7 +40,7 @@ impl Figures {
     }
 }
 
-/// The median, and between what the samples lie.
+/// The median and the range of the samples.
 impl fmt::Display for Figures {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [median, low, high] = [self.median(), self.low(), self.high()].map(digits);
@@ -48,7 +48,7 @@ impl fmt::Display for Figures {
     }
 }
 
-/// Three digits that matter.
+/// Three significant digits.
 pub(crate) fn digits(value: f64) -> String {
     match value.abs() {
         size if size >= 100.0 => format!("{value:.0}"),

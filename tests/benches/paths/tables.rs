@@ -1,4 +1,4 @@
-//! Dumps of a plausible table from real servers: what compression gains, and what it costs on random bytes.
+//! Dumps of a plausible table from real servers: the gain of compression, and its cost on random bytes.
 
 use std::{
     process::Stdio,
@@ -80,13 +80,13 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Outcome<()> {
 }
 
 impl Bench {
-    /// Of the table: more than a dump gets through in the time that it is given.
+    /// Rows of the table: more than a dump reads in the time given.
     pub(crate) fn rows(&self) -> u32 {
         if self.quick { 30_000 } else { 150_000 }
     }
 }
 
-/// A database server, by its port.
+/// A database server, identified by its port.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Engine {
     Postgres(u16),
@@ -107,7 +107,7 @@ impl Engine {
         }
     }
 
-    /// Makes the table of orders.
+    /// Creates the table of orders.
     pub(crate) async fn fill(self, rows: u32) -> Outcome<()> {
         let statement = match self {
             Self::Postgres(_) => POSTGRES_ORDERS.replace("ROWS", &rows.to_string()),
@@ -120,7 +120,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Rows a second through `port`, dumped by so many clients at once.
+    /// Rows a second through `port`, dumped by this many clients at once.
     pub(crate) async fn dump(self, port: u16, clients: usize, time: Stretch) -> Outcome<Carried> {
         let rows = Arc::new(AtomicU64::new(0));
         let mut readers = JoinSet::new();
@@ -139,7 +139,7 @@ impl Engine {
                     let ends = piece.split(|byte| *byte == b'\n').count() - 1;
                     rows.fetch_add(u64::try_from(ends).unwrap_or_default(), Relaxed);
                 }
-                // Ended with its reader.
+                // Ended when its reader is dropped.
                 drop(child);
             });
         }

@@ -1,4 +1,4 @@
-//! An agent without pauses: what the sidecar itself costs.
+//! An agent without pauses: the cost of the sidecar itself.
 
 use serde_json::json;
 use tests::emulator::Pacing;
@@ -19,7 +19,7 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Outcome<()> {
     let mut table = Table::new("No pauses, one connection, random bytes", &columns);
     let (source, sink) = (bench.target.source.port(), bench.target.sink.port());
     let time = bench.stretch();
-    // Of the plain paths down and up, messages of 1,024 bytes.
+    // Cost of the plain paths down and up, with messages of 1,024 bytes.
     let mut costs = Vec::new();
     for (message_bytes, compression) in [(1_024, "off"), (1_024, "auto"), (16_384, "off")] {
         let changes =
@@ -70,7 +70,7 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Outcome<()> {
     Ok(())
 }
 
-/// Returns the CPU seconds per 100 MB.
+/// Adds a row and returns the CPU seconds per 100 MB.
 fn add(
     table: &mut Table,
     report: &mut Report,

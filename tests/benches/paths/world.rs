@@ -1,11 +1,11 @@
-//! The world around a path: the emulator with legs of some length, a bastion, a document.
+//! The environment of a path: the emulator with legs of a given length, a bastion, a config.
 
 use std::{sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use tests::{
     emulator::{AgentSettings, Emulator, Link, Pacing, Plan, Policy},
-    fixtures::{Document, Sidecar, Sshd},
+    fixtures::{Config, Sidecar, Sshd},
 };
 use tokio::time::Instant;
 
@@ -18,9 +18,9 @@ pub(crate) const SECRET_ACCESS_KEY: &str = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPL
 /// The network between the parts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Net {
-    /// Of each leg: to the API, to the gateway, from there to the agent.
+    /// One-way delay of each leg: to the API, to the gateway, and from there to the agent.
     pub(crate) one_way: Duration,
-    /// Of messages between gateway and agent, in each direction.
+    /// Loss of messages between gateway and agent, in each direction.
     pub(crate) loss: f64,
 }
 
@@ -28,7 +28,7 @@ impl Net {
     pub(crate) const NEAR: Self = Self { one_way: Duration::ZERO, loss: 0.0 };
     pub(crate) const FAR: Self = Self { one_way: Duration::from_millis(25), loss: 0.0 };
 
-    /// From the client to the agent and back.
+    /// Round trip from the client to the agent.
     pub(crate) fn rtt(self) -> Duration {
         4 * self.one_way
     }
@@ -55,8 +55,9 @@ impl World {
             .access_key(ACCESS_KEY_ID, SECRET_ACCESS_KEY)
             .policy(Policy::full(INSTANCE))
             .pacing(pacing)
-            // What it costs that the agent forgets an acknowledge, or throws away what comes right after
-            // `HandshakeComplete` (for ssh behind the official plugin: the session), is seen in the tests.
+            // The cost of an agent that ignores an acknowledge or discards what arrives right after
+            // `HandshakeComplete` (for ssh through the official plugin, that ends the session) is
+            // covered by the tests.
             .agent(
                 AgentSettings::default().forgotten_acknowledges(0.0).complete_delay(Duration::ZERO),
             )
@@ -71,8 +72,8 @@ impl World {
         Ok(Self { emulator, sshd: Arc::clone(sshd), net, api, gateway })
     }
 
-    /// Where a client finds the API: at the near end of its leg, or at the emulator's own door where
-    /// that has no length.
+    /// Where a client finds the API: at the near end of its leg, or directly at the emulator if the leg has
+    /// no length.
     pub(crate) fn api_url(&self) -> String {
         if self.net.one_way.is_zero() {
             return self.emulator.api_url().to_owned();
@@ -92,8 +93,8 @@ impl World {
         &self.api
     }
 
-    /// The document for a target on 127.0.0.1, as the bastion sees it.
-    pub(crate) fn document(&self, target_port: u16, changes: &Value) -> Outcome<Document> {
+    /// The config for a target on 127.0.0.1, as seen from the bastion.
+    pub(crate) fn config(&self, target_port: u16, changes: &Value) -> Outcome<Config> {
         let base = json!({
             "aws": {
                 "access_key_id": ACCESS_KEY_ID,
@@ -111,11 +112,11 @@ impl World {
             "target": { "host": "127.0.0.1", "port": target_port },
             "timeouts": { "ready_s": 300 },
         });
-        Ok(Document::new("bench").with(&base).with(changes))
+        Ok(Config::new("bench").with(&base).with(changes))
     }
 
     pub(crate) async fn tunnel(&self, target_port: u16, changes: &Value) -> Outcome<Tunnel> {
-        Tunnel::open(&self.document(target_port, changes)?).await
+        Tunnel::open(&self.config(target_port, changes)?).await
     }
 }
 
@@ -123,20 +124,20 @@ impl World {
 pub(crate) struct Tunnel {
     pub(crate) sidecar: Sidecar,
     pub(crate) port: u16,
-    /// From its start.
+    /// Time from its start.
     pub(crate) ready_after: Duration,
     pub(crate) started: Instant,
 }
 
 impl Tunnel {
-    pub(crate) async fn open(document: &Document) -> Outcome<Self> {
+    pub(crate) async fn open(config: &Config) -> Outcome<Self> {
         let program = crate::program()?;
         let started = Instant::now();
         let mut sidecar = Sidecar::spawn_program(program, |command| {
             command.env("RUST_LOG", "warn,ssm_sidecar::job=info,ssm_sidecar::lanes=info");
         })
         .await?;
-        sidecar.write(document.pretty().as_bytes()).await?;
+        sidecar.write(config.pretty().as_bytes()).await?;
         let port = sidecar.ready(Duration::from_mins(5)).await?;
         Ok(Self { sidecar, port, ready_after: started.elapsed(), started })
     }
@@ -149,7 +150,7 @@ impl Tunnel {
         self.sidecar.pid().map(process::memory).unwrap_or_default()
     }
 
-    /// Ends the tunnel and returns the summary, the last line of its log.
+    /// Closes the tunnel and returns the summary, the last line of its log.
     pub(crate) async fn close(mut self) -> Outcome<Value> {
         self.sidecar.close_stdin();
         let exit = self.sidecar.exit(Duration::from_secs(30)).await?;

@@ -1,4 +1,4 @@
-//! The agent on the instance, or whoever speaks in its name.
+//! A hostile agent on the instance, or an attacker who sends messages in its name.
 
 use bytes::Bytes;
 use tests::{
@@ -7,16 +7,16 @@ use tests::{
 };
 use tokio::time::Instant;
 
-use super::{Neighbour, Watch, assert_answers, finish_deceived};
+use super::{Neighbour, Watch, assert_answers, finish_with_forged_messages};
 use crate::world::{LIMIT, STOP, World, may_terminate};
 
-/// What becomes of the tunnel.
+/// What happens to the tunnel.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Then {
-    /// It goes on in the same session.
-    GoesOn,
-    /// It goes on in another one.
-    Anew,
+    /// It continues in the same session.
+    SameSession,
+    /// It continues in a new session.
+    NewSession,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -31,43 +31,51 @@ async fn messages_of_every_wrong_kind_end_the_tunnel_or_do_nothing_to_it() {
         message(ACKNOWLEDGE, 0, 0, text.as_bytes())
     };
     let cases: [(&str, Vec<Bytes>, Then); 10] = [
-        ("a few bad digests", of(40, |_| damaged(OUTPUT, AHEAD, DATA, b"x")), Then::GoesOn),
-        ("nothing but bad digests", of(5_000, |_| damaged(OUTPUT, AHEAD, DATA, b"x")), Then::Anew),
+        ("a few bad digests", of(40, |_| damaged(OUTPUT, AHEAD, DATA, b"x")), Then::SameSession),
+        (
+            "nothing but bad digests",
+            of(5_000, |_| damaged(OUTPUT, AHEAD, DATA, b"x")),
+            Then::NewSession,
+        ),
         (
             "jumps of the number",
             of(5_000, |count| message(OUTPUT, i64::MAX - count, DATA, b"x")),
-            Then::GoesOn,
+            Then::SameSession,
         ),
         (
             "numbers below zero",
             of(60, |count| message(OUTPUT, -1 - count, DATA, b"x")),
-            Then::GoesOn,
+            Then::SameSession,
         ),
         (
             "everything but the next message",
             of(40_000, |count| message(OUTPUT, AHEAD + count, DATA, &[7; 1024])),
-            Then::GoesOn,
+            Then::SameSession,
         ),
         (
             "acknowledges of what was never sent",
             of(20_000, |count| acknowledge(AHEAD + count)),
-            Then::GoesOn,
+            Then::SameSession,
         ),
         (
             "acknowledges that are none",
             of(5_000, |_| message(ACKNOWLEDGE, 0, 0, b"{\"a\":")),
-            Then::Anew,
+            Then::NewSession,
         ),
         (
             "the handshake once more",
             of(100, |count| message(OUTPUT, NEXT + count, HANDSHAKE, request)),
-            Then::Anew,
+            Then::NewSession,
         ),
-        ("a payload beyond what is taken", vec![frame_header(BINARY, 16 << 20).into()], Then::Anew),
+        (
+            "a payload beyond what is taken",
+            vec![frame_header(BINARY, 16 << 20).into()],
+            Then::NewSession,
+        ),
         (
             "ends upon ends",
             of(5_000, |_| message("channel_closed", 0, 0, br#"{"Output":"over"}"#)),
-            Then::Anew,
+            Then::NewSession,
         ),
     ];
     for (name, frames, then) in cases {
@@ -76,12 +84,12 @@ async fn messages_of_every_wrong_kind_end_the_tunnel_or_do_nothing_to_it() {
     neighbour.finish().await;
 }
 
-/// Sends `frames` in the name of the agent of a tunnel.
+/// Injects `frames` as messages of a tunnel's agent.
 async fn attacked(neighbour: &Neighbour, name: &str, frames: &[Bytes], then: Then) {
     let world = World::with(|builder| builder.policy(may_terminate())).await;
     let server = TcpServer::echo().await.unwrap();
-    let document = world.document(server.port());
-    let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+    let config = world.config(server.port());
+    let mut sidecar = Sidecar::spawn(&config).await.unwrap();
     let port = sidecar.ready(LIMIT).await.unwrap();
     let watch = Watch::on(&sidecar);
     let journal = world.emulator.journal();
@@ -90,7 +98,7 @@ async fn attacked(neighbour: &Neighbour, name: &str, frames: &[Bytes], then: The
     let began = Instant::now();
     for bytes in frames.chunks(100).map(<[Bytes]>::concat) {
         if !control.inject(&session, bytes.into()).await {
-            // It has hung up already.
+            // The client has already disconnected.
             break;
         }
     }
@@ -100,11 +108,12 @@ async fn attacked(neighbour: &Neighbour, name: &str, frames: &[Bytes], then: The
     assert_eq!(exit.status.code(), Some(0), "{name}: {}", exit.text());
     println!("{name}: {:?}", began.elapsed());
     let sessions = journal.sessions().len();
-    assert_eq!(sessions > 1, then == Then::Anew, "{name}: {sessions} sessions");
-    // Whoever is told that a session is over does not end it: who lies about that has it.
+    assert_eq!(sessions > 1, then == Then::NewSession, "{name}: {sessions} sessions");
+    // A sidecar that was told that its session has ended does not end it, so the forged end leaves
+    // it open.
     control.terminate(&session, "");
     watch.assert_within(name, neighbour, 2 * STOP);
-    finish_deceived(world).await;
+    finish_with_forged_messages(world).await;
 }
 
 fn of(count: i64, mut make: impl FnMut(i64) -> Bytes) -> Vec<Bytes> {
@@ -118,8 +127,8 @@ const ACKNOWLEDGE: &str = "acknowledge";
 const DATA: u32 = 1;
 const HANDSHAKE: u32 = 5;
 
-/// A number that the agent comes to only much later.
+/// Sequence numbers that the agent reaches only much later.
 const AHEAD: i64 = 1_000;
 
-/// Numbers that the agent comes to soon.
+/// Sequence numbers that the agent reaches soon.
 const NEXT: i64 = 1;

@@ -1,4 +1,4 @@
-//! The message gateway, or whoever stands in its place.
+//! A hostile message gateway, or an attacker in its place.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use crate::world::{Failure, LIMIT, STOP, World, may_terminate};
 async fn attack_on_the_upgrade_ends_in_one_line_and_a_session_that_is_over() {
     let neighbour = Neighbour::start().await;
     let cases: [(&str, &str, bool, &str, i32); 3] = [
-        // What is sent again and again, and whether it comes as fast as it can.
+        // What is sent repeatedly, and whether as fast as possible.
         (
             "endless headers",
             "X-Endless: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n",
@@ -38,7 +38,7 @@ async fn attack_on_the_upgrade_ends_in_one_line_and_a_session_that_is_over() {
             loop {
                 stream.write_all(block.as_bytes()).await?;
                 if !fast {
-                    // A connection that is never idle and never gets anywhere.
+                    // A connection that is never idle and never makes progress.
                     sleep(Duration::from_millis(100)).await;
                 }
             }
@@ -46,15 +46,14 @@ async fn attack_on_the_upgrade_ends_in_one_line_and_a_session_that_is_over() {
         let gateway = gateway.await.unwrap();
         let world = World::with(|builder| builder.policy(may_terminate())).await;
         let endpoint = format!("ws://127.0.0.1:{}", gateway.port());
-        let document = world.document(5432).with(&json!({
+        let config = world.config(5432).with(&json!({
             "aws": { "stream_endpoint_url": endpoint },
             "timeouts": { "ready_s": READY.as_secs() },
         }));
-        let sidecar = Sidecar::spawn(&document).await.unwrap();
+        let sidecar = Sidecar::spawn(&config).await.unwrap();
         let watch = Watch::on(&sidecar);
         let exit = sidecar.exit(LIMIT).await.unwrap();
-        Failure { code, status, phase: "session", blame: "operator" }
-            .assert(name, &exit, &document);
+        Failure { code, status, phase: "session", blame: "operator" }.assert(name, &exit, &config);
         watch.assert_within(name, &neighbour, Duration::from_secs(5));
         world.finish().await;
     }
@@ -98,7 +97,8 @@ async fn flood_of_pings_costs_no_memory_and_no_connection() {
     neighbour.finish().await;
 }
 
-/// Sends `frames` to the client of a tunnel, and asserts that it still answers, over a new session if need be.
+/// Sends `frames` to the client of a tunnel, and asserts that the tunnel still works, with a new session if
+/// necessary.
 async fn attacked(neighbour: &Neighbour, name: &str, frames: &[Bytes]) {
     let world = World::with(|builder| builder.policy(may_terminate())).await;
     let server = TcpServer::echo().await.unwrap();
@@ -109,7 +109,7 @@ async fn attacked(neighbour: &Neighbour, name: &str, frames: &[Bytes]) {
     let began = Instant::now();
     for bytes in frames {
         if !control.inject(&session, bytes.clone()).await {
-            // It has hung up already.
+            // The client has already disconnected.
             break;
         }
     }

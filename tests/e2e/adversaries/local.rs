@@ -1,4 +1,4 @@
-//! Other processes of this host: of the same user, and of others.
+//! Other processes on this host, of the same user and of other users.
 
 use std::{fs, time::Duration};
 
@@ -23,7 +23,7 @@ async fn flood_of_connections_leaves_room_for_the_next_one() {
     let world = World::with(|builder| builder.pacing(Pacing::Unpaced)).await;
     let server = TcpServer::echo().await.unwrap();
     let limit = json!({ "tunnel": { "max_connections": 16 } });
-    let tunnel = Tunnel::open(&world.document(server.port()).with(&limit)).await;
+    let tunnel = Tunnel::open(&world.config(server.port()).with(&limit)).await;
     let watch = Watch::on(&tunnel.sidecar);
     let port = tunnel.port;
     let mut taken = 0;
@@ -33,7 +33,7 @@ async fn flood_of_connections_leaves_room_for_the_next_one() {
             crowd.spawn(async move {
                 let connecting = TcpStream::connect(("127.0.0.1", port));
                 let mut stream = timeout(Duration::from_secs(4), connecting).await.ok()?.ok()?;
-                // Some say nothing, some are reset, some end at once, some speak and do not listen.
+                // Some send nothing, some are reset, some close at once, some send and do not read.
                 match number % 4 {
                     0 => {}
                     1 => stream.set_zero_linger().ok()?,
@@ -50,7 +50,7 @@ async fn flood_of_connections_leaves_room_for_the_next_one() {
         let held: Vec<_> = crowd.join_all().await.into_iter().flatten().collect();
         taken += held.len();
     }
-    assert!(taken > 60, "{taken} connections were made at all");
+    assert!(taken > 60, "{taken} connections were accepted");
     let began = Instant::now();
     assert_answers(port, "flood of connections").await;
     println!("answered after {:?}", began.elapsed());
@@ -75,11 +75,11 @@ async fn connections_that_are_half_open_are_no_burden() {
         let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
         ask(&mut stream).await.unwrap();
         stream.shutdown().await.unwrap();
-        // The end goes to the server and comes back.
+        // The end of input is forwarded to the server and comes back.
         assert_eq!(timeout(LIMIT, stream.read(&mut [0])).await.unwrap().unwrap(), 0);
         half.push(stream);
     }
-    // Our half is still there, theirs is not.
+    // Our half of the connection is still open, the sidecar's is not.
     let gone = eventually(LIMIT, || async { files() <= before + 1 }).await;
     assert!(gone, "{} files, {before} before", files());
     tunnel.close().await;

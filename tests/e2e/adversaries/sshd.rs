@@ -1,4 +1,4 @@
-//! The bastion's sshd, or whoever holds it.
+//! A hostile sshd on the bastion.
 
 use std::{future::Future, io, sync::Mutex, time::Duration};
 
@@ -10,16 +10,16 @@ use tokio::{net::TcpStream, sync::mpsc, time::Instant};
 use super::{Neighbour, Watch, assert_answers};
 use crate::world::{Failure, LIMIT, STOP, World, may_terminate};
 
-/// What no SSH server may say.
+/// The error of a violation of the SSH protocol.
 const PROTOCOL: Failure =
     Failure { code: "ssh.protocol", status: 76, phase: "ssh", blame: "customer" };
 
-/// What is attacked before there is a tunnel ends in one line.
+/// Expected end of an attack before the tunnel is ready: always one `failed` line.
 #[derive(Clone, Copy)]
 enum End {
     Code(Failure),
-    /// `timeouts.ready_s` is up, in whatever phase.
-    Late,
+    /// `timeouts.ready_s` has expired, in any phase.
+    TimedOut,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -28,15 +28,15 @@ async fn attack_on_the_login_ends_in_one_line_and_a_session_that_is_over() {
     for (name, script, end) in LOGIN_ATTACKS {
         let world = World::with(|builder| builder.policy(may_terminate())).await;
         let rogue = RogueSshd::start(script).await.unwrap();
-        let document = world.document(5432).with(&at(rogue.port()));
+        let config = world.config(5432).with(&at(rogue.port()));
         let began = Instant::now();
-        let sidecar = Sidecar::spawn(&document).await.unwrap();
+        let sidecar = Sidecar::spawn(&config).await.unwrap();
         let watch = Watch::on(&sidecar);
         let exit = sidecar.exit(LIMIT).await.unwrap();
         println!("{name}: {:?}", began.elapsed());
         match end {
-            End::Code(failure) => drop(failure.assert(name, &exit, &document)),
-            End::Late => {
+            End::Code(failure) => drop(failure.assert(name, &exit, &config)),
+            End::TimedOut => {
                 let code = exit.failure().unwrap()["code"].to_string();
                 assert!(code.starts_with("\"timeout."), "{name}: {}", exit.text());
                 assert!(began.elapsed() < READY + STOP, "{name}: {:?}", began.elapsed());
@@ -53,34 +53,34 @@ async fn attack_on_a_tunnel_ends_it_or_does_nothing_to_it() {
     let neighbour = Neighbour::start().await;
     for (name, attack, ends) in TUNNEL_ATTACKS {
         let world = World::with(|builder| builder.policy(may_terminate())).await;
-        let (begin, orders) = mpsc::channel::<()>(1);
-        // The first connection alone is for the attack; those after it find a server that is honest.
-        let orders = Mutex::new(Some(orders));
+        let (begin, start) = mpsc::channel::<()>(1);
+        // Only the first connection attacks; later ones find an honest server.
+        let start = Mutex::new(Some(start));
         let rogue = RogueSshd::start(move |mut rogue| {
-            let orders = orders.lock().unwrap().take();
+            let start = start.lock().unwrap().take();
             async move {
                 rogue.let_in().await?;
-                if let Some(mut orders) = orders {
+                if let Some(mut start) = start {
                     let channel = rogue.accept_channel().await?;
-                    orders.recv().await;
+                    start.recv().await;
                     let outcome = attack(&mut rogue, channel).await;
-                    drop(orders);
+                    drop(start);
                     outcome?;
                 }
                 rogue.echo().await
             }
         });
         let rogue = rogue.await.unwrap();
-        let document = world.document(5432).with(&at(rogue.port()));
-        let mut sidecar = Sidecar::spawn(&document).await.unwrap();
+        let config = world.config(5432).with(&at(rogue.port()));
+        let mut sidecar = Sidecar::spawn(&config).await.unwrap();
         let watch = Watch::on(&sidecar);
         let port = sidecar.ready(LIMIT).await.unwrap();
         let victim = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         let sessions = world.emulator.journal().sessions().len();
         begin.send(()).await.unwrap();
-        // Until the attack is over.
+        // Wait until the attack is over.
         begin.closed().await;
-        // Either at once or over a new session, to a server that is honest by then.
+        // Either at once, or over a new session to a server that is honest by then.
         assert_answers(port, name).await;
         let after = world.emulator.journal().sessions().len();
         assert_eq!(after > sessions, ends, "{name}: {sessions} sessions, then {after}");
@@ -98,7 +98,7 @@ type Script = fn(Rogue) -> Running<'static>;
 type Attack = for<'r> fn(&'r mut Rogue, u32) -> Running<'r>;
 type Running<'r> = std::pin::Pin<Box<dyn Future<Output = io::Result<()>> + Send + 'r>>;
 
-/// Before there is a tunnel.
+/// Attacks before the tunnel is ready.
 const LOGIN_ATTACKS: [(&str, Script, End); 9] = [
     (
         "identification without end",
@@ -202,7 +202,7 @@ const LOGIN_ATTACKS: [(&str, Script, End); 9] = [
                 }
             })
         },
-        End::Late,
+        End::TimedOut,
     ),
     (
         "new keys without end",
@@ -215,11 +215,11 @@ const LOGIN_ATTACKS: [(&str, Script, End); 9] = [
                 }
             })
         },
-        End::Late,
+        End::TimedOut,
     ),
 ];
 
-/// Behind `ready`, to the channel of the first client; and whether they end the connection.
+/// Attacks after `ready`, on the channel of the first client; and whether they end the SSH connection.
 const TUNNEL_ATTACKS: [(&str, Attack, bool); 8] = [
     (
         "channels of the server's own",
@@ -316,7 +316,7 @@ const TUNNEL_ATTACKS: [(&str, Attack, bool); 8] = [
     ),
 ];
 
-/// A document's way to the rogue, and little patience.
+/// The changes to a config that lead to the rogue server, with a short `ready_s`.
 fn at(port: u16) -> Value {
     json!({
         "bastion": { "ssh_port": port, "ssh_host_key": null },
@@ -324,7 +324,7 @@ fn at(port: u16) -> Value {
     })
 }
 
-/// A hundred megabytes of zeros, in a hundred kilobytes.
+/// A hundred megabytes of zeros, compressed to a hundred kilobytes.
 fn bomb() -> Vec<u8> {
     let mut bomb = Vec::with_capacity(200_000);
     let mut stream = Compress::new(flate2::Compression::best(), true);

@@ -27,13 +27,13 @@ async fn drop_at_any_stage_leaves_no_process_and_no_session() {
     let _alone = alone().await;
     let world = World::start().await;
     let server = echo().await;
-    let document = world.document(server.port()).with(&json!({ "events": true }));
+    let config = world.config(server.port()).with(&json!({ "events": true }));
     let launcher = launcher().await;
 
-    // In the middle of the launch itself, after each number of polls.
+    // During the launch itself, after each number of polls.
     let mut finished = 0;
     for polls in 0..12 {
-        let text = document.pretty();
+        let text = config.pretty();
         let mut launching = pin!(launcher.launch(&text, Stderr::Discard));
         for _ in 0..polls {
             if poll!(&mut launching).is_ready() {
@@ -45,10 +45,10 @@ async fn drop_at_any_stage_leaves_no_process_and_no_session() {
     }
     assert!(finished < 12, "no launch was interrupted");
 
-    // Before anything is heard of it, and at each event of the start.
-    drop(launch(&launcher, &document).await);
+    // Before the first event, and at each event of the start.
+    drop(launch(&launcher, &config).await);
     for stage in ["start_session", "session", "ssh", "target"] {
-        let mut sidecar = launch(&launcher, &document).await;
+        let mut sidecar = launch(&launcher, &config).await;
         loop {
             match timeout(LIMIT, sidecar.event()).await.unwrap() {
                 Some(Line::Phase(phase)) if phase == stage => break,
@@ -58,15 +58,16 @@ async fn drop_at_any_stage_leaves_no_process_and_no_session() {
         }
     }
 
-    // While it is awaited, once it is ready, and while it ends: in one that still reads, and in one
-    // that stands still, so that neither is over before it is looked at.
+    // While it is awaited after `ready`, and while it ends. The futures are of one sidecar that
+    // still reads its config and of one that is stopped, so that neither is complete before it is
+    // dropped.
     let mut sidecar = idle(&launcher).await;
     assert!(poll!(pin!(sidecar.ready())).is_pending());
     drop(sidecar);
-    let mut sidecar = launch(&launcher, &document).await;
+    let mut sidecar = launch(&launcher, &config).await;
     timeout(LIMIT, sidecar.ready()).await.unwrap().unwrap();
     drop(sidecar);
-    let mut sidecar = launch(&launcher, &document).await;
+    let mut sidecar = launch(&launcher, &config).await;
     timeout(LIMIT, sidecar.ready()).await.unwrap().unwrap();
     let process = Pid::from_raw(sidecar.pid().unwrap());
     kill(process, Signal::SIGSTOP).unwrap();
@@ -111,7 +112,7 @@ async fn fifty_launches_leave_no_zombie() {
 async fn process_that_ignores_its_lease_is_ended_by_force() {
     let _alone = alone().await;
     let shell = |script: &str| Launcher::new("/bin/sh").argument("-c").argument(script);
-    // The second is process 1 of its namespace, which ignores SIGTERM unless it wants it.
+    // The second is process 1 of its namespace, which ignores SIGTERM unless it has a handler.
     for (script, force) in [
         (
             "trap 'exit 75' TERM; echo ready 1; while :; do read line || sleep 0.1; done",
@@ -156,12 +157,12 @@ async fn runner_that_is_killed_takes_its_sidecar_along() {
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    let document = format!("{}\n", world.document(server.port()).compact());
-    runner.stdin.take().unwrap().write_all(document.as_bytes()).await.unwrap();
+    let config = format!("{}\n", world.config(server.port()).compact());
+    runner.stdin.take().unwrap().write_all(config.as_bytes()).await.unwrap();
     let mut lines = BufReader::new(runner.stdout.take().unwrap()).lines();
     let pid: i32 = loop {
         let line = timeout(2 * LIMIT, lines.next_line()).await.unwrap().unwrap();
-        if let Some((_, pid)) = line.expect("the runner says").split_once("sidecar ") {
+        if let Some((_, pid)) = line.expect("a line of the runner").split_once("sidecar ") {
             break pid.trim().parse().unwrap();
         }
     };
@@ -173,19 +174,19 @@ async fn runner_that_is_killed_takes_its_sidecar_along() {
     world.finish().await;
 }
 
-/// The runner of the test above, in a process of its own.
+/// The runner of the test above, in its own process.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a helper of another test, which kills it"]
 async fn runner_to_be_killed() {
-    let document = std::io::stdin().lines().next().unwrap().unwrap();
+    let config = std::io::stdin().lines().next().unwrap().unwrap();
     let launcher = launcher().await;
-    let mut sidecar = launcher.launch(&document, Stderr::Discard).await.unwrap();
+    let mut sidecar = launcher.launch(&config, Stderr::Discard).await.unwrap();
     timeout(LIMIT, sidecar.ready()).await.unwrap().unwrap();
     println!("sidecar {}", sidecar.pid().unwrap());
     std::future::pending::<()>().await;
 }
 
-/// Whether it is there and no zombie, which is what is left where nobody waits for orphans.
+/// Whether the process exists and is not a zombie; orphans stay zombies if process 1 does not reap them.
 fn is_running(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))

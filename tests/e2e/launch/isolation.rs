@@ -1,4 +1,4 @@
-//! Each sidecar sees itself alone, inherits nothing, and has no rights.
+//! Each sidecar sees only itself, inherits nothing, and has no rights.
 
 use std::{
     fs::{self, File},
@@ -32,7 +32,7 @@ async fn namespaces_differ_from_the_runners_and_from_each_others() {
     let network = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
     assert_eq!(network("self"), network(&pid(&first)));
     assert_ne!(network("self"), network(&pid(&isolated)));
-    // Process 1 of its own, and the only ones that its /proc shows are its own.
+    // It is process 1 of its PID namespace, and its /proc shows only its own processes.
     assert_eq!(field(&first, "NSpid:").split_whitespace().last(), Some("1"));
     let processes = fs::read_dir(format!("/proc/{}/root/proc", pid(&first))).unwrap();
     let processes = processes.filter_map(|entry| entry.unwrap().file_name().into_string().ok());
@@ -52,8 +52,8 @@ async fn no_capability_no_new_privilege_and_small_limits() {
         }
     }
     assert_eq!(field(&sidecar, "NoNewPrivs:"), "1");
-    // While a thread or a process is made, the C library blocks every signal for a moment; a mask
-    // that was inherited would stay.
+    // While a thread or a process is created, the C library blocks every signal for a moment; an
+    // inherited mask would persist.
     let unblocked = async || field(&sidecar, "SigBlk:") == "0000000000000000";
     assert!(eventually(Duration::from_secs(30), unblocked).await, "a signal is blocked");
     let all = fs::read_to_string(format!("/proc/{}/limits", pid(&sidecar))).unwrap();
@@ -74,7 +74,7 @@ async fn environment_and_descriptors_are_the_listed_ones() {
         println!("skipped: only root may look into a process that is not dumpable");
         return;
     }
-    // A runner that leaks: a descriptor that an exec does not close, of a file of its own.
+    // A runner with a leak: a descriptor of its own file, without close-on-exec.
     let leaked = tempfile::NamedTempFile::new().unwrap();
     let path = fs::canonicalize(leaked.path()).unwrap();
     let file = File::open(&path).unwrap();
@@ -87,7 +87,7 @@ async fn environment_and_descriptors_are_the_listed_ones() {
         let environment = fs::read(format!("/proc/{}/environ", pid(sidecar))).unwrap();
         assert_eq!(environment, b"SSL_CERT_FILE=/x\0");
     }
-    // None but streams and what a runtime makes for itself, and no pipe of the other sidecar.
+    // Only streams and what a runtime creates for itself, and no pipe of the other sidecar.
     let (of_first, of_second) = (descriptors(&first), descriptors(&second));
     assert!(of_first.iter().all(|link| *link != path.to_string_lossy()), "{of_first:?}");
     let shared =
@@ -182,8 +182,8 @@ async fn in_a_host_without_namespaces() {
     assert_eq!(refused.first().unwrap().protection, Protection::UserNamespace);
 }
 
-/// A launcher that insists on every protection; `None` where only best effort is to be had, or where
-/// nobody could look whether it was kept.
+/// A launcher that requires every protection; `None` if not all are available here, or if their effect
+/// could not be checked.
 async fn isolating() -> Option<Launcher> {
     let launcher = launcher().await.isolation(Isolation::Required);
     match launcher.launch("{", Stderr::Discard).await {
@@ -208,7 +208,7 @@ fn pid(sidecar: &Sidecar) -> String {
     sidecar.pid().unwrap().to_string()
 }
 
-/// A line of `/proc/PID/status`.
+/// The value of a line of `/proc/PID/status`.
 fn field(sidecar: &Sidecar, name: &str) -> String {
     let status = fs::read_to_string(format!("/proc/{}/status", pid(sidecar))).unwrap();
     status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned()
@@ -220,7 +220,7 @@ fn descriptors(sidecar: &Sidecar) -> Vec<String> {
 
 fn descriptors_of(pid: &str) -> Vec<String> {
     let all = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
-    // One that is closed meanwhile has no link.
+    // A descriptor closed meanwhile has no link.
     let links = all.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
     links.map(|link| link.to_string_lossy().into_owned()).collect()
 }

@@ -1,4 +1,4 @@
-//! The listener stands in the job's network namespace, the sidecar outside.
+//! The listening socket is in the job's network namespace, the sidecar outside.
 
 use std::{
     io::{Read as _, Write as _},
@@ -27,8 +27,8 @@ async fn listener_is_in_the_jobs_namespace_and_reached_from_nowhere_else() {
     let user = geteuid().as_raw();
     for (allowed, is_let_in) in [(None, true), (Some(user), true), (Some(user + 1), false)] {
         let listen = json!({ "netns": job.path(), "allowed_uids": allowed.map(|user| [user]) });
-        let document = world.document(server.port()).with(&json!({ "listen": listen }));
-        let mut sidecar = launch(&launcher().await, &document).await;
+        let config = world.config(server.port()).with(&json!({ "listen": listen }));
+        let mut sidecar = launch(&launcher().await, &config).await;
         let ready = timeout(LIMIT, sidecar.ready()).await.unwrap().unwrap();
         let address = ("127.0.0.1", ready.port);
 
@@ -57,7 +57,7 @@ async fn namespace_or_port_that_is_not_to_be_had_is_an_error_of_the_launch() {
     let _alone = alone().await;
     let world = World::start().await;
     let launcher = launcher().await;
-    let with = |listen| world.document(1).with(&json!({ "listen": listen })).pretty();
+    let with = |listen| world.config(1).with(&json!({ "listen": listen })).pretty();
     let missing = with(json!({ "netns": "/run/netns/none" }));
     let error = launcher.launch(&missing, Stderr::Discard).await.unwrap_err();
     let LaunchError::Network { path, .. } = error else { panic!("{error:?}") };

@@ -1,4 +1,4 @@
-//! The customers: AWS users, bastions and databases of their own, all played by this process.
+//! The customers: AWS users, bastions and databases of their own, all in this process.
 
 use std::fmt::Write as _;
 
@@ -6,20 +6,20 @@ use rand::RngExt as _;
 use serde_json::json;
 use tests::{
     emulator::{Emulator, Policy},
-    fixtures::{Bastion, Database, Document, Order},
+    fixtures::{Bastion, Config, Database, Order},
 };
 
 use crate::Outcome;
 
-/// One customer, and everything that is theirs.
+/// One customer and everything that belongs to it.
 #[derive(Debug)]
 pub(crate) struct Customer {
-    /// From 1.
+    /// Counted from 1.
     pub(crate) number: usize,
     pub(crate) name: &'static str,
-    /// Of the tunnel, in the network namespace of the customer's transfer.
+    /// Port of the tunnel, in the network namespace of the customer's transfer.
     pub(crate) port: u16,
-    /// What is in their database.
+    /// Rows of the database.
     pub(crate) orders: Vec<Order>,
     instance: String,
     key_id: String,
@@ -54,9 +54,9 @@ impl World {
         Ok(Self { customers, emulator: emulator.build().await? })
     }
 
-    /// What the runner knows about a customer's job; the listener is to be in this network namespace.
-    pub(crate) fn document(&self, customer: &Customer, netns: &std::path::Path) -> Document {
-        Document::new(customer.name).with(&json!({
+    /// The config for a customer's job, with the listening socket in this network namespace.
+    pub(crate) fn config(&self, customer: &Customer, netns: &std::path::Path) -> Config {
+        Config::new(customer.name).with(&json!({
             "job_id": format!("transfer-{}", customer.number),
             "aws": {
                 "access_key_id": customer.key_id,
@@ -79,7 +79,7 @@ impl World {
         }))
     }
 
-    /// Every port outside the namespaces that something listens at: AWS, bastions, databases.
+    /// Every listening port outside the namespaces: AWS, bastions, databases.
     pub(crate) fn ports_outside(&self) -> Outcome<Vec<u16>> {
         let mut ports = Vec::new();
         for url in [self.emulator.api_url(), &self.emulator.stream_url()] {
@@ -115,12 +115,12 @@ impl Customer {
         })
     }
 
-    /// A document's changes that give the customer the SSH key of another.
+    /// Changes to a config that give the customer another customer's SSH key.
     pub(crate) fn with_key_of(other: &Self) -> serde_json::Value {
         json!({ "bastion": { "ssh_private_key": other.bastion.client_key() } })
     }
 
-    /// A document's changes that give the customer the bastion of another.
+    /// Changes to a config that give the customer another customer's bastion.
     pub(crate) fn with_bastion_of(other: &Self) -> serde_json::Value {
         json!({ "bastion": {
             "instance_id": other.instance,
@@ -131,7 +131,8 @@ impl Customer {
     }
 }
 
-/// A thousand for the first customer, two for the second, and so on; each bears its customer's name.
+/// A thousand rows for the first customer, two thousand for the second, and so on; each with its customer's
+/// name.
 fn orders(number: u16, customer: &'static str) -> Vec<Order> {
     let order = |(item, id): (&'static str, i32)| {
         let amount_yen = i64::from(number) * 1_000_000 + i64::from(id) * 7 % 9_973;
@@ -141,10 +142,10 @@ fn orders(number: u16, customer: &'static str) -> Vec<Order> {
     items.into_iter().cycle().zip(1..=i32::from(number) * 1_000).map(order).collect()
 }
 
-/// The databases' address as the bastions see it.
+/// The databases' address as seen from the bastions.
 const DATABASE_HOST: &str = "127.0.0.1";
 
-/// Of the tunnels: below those that the kernel gives out, so that no server here has one of them by chance.
+/// First port of the tunnels: below the ephemeral ports, so that no server here uses one of them by chance.
 const FIRST_PORT: u16 = 15_000;
 
 const NAMES: [&str; 20] = [

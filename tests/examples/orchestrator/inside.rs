@@ -1,4 +1,5 @@
-//! What runs in a transfer's network namespace, each time as a process of its own: this program, with arguments.
+//! What runs in a transfer's network namespace: this program, started again with arguments as a separate
+//! process.
 
 use std::{
     fs,
@@ -12,7 +13,7 @@ use tokio_postgres::{NoTls, types::ToSql};
 
 use crate::Outcome;
 
-/// The words that begin this program's lines in there.
+/// Words that begin this program's output lines in the namespace.
 pub(crate) const FIRST_ROW: &str = "first-row";
 pub(crate) const TRANSFERRED: &str = "transferred";
 pub(crate) const REACHED: &str = "reached";
@@ -26,7 +27,7 @@ pub(crate) async fn transfer(port: u16) -> Outcome<()> {
         outcome = read(&client) => outcome,
         end = connection => {
             end?;
-            Err("the database hung up".into())
+            Err("the database closed the connection".into())
         }
     }
 }
@@ -51,8 +52,8 @@ async fn read(client: &tokio_postgres::Client) -> Outcome<()> {
     say(&format!("{TRANSFERRED} {count} {sum} {}", customers.join(", ")))
 }
 
-/// Tries to connect to each of these ports of 127.0.0.1: `reached <those that let it>`; and looks for a way
-/// out: `interfaces <their names>`.
+/// Tries to connect to each of these ports of 127.0.0.1, and prints `reached <ports that accepted>`; looks for
+/// a way out, and prints `interfaces <their names>`.
 pub(crate) async fn reach(ports: Vec<u16>) -> Outcome<()> {
     let mut reached = Vec::new();
     for port in ports {

@@ -1,4 +1,4 @@
-//! One job: a network namespace, a sidecar whose listener stands in there, and a transfer that runs in there.
+//! One job: a network namespace, a sidecar whose listening socket is in it, and a transfer that runs in it.
 
 use std::{
     io,
@@ -10,7 +10,7 @@ use runner_protocol::{
     ErrorCode, ExitStatus,
     launch::{Launcher, NotReady, Sidecar, Stderr},
 };
-use tests::fixtures::{Document, Namespace};
+use tests::fixtures::{Config, Namespace};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader, Lines},
     process::{Child, ChildStdout, Command},
@@ -24,7 +24,7 @@ use crate::{
     inside::{FIRST_ROW, INTERFACES, REACHED, TRANSFERRED},
 };
 
-/// A tunnel that is open, in a network namespace with nothing else in it.
+/// An open tunnel, in a network namespace that contains nothing else.
 #[derive(Debug)]
 pub(crate) struct Job<'a> {
     pub(crate) customer: &'a Customer,
@@ -33,7 +33,7 @@ pub(crate) struct Job<'a> {
     pub(crate) sidecar: Sidecar,
 }
 
-/// A job that came to its end.
+/// The result of a job that completed.
 #[derive(Debug)]
 pub(crate) struct Done {
     pub(crate) rows: usize,
@@ -41,7 +41,7 @@ pub(crate) struct Done {
     pub(crate) resident_bytes: u64,
 }
 
-/// A job that never had a tunnel.
+/// A job whose tunnel could not be opened.
 #[derive(Debug)]
 pub(crate) struct Failed {
     pub(crate) code: ErrorCode,
@@ -50,7 +50,7 @@ pub(crate) struct Failed {
     pub(crate) hint: String,
 }
 
-/// What a transfer's namespace lets it reach.
+/// What can be reached from a transfer's namespace.
 #[derive(Debug)]
 pub(crate) struct Reach {
     pub(crate) ports: Vec<u16>,
@@ -58,15 +58,16 @@ pub(crate) struct Reach {
 }
 
 impl<'a> Job<'a> {
-    /// Starts the sidecar and waits for it; the inner result is what it says. Dropped, it leaves nothing.
+    /// Starts the sidecar and waits until it is ready; the inner error is the sidecar's failure. Leaves
+    /// nothing when dropped.
     pub(crate) async fn open(
         customer: &'a Customer,
         namespace: Namespace,
-        document: &Document,
+        config: &Config,
         launcher: &Launcher,
     ) -> Outcome<Result<Self, Failed>> {
         let started = Instant::now();
-        let mut sidecar = launcher.launch(&document.compact(), Stderr::Discard).await?;
+        let mut sidecar = launcher.launch(&config.compact(), Stderr::Discard).await?;
         match sidecar.ready().await {
             Ok(_) => Ok(Ok(Self { customer, namespace, ready: started.elapsed(), sidecar })),
             Err(NotReady::Failed(failure)) => {
@@ -79,7 +80,7 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// Runs the transfer to its end and ends the sidecar. Dropped, it leaves nothing.
+    /// Runs the transfer to its end and ends the sidecar. Leaves nothing when dropped.
     pub(crate) async fn run(self, at_the_first_row: impl FnOnce()) -> Outcome<Done> {
         let (mut transfer, mut lines) =
             self.inside(["transfer", &self.customer.port.to_string()])?;
@@ -100,7 +101,7 @@ impl<'a> Job<'a> {
         Ok(Done { rows: self.customer.orders.len(), resident_bytes })
     }
 
-    /// Asserts that what was transferred is all of the customer's rows, and nobody else's.
+    /// Asserts that the transfer read all of the customer's rows, and no others.
     fn verify(&self, said: &str) -> Outcome<()> {
         let orders = &self.customer.orders;
         let sum: i64 = orders.iter().map(|order| order.amount_yen).sum();
@@ -120,19 +121,20 @@ impl<'a> Job<'a> {
         let reached = said(&mut lines).await?;
         let interfaces = said(&mut lines).await?;
         timeout(LIMIT, process.wait()).await??;
-        let reached = reached.strip_prefix(REACHED).ok_or("what is reached was not said")?;
-        let interfaces = interfaces.strip_prefix(INTERFACES).ok_or("no interfaces were named")?;
+        let reached = reached.strip_prefix(REACHED).ok_or("no line with the ports reached")?;
+        let interfaces =
+            interfaces.strip_prefix(INTERFACES).ok_or("no line with the interfaces")?;
         let ports: Result<_, _> = reached.split_whitespace().map(str::parse).collect();
         Ok(Reach { ports: ports?, interfaces: interfaces.trim().to_owned() })
     }
 
-    /// Starts this program in the namespace; it is killed when it is dropped.
+    /// Starts this program in the namespace; the process is killed when dropped.
     fn inside<'b>(
         &self,
         arguments: impl IntoIterator<Item = &'b str> + Send,
     ) -> io::Result<(Child, Lines<BufReader<ChildStdout>>)> {
         let runtime = Handle::current();
-        // What a thread starts that has entered a namespace is in there too.
+        // A process started by a thread inherits the thread's namespace.
         let start = || {
             let _entered = runtime.enter();
             Command::new(std::env::current_exe()?)
@@ -154,5 +156,5 @@ async fn said(lines: &mut Lines<BufReader<ChildStdout>>) -> Outcome<String> {
     Ok(line.ok_or("a process in a namespace ended without a word")?)
 }
 
-/// For each step of a process on a loaded machine.
+/// Time limit for each step of a process, on a loaded machine.
 const LIMIT: Duration = Duration::from_mins(1);

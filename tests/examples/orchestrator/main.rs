@@ -1,9 +1,10 @@
-//! Twenty transfers of twenty customers at once, each alone with its own database:
-//! `cargo run --release --example orchestrator`.
+//! Twenty transfers of twenty customers at once, each isolated with its own database: `cargo run --release
+//! --example orchestrator`.
 //!
-//! Needs Linux, and nothing but this repository. The customers' networks and AWS are played by this process;
-//! the sidecars are the real program, started by `runner_protocol::launch`, and each transfer is a process of
-//! its own in a network namespace of its own. Fails where anything is not as it is said here.
+//! Needs Linux, and nothing but this repository. This process emulates AWS and the customers' networks; the
+//! sidecars are the real program, started by `runner_protocol::launch`, and each transfer is a separate
+//! process in its own network namespace. Exits with an error if anything differs from what is described
+//! here.
 
 #![expect(clippy::print_stdout, reason = "what this program is for")]
 
@@ -81,13 +82,13 @@ fn orchestrate() -> Outcome<()> {
     })
 }
 
-/// All jobs side by side: first every tunnel is opened, then every wall is tried, then all is transferred.
+/// Runs all jobs concurrently: opens every tunnel, checks the isolation, then runs every transfer.
 async fn all_at_once(world: &World, launcher: &Launcher) -> Outcome<()> {
     println!("All at once:");
     let opening = world.customers.iter().map(async |customer| {
         let namespace = Namespace::new()?;
-        let document = world.document(customer, &namespace.path());
-        let opened = Job::open(customer, namespace, &document, launcher).await?;
+        let config = world.config(customer, &namespace.path());
+        let opened = Job::open(customer, namespace, &config, launcher).await?;
         opened.map_err(|failed| {
             format!("{}: {}; {}", failed.code, failed.message, failed.hint).into()
         })
@@ -106,7 +107,7 @@ async fn all_at_once(world: &World, launcher: &Launcher) -> Outcome<()> {
     nothing_left(world, COUNT).await
 }
 
-/// Asserts, while all tunnels are open, that each is reached from its own namespace and from nowhere else.
+/// Asserts, while all tunnels are open, that each can be reached only from its own namespace.
 async fn walls(world: &World, jobs: &[Job<'_>]) -> Outcome<String> {
     let tunnels: Vec<u16> = jobs.iter().map(|job| job.customer.port).collect();
     let outside = world.ports_outside()?;
@@ -122,7 +123,7 @@ async fn walls(world: &World, jobs: &[Job<'_>]) -> Outcome<String> {
             return Err(format!("port {port} is reached from outside").into());
         }
     }
-    // That they are there is no less true: from here they answer.
+    // They do exist: from here they answer.
     for port in &outside {
         TcpStream::connect(("127.0.0.1", *port)).await?;
     }
@@ -138,20 +139,20 @@ async fn walls(world: &World, jobs: &[Job<'_>]) -> Outcome<String> {
     ))
 }
 
-/// The same again, with three jobs that do not go well, beside which the others do not notice.
+/// Runs all jobs again, three of them with faults, which the others must not notice.
 async fn with_faults(world: &World, launcher: &Launcher) -> Outcome<()> {
     println!("\nOnce more, with three faults:");
     let rows = world.customers.iter().map(async |customer| {
         let namespace = Namespace::new()?;
         let mut row = Row::of(customer, &namespace)?;
         let fault = Fault::of(customer, world)?;
-        let document = world.document(customer, &namespace.path()).with(&fault.changes());
-        match (Job::open(customer, namespace, &document, launcher).await?, fault.code()) {
+        let config = world.config(customer, &namespace.path()).with(&fault.changes());
+        match (Job::open(customer, namespace, &config, launcher).await?, fault.code()) {
             (Ok(job), None) => {
                 row.opened(&job);
                 let first_row = Notify::new();
                 select! {
-                    // Where it is to be dropped, the job's future is, with all that it holds.
+                    // To drop the job, its future is dropped, with everything it holds.
                     () = first_row.notified(), if matches!(fault, Fault::Dropped) => row.dropped(),
                     done = job.run(|| first_row.notify_one()) => match fault {
                         Fault::Dropped => return Err("the job was over before it was dropped".into()),
@@ -171,25 +172,25 @@ async fn with_faults(world: &World, launcher: &Launcher) -> Outcome<()> {
     let rows = join_all(rows).await.into_iter().collect::<Outcome<Vec<_>>>()?;
     report::print(&rows);
     println!();
-    // One of them never had leave to start a session.
+    // One of the jobs was not permitted to start a session.
     nothing_left(world, 2 * COUNT - 1).await
 }
 
-/// What goes wrong with a job.
+/// A fault of a job.
 #[derive(Debug)]
 enum Fault<'a> {
     None,
-    /// The customer has the SSH key of this one.
+    /// The customer uses the SSH key of this other customer.
     KeyOf(&'a Customer),
-    /// The customer has the bastion of this one, with every key to it but AWS's.
+    /// The customer uses the bastion of this other customer, with all keys for it except AWS's.
     BastionOf(&'a Customer),
-    /// Its runner loses interest amid the transfer.
+    /// Its runner drops it during the transfer.
     Dropped,
 }
 
 impl<'a> Fault<'a> {
     fn of(customer: &Customer, world: &'a World) -> Outcome<Self> {
-        // The customers count from 1, so this is the next one.
+        // Customers count from 1, so this is the next one.
         let next = || world.customers.get(customer.number).ok_or("there is no next customer");
         Ok(match customer.number {
             7 => Self::KeyOf(next()?),
@@ -199,7 +200,7 @@ impl<'a> Fault<'a> {
         })
     }
 
-    /// What it makes of a document.
+    /// The changes to the config.
     fn changes(&self) -> Value {
         match self {
             Self::KeyOf(other) => Customer::with_key_of(other),
@@ -208,7 +209,7 @@ impl<'a> Fault<'a> {
         }
     }
 
-    /// What the sidecar must say.
+    /// The expected error code.
     fn code(&self) -> Option<ErrorCode> {
         match self {
             Self::KeyOf(_) => Some(ErrorCode::SshAuthRejected),
@@ -218,7 +219,7 @@ impl<'a> Fault<'a> {
     }
 }
 
-/// Asserts that every session has ended, that so many there were, and that no process is left.
+/// Asserts that every session has ended, that the expected number was started, and that no process is left.
 async fn nothing_left(world: &World, started: usize) -> Outcome<()> {
     let journal = world.emulator.journal();
     if !eventually(STOP, || async { journal.open_sessions().is_empty() && children().is_empty() })
@@ -238,7 +239,7 @@ async fn nothing_left(world: &World, started: usize) -> Outcome<()> {
     Ok(())
 }
 
-/// The processes that this one has started and that have not been waited for.
+/// Child processes that have not been waited for.
 fn children() -> Vec<String> {
     let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     let lists =
@@ -246,8 +247,8 @@ fn children() -> Vec<String> {
     lists.flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect()
 }
 
-/// Whoever is not root becomes it in a user namespace, in which network namespaces can be made. Before there
-/// is a second thread.
+/// Becomes root in a user namespace, unless it is root already, since network namespaces can be created
+/// there. Must be called before a second thread exists.
 fn may_make_namespaces() -> io::Result<()> {
     let (user, group) = (geteuid(), getegid());
     if user.is_root() {
@@ -262,5 +263,5 @@ fn may_make_namespaces() -> io::Result<()> {
 /// How many customers there are.
 const COUNT: usize = 20;
 
-/// For what was dropped to be gone.
+/// Time limit for the cleanup of what was dropped.
 const STOP: Duration = Duration::from_secs(10);

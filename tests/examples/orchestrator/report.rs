@@ -1,4 +1,4 @@
-//! What is shown: a line for each customer.
+//! Prints a table with one line per customer.
 
 use std::{fs, time::Duration};
 
@@ -10,7 +10,7 @@ use crate::{
     job::{Done, Failed, Job},
 };
 
-/// What became of a customer's job.
+/// The result of a customer's job.
 #[derive(Debug)]
 pub(crate) struct Row<'a> {
     customer: &'a Customer,
@@ -18,13 +18,13 @@ pub(crate) struct Row<'a> {
     ready: Option<Duration>,
     done: Option<Done>,
     outcome: String,
-    /// What the customer is told.
+    /// Advice to the customer.
     advice: Option<String>,
 }
 
 impl<'a> Row<'a> {
     pub(crate) fn of(customer: &'a Customer, namespace: &Namespace) -> Outcome<Self> {
-        // `net:[4026532001]`.
+        // The link is such as `net:[4026532001]`.
         let link = fs::read_link(namespace.path())?.to_string_lossy().into_owned();
         let namespace = link.trim_start_matches("net:[").trim_end_matches(']').to_owned();
         Ok(Self {

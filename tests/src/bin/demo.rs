@@ -1,7 +1,7 @@
-//! The main job on embedded parts, one command: `cargo run --release --bin demo`.
+//! The main job on embedded parts, with one command: `cargo run --release --bin demo`.
 //!
-//! Needs nothing but this repository. The customer's network and AWS are played by this process;
-//! the sidecar is the real program in a process of its own, started as a runner starts it.
+//! Needs nothing but this repository. This process emulates AWS and the customer's network; the sidecar is
+//! the real program in its own process, started as a runner starts it.
 
 #![expect(clippy::print_stdout, reason = "what this program is for")]
 
@@ -15,7 +15,7 @@ use std::{
 use serde_json::{Value, json};
 use tests::{
     emulator::{Emulator, Ending, Policy},
-    fixtures::{Bastion, Database, Document, Exit, Sidecar, binary, eventually},
+    fixtures::{Bastion, Config, Database, Exit, Sidecar, binary, eventually},
 };
 use tokio::{select, signal::ctrl_c, time::timeout};
 use tokio_postgres::{NoTls, Row};
@@ -70,8 +70,8 @@ async fn demo(keep: bool) -> Outcome<()> {
     );
 
     println!("The runner's side: start {}", sidecar.display());
-    println!("  and write one JSON document to its stdin, which stays open: the job's lease.");
-    let (mut sidecar, port) = start(&document(&emulator, &bastion, &database)).await?;
+    println!("  and write one JSON config to its stdin, which stays open: the job's lease.");
+    let (mut sidecar, port) = start(&config(&emulator, &bastion, &database)).await?;
 
     println!("\nA PostgreSQL driver connects to 127.0.0.1:{port} and asks:\n  {QUERY}\n");
     print_table(&query(port).await?)?;
@@ -93,17 +93,17 @@ async fn demo(keep: bool) -> Outcome<()> {
     verify_end(&exit, &emulator).await
 }
 
-/// Finds or builds the sidecar; cargo's progress shows on stderr.
+/// Finds or builds the sidecar; cargo's progress is shown on stderr.
 async fn build() -> Outcome<std::path::PathBuf> {
     if std::env::var_os("SSM_SIDECAR_BIN").is_none() {
-        println!("Building the sidecar, where that is not done yet ...");
+        println!("Building the sidecar, unless it is up to date ...");
     }
     Ok(tokio::task::spawn_blocking(binary).await??)
 }
 
-/// What the runner knows about this job.
-fn document(emulator: &Emulator, bastion: &Bastion, database: &Database) -> Document {
-    Document::new("demo").with(&json!({
+/// The config that the runner writes for this job.
+fn config(emulator: &Emulator, bastion: &Bastion, database: &Database) -> Config {
+    Config::new("demo").with(&json!({
         "aws": {
             "access_key_id": ACCESS_KEY_ID,
             "secret_access_key": SECRET_ACCESS_KEY,
@@ -121,9 +121,9 @@ fn document(emulator: &Emulator, bastion: &Bastion, database: &Database) -> Docu
     }))
 }
 
-/// Starts the sidecar and shows what it says until it is ready.
-async fn start(document: &Document) -> Outcome<(Sidecar, u16)> {
-    let mut sidecar = Sidecar::spawn(document).await?;
+/// Starts the sidecar and prints its lines until it is ready.
+async fn start(config: &Config) -> Outcome<(Sidecar, u16)> {
+    let mut sidecar = Sidecar::spawn(config).await?;
     let started = Instant::now();
     loop {
         let Some(line) = sidecar.line(READY).await? else {
@@ -139,7 +139,7 @@ async fn start(document: &Document) -> Outcome<(Sidecar, u16)> {
     }
 }
 
-/// Asks the database through the tunnel.
+/// Queries the database through the tunnel.
 async fn query(port: u16) -> Outcome<Vec<Row>> {
     let config = format!("host=127.0.0.1 port={port} user=demo dbname=demo");
     let (client, connection) = timeout(READY, tokio_postgres::connect(&config, NoTls)).await??;
@@ -148,7 +148,7 @@ async fn query(port: u16) -> Outcome<Vec<Row>> {
         rows = client.query(QUERY, &parameters) => Ok(rows?),
         end = connection => {
             end?;
-            Err("the database hung up".into())
+            Err("the database closed the connection".into())
         }
     }
 }
@@ -168,7 +168,7 @@ fn print_table(rows: &[Row]) -> Outcome<()> {
     Ok(())
 }
 
-/// Checks that the sidecar ended as the contract says, and that AWS holds no session any more.
+/// Checks that the sidecar ended as the contract says, and that no session is left in AWS.
 async fn verify_end(exit: &Exit, emulator: &Emulator) -> Outcome<()> {
     if status(exit)? != 0 {
         return Err(format!("the sidecar said: {}", exit.text()).into());
@@ -218,5 +218,5 @@ const QUERY: &str = "SELECT id, customer, item, amount_yen FROM orders WHERE amo
 const READY: Duration = Duration::from_secs(30);
 const STOP: Duration = Duration::from_secs(5);
 
-/// Longer than anybody keeps a demo open.
+/// Longer than anyone keeps a demo open.
 const FOREVER: Duration = Duration::from_hours(24 * 365);

@@ -1,8 +1,8 @@
-//! The emulator by itself, for trying things by hand: `cargo run --bin emulator -- --help`.
+//! The emulator as a program, for trials by hand: `cargo run --bin emulator -- --help`.
 //!
-//! Prints its endpoints and a document for the sidecar's stdin to stdout, and what it sees to stderr, a line each,
-//! until it is interrupted. Its agent dials sshd on this very machine, or with `--embedded` a bastion of its own,
-//! behind which stands a database; then the document is complete.
+//! Prints its endpoints and a config for the sidecar's stdin to stdout, and its journal to stderr, one
+//! record a line, until it is interrupted. Its agent dials sshd on this machine, or with `--embedded` its
+//! own bastion with a database behind it; in that case the config is complete.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "it is a program for people")]
 
@@ -33,16 +33,16 @@ struct Options {
     /// The caller's key.
     #[arg(long, default_value = "AKIAIOSFODNN7EXAMPLE")]
     access_key_id: String,
-    /// Its secret; an example, like the key.
+    /// The caller's secret key; an example, like the key id.
     #[arg(long, default_value = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")]
     secret_access_key: String,
-    /// File with the caller's IAM policy; without one, `ssm:StartSession` on the instance alone.
+    /// File with the caller's IAM policy; by default only `ssm:StartSession` on the instance.
     #[arg(long)]
     policy: Option<PathBuf>,
-    /// Which openings of a data channel are taken.
+    /// Which ways of opening a data channel are accepted.
     #[arg(long, value_enum, default_value_t = Opening::Unsigned)]
     opening: Opening,
-    /// Leaves out the real agent's pauses.
+    /// Omits the real agent's pauses.
     #[arg(long)]
     unpaced: bool,
     /// Seconds without input after which a session ends.
@@ -54,34 +54,34 @@ struct Options {
     /// Seed of everything random.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Brings a bastion and a PostgreSQL database with a table `orders` along, in this process.
+    /// Adds a bastion and a PostgreSQL database with a table `orders`, in this process.
     #[arg(long, conflicts_with_all = ["ssh_port", "ssh_user", "ssh_private_key", "target_host", "target_port"])]
     embedded: bool,
-    /// Writes the document to this file too, which only its owner can read.
-    #[arg(long)]
-    document: Option<PathBuf>,
-    /// For the document: where sshd listens on this machine.
+    /// Writes the config to this file too, readable only by its owner.
+    #[arg(long, alias = "document")]
+    config: Option<PathBuf>,
+    /// For the config: where sshd listens on this machine.
     #[arg(long, default_value_t = 22)]
     ssh_port: u16,
-    /// For the document: who logs in there.
+    /// For the config: the user who logs in there.
     #[arg(long, default_value = "ec2-user")]
     ssh_user: String,
-    /// For the document: file of the private key.
+    /// For the config: file of the private key.
     #[arg(long)]
     ssh_private_key: Option<PathBuf>,
-    /// For the document: the target, as sshd sees it.
+    /// For the config: the target, as sshd sees it.
     #[arg(long, default_value = "127.0.0.1")]
     target_host: String,
-    /// For the document: the target's port.
+    /// For the config: the target's port.
     #[arg(long, default_value_t = 5_432)]
     target_port: u16,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Opening {
-    /// Unsigned, or signed with the permission for it.
+    /// Unsigned, or signed with the permission.
     Unsigned,
-    /// Signed with the permission for it only.
+    /// Signed with the permission only.
     Signed,
     /// Unsigned, or signed without any permission.
     Any,
@@ -114,16 +114,16 @@ async fn main() -> Result<(), Box<dyn Error>> {
     println!("SSM and STS    {}", emulator.api_url());
     println!("data channels  {}", emulator.stream_url());
     let embedded = if options.embedded { Some(Embedded::start().await?) } else { None };
-    let document = document(&options, &emulator, embedded.as_ref())?;
-    println!("\nA document for the sidecar's stdin:\n\n{document}");
-    if let Some(file) = &options.document {
+    let config = config(&options, &emulator, embedded.as_ref())?;
+    println!("\nA config for the sidecar's stdin:\n\n{config}");
+    if let Some(file) = &options.config {
         let mut file = fs::OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(true)
             .mode(0o600)
             .open(file)?;
-        file.write_all(document.as_bytes())?;
+        file.write_all(config.as_bytes())?;
     }
 
     let journal = emulator.journal();
@@ -142,12 +142,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     }
     let left = journal.open_sessions();
     if !left.is_empty() {
-        eprintln!("sessions that nobody has terminated: {}", left.join(", "));
+        eprintln!("sessions left open: {}", left.join(", "));
     }
     Ok(())
 }
 
-/// What the customer's network would have.
+/// Servers of the customer's network.
 struct Embedded {
     database: Database,
     bastion: Bastion,
@@ -161,7 +161,7 @@ impl Embedded {
     }
 }
 
-fn document(
+fn config(
     options: &Options,
     emulator: &Emulator,
     embedded: Option<&Embedded>,
@@ -191,7 +191,7 @@ fn document(
             json!({ "host": options.target_host, "port": options.target_port }),
         ),
     };
-    let document = json!({
+    let config = json!({
         "name": "by hand",
         "aws": {
             "access_key_id": options.access_key_id,
@@ -202,5 +202,5 @@ fn document(
         "bastion": bastion,
         "target": target,
     });
-    Ok(format!("{document:#}"))
+    Ok(format!("{config:#}"))
 }

@@ -1,9 +1,9 @@
 //! Hours of real load under every fault: `cargo run --release --bin soak -- --minutes 60`.
 //!
-//! Two customers, each with an emulated AWS, a real sshd and a real database: PostgreSQL where sessions may be
-//! resumed, MariaDB where they may not. Real clients read, write and query through the real sidecar
-//! while the network, the service and the agent misbehave by a seed. Ends with a report, and with
-//! failure if a byte differed, a session was left, a sidecar died or the protocol was broken.
+//! Two customers, each with an emulated AWS, a real sshd and a real database: PostgreSQL with sessions that
+//! may be resumed, MariaDB with sessions that may not. Real clients read, write and query through the real
+//! sidecar while faults of the network, the service and the agent are injected, by a seed. Prints a report,
+//! and fails if a byte differed, a session was left, a sidecar died or the protocol was broken.
 
 #![expect(clippy::print_stdout, reason = "what this program is for")]
 
@@ -15,13 +15,13 @@ use tests::soak;
 #[derive(Debug, Parser)]
 #[command(about = "Real load under every fault, with a report")]
 struct Arguments {
-    /// How long to go on.
+    /// Duration of the soak.
     #[arg(long, default_value_t = 3.0)]
     minutes: f64,
-    /// Seed of the faults; a random one if not given.
+    /// Seed of the faults; random by default.
     #[arg(long)]
     seed: Option<u64>,
-    /// The report as JSON.
+    /// Prints the report as JSON.
     #[arg(long)]
     json: bool,
 }

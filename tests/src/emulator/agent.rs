@@ -1,9 +1,9 @@
-//! The agent's part of one session, with the real one's habits (sections 4 to 6 of the specification): it checks
-//! little, throws away what comes too early, and repairs slowly.
+//! The agent's side of one session, with the real agent's behaviour (sections 4 to 6 of the specification):
+//! it checks little, discards data that arrives too early, and retransmits slowly.
 //!
-//! Three loops, as in the real agent: one takes what the client sends and writes it to sshd; one reads from sshd
-//! and sends; one sends the oldest message again every 100 ms. Only sshd's own pace holds the first one up,
-//! and with it the acknowledges.
+//! Three loops, as in the real agent: one takes the client's messages and writes them to sshd; one reads
+//! from sshd and sends; one retransmits the oldest message every 100 ms. Only a slow sshd delays the first
+//! loop, and with it the acknowledges.
 
 mod input;
 mod outgoing;
@@ -23,12 +23,12 @@ use tokio::{
 use uuid::Uuid;
 
 use super::{
-    builder::{AgentSettings, Pacing},
     codec::{Message, OUTPUT, SYN, payload_type},
     faults::Rng,
     journal::{Ending, Record, count, lock},
     payload,
     session::Session,
+    settings::{AgentSettings, Pacing},
 };
 
 use input::Input;
@@ -41,26 +41,26 @@ pub(crate) struct Agent {
     pacing: Pacing,
     outgoing: Mutex<Outgoing>,
     rng: Mutex<Rng>,
-    /// Wakes the loop that reads from sshd after a pause.
+    /// Wakes the loop that reads from sshd when a pause ends.
     resumed: Notify,
 }
 
-/// What the other loops tell the one that takes input.
+/// What the other loops report to the one that takes input.
 enum Event {
-    /// The time in which data is still thrown away is over.
+    /// The period in which data is discarded has passed.
     Ready,
     Dialled(std::io::Result<TcpStream>),
-    /// All that sshd said has been sent.
+    /// sshd closed its connection, and everything it sent has been forwarded.
     ServerClosed,
 }
 
-/// Why the agent is done.
+/// Why the agent ends the session.
 struct Done {
     by: Ending,
     output: String,
 }
 
-/// Plays the agent for a session, until either of them ends.
+/// Runs the agent of a session until the agent or the session ends.
 pub(crate) async fn run(
     session: Arc<Session>,
     inbox: mpsc::Receiver<Bytes>,
@@ -109,7 +109,7 @@ impl Agent {
         )
     }
 
-    /// Sends a stream message. One loop at a time does so, which keeps them in order.
+    /// Sends a stream message. Only one loop at a time calls this, which keeps the messages in order.
     async fn send(&self, payload_type: u32, payload: Bytes) {
         let id = self.uuid();
         let frame = lock(&self.outgoing).add(Instant::now(), |sequence| {
@@ -129,7 +129,7 @@ impl Agent {
         self.session.deliver(payload::acknowledge(message, self.uuid())).await;
     }
 
-    /// Sends the oldest message again where it is overdue.
+    /// Retransmits the oldest message whenever it is overdue.
     async fn resend(&self) {
         let mut ticks = interval(RESEND);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -143,7 +143,7 @@ impl Agent {
         }
     }
 
-    /// Anything of the client ends a pause.
+    /// Any message from the client ends a pause.
     fn resume(&self) {
         if lock(&self.outgoing).set_paused(false) {
             self.resumed.notify_waiters();
@@ -156,7 +156,7 @@ impl Agent {
         }
     }
 
-    /// Waits while the agent is told to pause.
+    /// Waits while publication is paused.
     async fn unpaused(&self) {
         loop {
             let resumed = self.resumed.notified();
@@ -177,21 +177,21 @@ impl Agent {
     }
 }
 
-/// For loops without end.
+/// The type of a loop that never ends.
 fn unreachable() -> Done {
     Done { by: Ending::Operator, output: String::new() }
 }
 
-/// Versions from which an agent does what its name says (specification, section 6).
+/// First versions of the agent with the behaviour named (specification, section 6).
 const PORT_PLUGIN: [u32; 4] = [2, 3, 672, 0];
 const PAUSE: [u32; 4] = [3, 0, 732, 0];
 const ACKNOWLEDGES_AGAIN: [u32; 4] = [3, 2, 1041, 0];
-/// Newer than this.
+/// Versions newer than this one.
 const TERMINATE_FLAG: [u32; 4] = [2, 3, 722, 0];
 
-/// Between two looks at the oldest message.
+/// Interval at which the oldest message is checked.
 const RESEND: Duration = Duration::from_millis(100);
 
-/// Seen live (specification, section 9).
+/// Observed on AWS (specification, section 9).
 const UNSUPPORTED: &str = "Plugin with name Port is not supported by this version of ssm agent, please update to \
                            latest version";

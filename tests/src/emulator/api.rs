@@ -1,9 +1,9 @@
-//! The SSM API as HTTP: AWS JSON 1.1, signatures, and answers in AWS's form.
+//! The SSM API over HTTP: AWS JSON 1.1, signatures, and responses in AWS's format.
 
 use std::{convert::Infallible, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode, request::Parts};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -12,78 +12,34 @@ use tokio::{net::TcpListener, time::sleep};
 use uuid::Uuid;
 
 use super::{
-    credentials::{Principal, Stranger},
+    call::{ApiError, Call},
+    credentials::{AuthError, Principal},
     faults::{Action, Failure},
     journal::{Ending, Record},
     service::{Service, StartRequest},
     session::Ticket,
-    sigv4::Received,
     sts,
 };
 
-/// Accepts connections until it is dropped.
+/// Accepts connections until the future is dropped.
 pub(crate) async fn serve(listener: TcpListener, service: Arc<Service>) {
     while let Ok((stream, _)) = listener.accept().await {
-        // Without it the kernel would hold the second half of an answer back.
+        // With Nagle's algorithm, the kernel would delay the second half of a response.
         drop(stream.set_nodelay(true));
         let tasks = Arc::clone(&service);
         let service = Arc::clone(&service);
         tasks.tasks.spawn(async move {
             let handler = service_fn(move |request| handle(request, Arc::clone(&service)));
-            // An error is a connection that the client, or a fault of ours, has closed.
+            // An error means that the client, or an injected fault, closed the connection.
             drop(http1::Builder::new().serve_connection(TokioIo::new(stream), handler).await);
         });
     }
 }
 
-/// An error closes the connection in place of an answer.
+/// An error that makes hyper close the connection without a response.
 #[derive(Debug, thiserror::Error)]
 #[error("no answer")]
 struct NoAnswer;
-
-/// What a call answers when it fails.
-#[derive(Debug)]
-pub(crate) struct ApiError {
-    pub(crate) status: u16,
-    pub(crate) code: String,
-    pub(crate) message: String,
-}
-
-impl ApiError {
-    pub(crate) fn new(status: u16, code: &str, message: impl Into<String>) -> Self {
-        Self { status, code: code.to_owned(), message: message.into() }
-    }
-
-    pub(crate) fn validation(message: impl Into<String>) -> Self {
-        Self::new(400, "ValidationException", message)
-    }
-}
-
-/// A request with its whole body.
-pub(crate) struct Call {
-    parts: Parts,
-    headers: Vec<(String, String)>,
-    pub(crate) body: Bytes,
-}
-
-impl Call {
-    /// Who makes it, if the signature holds for this service.
-    pub(crate) fn caller(&self, service: &Service, name: &str) -> Result<Arc<Principal>, Stranger> {
-        let uri = &self.parts.uri;
-        let received = Received {
-            method: self.parts.method.as_str(),
-            path: uri.path(),
-            query: uri.query().unwrap_or_default(),
-            headers: &self.headers,
-            body: &self.body,
-        };
-        service.keys.authenticate(&received, name, &service.settings.region)
-    }
-
-    pub(crate) fn header(&self, name: &str) -> &str {
-        self.parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
-    }
-}
 
 async fn handle(
     request: Request<Incoming>,
@@ -91,8 +47,7 @@ async fn handle(
 ) -> Result<Response<Full<Bytes>>, NoAnswer> {
     let (parts, body) = request.into_parts();
     let Ok(body) = Limited::new(body, LONGEST).collect().await else { return Err(NoAnswer) };
-    let headers = plain(&parts.headers);
-    let call = Call { parts, headers, body: body.to_bytes() };
+    let call = Call::new(parts, body.to_bytes());
     if call.header("content-type").starts_with("application/x-www-form-urlencoded") {
         return answer_sts(&call, &service).await;
     }
@@ -120,7 +75,7 @@ async fn handle(
 }
 
 async fn answer_sts(call: &Call, service: &Service) -> Result<Response<Full<Bytes>>, NoAnswer> {
-    if sts::asks_who(call) {
+    if sts::is_get_caller_identity(call) {
         let outcome = sts::caller_identity(call, service);
         let error = outcome.as_ref().err().map(|error| error.code.clone());
         service.journal.add(Record::ApiCall { action: "GetCallerIdentity".to_owned(), error });
@@ -143,7 +98,7 @@ async fn answer_sts(call: &Call, service: &Service) -> Result<Response<Full<Byte
     Ok(response(status, "text/xml", id, body))
 }
 
-/// What happens before a call is looked at: the faults that need nothing of it.
+/// Applies the faults that do not depend on the request, before it is handled.
 async fn before(service: &Service, action: Action) -> Result<Option<Failure>, NoAnswer> {
     let failure = service.failure(action);
     match failure {
@@ -205,25 +160,25 @@ fn perform(call: &Call, action: Action, service: &Arc<Service>) -> Result<Value,
     }
 }
 
-fn refuse(stranger: Stranger) -> ApiError {
-    match stranger {
-        Stranger::Missing => ApiError::new(
+fn refuse(error: AuthError) -> ApiError {
+    match error {
+        AuthError::Missing => ApiError::new(
             400,
             "MissingAuthenticationTokenException",
             "Missing Authentication Token",
         ),
-        Stranger::Incomplete(text) => ApiError::new(400, "IncompleteSignatureException", text),
-        Stranger::UnknownKey => ApiError::new(
+        AuthError::Incomplete(text) => ApiError::new(400, "IncompleteSignatureException", text),
+        AuthError::UnknownKey => ApiError::new(
             400,
             "UnrecognizedClientException",
             "The security token included in the request is invalid.",
         ),
-        Stranger::Expired => ApiError::new(
+        AuthError::Expired => ApiError::new(
             400,
             "ExpiredTokenException",
             "The security token included in the request is expired",
         ),
-        Stranger::Invalid(text) => ApiError::new(400, "InvalidSignatureException", text),
+        AuthError::Invalid(text) => ApiError::new(400, "InvalidSignatureException", text),
     }
 }
 
@@ -289,7 +244,7 @@ fn start_request(members: &Map<String, Value>) -> Result<StartRequest, ApiError>
     Ok(StartRequest { target, document, port, reason })
 }
 
-/// A list of one text that is a port.
+/// A list with one string that is a port number.
 fn port(value: &Value) -> Result<u16, ApiError> {
     let wrong = || ApiError::validation("Parameters.portNumber is no list of one port as text");
     let [value] = value.as_array().ok_or_else(wrong)?.as_slice() else { return Err(wrong()) };
@@ -298,7 +253,7 @@ fn port(value: &Value) -> Result<u16, ApiError> {
     if port == 0 || port.to_string() != text { Err(wrong()) } else { Ok(port) }
 }
 
-/// `i-` or `mi-` and 8 or 17 hexadecimal digits; an `mi-` has always 17.
+/// `i-` or `mi-` followed by 8 or 17 hexadecimal digits; always 17 for `mi-`.
 fn is_instance(target: &str) -> bool {
     let (digits, short) = match target.strip_prefix("mi-") {
         Some(digits) => (digits, false),
@@ -333,7 +288,7 @@ fn terminate(
     Ok(json!({ "SessionId": id }))
 }
 
-/// The one member of a request, if the caller may do that to this session.
+/// The only member of a request, if the caller is allowed the action on that session.
 fn session_id(
     members: &Map<String, Value>,
     action: &str,
@@ -395,7 +350,7 @@ fn unknown(id: &str) -> ApiError {
     ApiError::new(400, "DoesNotExistException", format!("Session {id} does not exist."))
 }
 
-/// The errors that the API declares write their message in a capital letter, those of all AWS do not.
+/// Errors declared by the API spell the field `Message`, errors common to all of AWS `message`.
 fn respond(id: Uuid, outcome: Result<Value, ApiError>) -> Response<Full<Bytes>> {
     let (status, body) = match outcome {
         Ok(body) => (200, body),
@@ -419,20 +374,13 @@ fn response(status: u16, content_type: &str, id: Uuid, body: String) -> Response
     response
 }
 
-fn plain(headers: &HeaderMap) -> Vec<(String, String)> {
-    let plain = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
-        (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
-    };
-    headers.iter().map(plain).collect()
-}
-
 impl From<Infallible> for NoAnswer {
     fn from(never: Infallible) -> Self {
         match never {}
     }
 }
 
-/// The only document whose sessions are emulated.
+/// The only SSM document whose sessions are emulated.
 const SSH_DOCUMENT: &str = "AWS-StartSSHSession";
 
 const JSON: &str = "application/x-amz-json-1.1";
@@ -440,5 +388,5 @@ const JSON: &str = "application/x-amz-json-1.1";
 const DECLARED: [&str; 4] =
     ["InvalidDocument", "TargetNotConnected", "InternalServerError", "DoesNotExistException"];
 
-/// Longest body, in bytes.
+/// Largest request body, in bytes.
 const LONGEST: usize = 64 * 1024;

@@ -1,7 +1,8 @@
-//! What the real parts do not look at: every message of the client against the whole specification.
+//! Checks that the real parts do not make: every message of the client is compared with the whole
+//! specification.
 //!
-//! It stands at the gateway's edge, before the faults of the way up and behind those of the way down, so that no
-//! fault of our own is taken for one of the client.
+//! Runs at the gateway's edge: before the upstream faults and after the downstream ones, so that no
+//! injected fault is attributed to the client.
 
 use std::{
     collections::VecDeque,
@@ -25,7 +26,7 @@ use super::{
     },
 };
 
-/// What client and agent have sent each other, as far as it is needed to judge what comes.
+/// What client and agent have sent each other, as far as it is needed to check further messages.
 #[derive(Debug, Default)]
 pub(crate) struct Audit {
     input: Window<Sent>,
@@ -35,7 +36,8 @@ pub(crate) struct Audit {
     paused: Option<Instant>,
 }
 
-/// A message of the client, by which a repetition is told from another under the same number.
+/// Identity of a client's message: distinguishes a retransmission from a different message with the same
+/// number.
 #[derive(Clone, Debug, Eq, PartialEq)]
 struct Sent {
     id: Uuid,
@@ -56,7 +58,7 @@ enum Handshake {
 }
 
 impl Audit {
-    /// Judges a frame of the client; true if it is input, which keeps a session alive.
+    /// Checks a frame from the client; returns true if it is input, which resets the session's idle timer.
     pub(crate) fn incoming(
         &mut self,
         frame: &Bytes,
@@ -126,7 +128,7 @@ impl Audit {
         self.unacknowledged += 1;
         count(&counters.input_messages, 1);
         counters.max_unacknowledged.fetch_max(self.unacknowledged, Ordering::Relaxed);
-        // What was on its way when the pause was told is no fault.
+        // Input that was in flight when the pause was sent is allowed.
         if self.paused.is_some_and(|since| since.elapsed() > GRACE) {
             count(&counters.input_while_paused, 1);
         }
@@ -202,7 +204,7 @@ impl Audit {
             return wrong(format!("of sequence number {number}"));
         };
         match self.output.entry(sequence) {
-            // Too old to be remembered, unless it was never sent.
+            // Too old to be in the window; a violation only if it was never sent.
             None if sequence < self.output.next() => {}
             None => wrong(format!("of {sequence}, which was not delivered")),
             Some(id) if id.is_nil() => {
@@ -215,11 +217,11 @@ impl Audit {
         }
     }
 
-    /// Takes note of a frame that is about to reach the client.
+    /// Records a frame that is about to be delivered to the client.
     pub(crate) fn outgoing(&mut self, frame: &Bytes, damaged: bool, counters: &Counters) {
         if let Some((sequence, id, payload_type)) = codec::output(frame) {
             while self.output.next() <= sequence {
-                // Not seen intact so far.
+                // Not delivered intact yet.
                 self.output.push(Uuid::nil());
             }
             if damaged {
@@ -275,7 +277,7 @@ impl Audit {
     }
 }
 
-/// What holds for every message of a client.
+/// Checks what holds for every message of a client.
 fn check_header(frame: &Bytes, message: &Message, violations: &mut Vec<String>) {
     let mut wrong = |text: &str| violations.push(format!("{}: {text}", message.kind));
     if frame.first_chunk() != Some(&LENGTH_OFFSET.to_be_bytes()) {
@@ -307,7 +309,7 @@ fn check_header(frame: &Bytes, message: &Message, violations: &mut Vec<String>) 
     }
 }
 
-/// The last entries of a sequence that begins at 0.
+/// The most recent entries of a sequence that begins at 0.
 #[derive(Debug)]
 struct Window<T> {
     first: u64,
@@ -347,13 +349,13 @@ impl<T> Window<T> {
     }
 }
 
-/// Messages that are remembered; more than the agent's own buffer holds.
+/// Number of messages kept; more than the agent's own buffer holds.
 const WINDOW: usize = 131_072;
 
-/// How long after a pause was told new input may still come.
+/// How long after a pause was sent new input is still allowed.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// How far a client's clock may be off: a repeated message keeps its date.
+/// Tolerance for the client's clock: a retransmitted message keeps its date.
 const CLOCK: Duration = Duration::from_hours(2);
 
 #[cfg(test)]
@@ -397,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_does_right_is_left_in_peace() {
+    fn correct_client_causes_no_violation() {
         let mut audit = audit();
         let response = response();
         assert_eq!(judge(&mut audit, &response), [""; 0]);

@@ -1,4 +1,4 @@
-//! Dates as AWS writes them, without a library for calendars.
+//! Dates in AWS's formats, without a calendar library.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -7,7 +7,12 @@ pub(crate) fn millis() -> u64 {
     u64::try_from(since_epoch(SystemTime::now()).as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Such as `2026-01-31T23:59:59.042Z`.
+/// The current time, formatted by [`iso8601`].
+pub(crate) fn now() -> String {
+    iso8601(SystemTime::now())
+}
+
+/// Formats a time such as `2026-01-31T23:59:59.042Z`.
 pub(crate) fn iso8601(time: SystemTime) -> String {
     let since_epoch = since_epoch(time);
     let seconds = since_epoch.as_secs();
@@ -17,7 +22,7 @@ pub(crate) fn iso8601(time: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
 }
 
-/// Reads the basic form of `X-Amz-Date`, such as `20260131T235959Z`.
+/// Parses the basic format of `X-Amz-Date`, such as `20260131T235959Z`.
 pub(crate) fn parse_basic(text: &str) -> Option<SystemTime> {
     let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
     if date.len() != 8 || time.len() != 6 {
@@ -41,8 +46,8 @@ fn since_epoch(time: SystemTime) -> Duration {
     time.duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// Days from the epoch to a date of the Gregorian calendar; years begin in March, so that the leap
-/// day is the last of a year.
+/// Days from the epoch to a date of the Gregorian calendar. Years are counted from March, so that the leap
+/// day is the last day of a year.
 fn days(year: u64, month: u64, day: u64) -> u64 {
     let year = if month <= 2 { year - 1 } else { year };
     let (era, of_era) = (year / 400, year % 400);
@@ -50,7 +55,7 @@ fn days(year: u64, month: u64, day: u64) -> u64 {
     era * DAYS_OF_ERA + of_era * 365 + of_era / 4 - of_era / 100 + of_year - DAYS_TO_EPOCH
 }
 
-/// The date of a day after the epoch.
+/// The year, month and day of a day after the epoch.
 fn civil(days: u64) -> (u64, u64, u64) {
     let days = days + DAYS_TO_EPOCH;
     let (era, of_era) = (days / DAYS_OF_ERA, days % DAYS_OF_ERA);
@@ -62,13 +67,13 @@ fn civil(days: u64) -> (u64, u64, u64) {
     (era * 400 + year + u64::from(month <= 2), month, day)
 }
 
-/// Seconds.
+/// Seconds of a day.
 const DAY: u64 = 86_400;
 
-/// Days of 400 years.
+/// Days in 400 years.
 const DAYS_OF_ERA: u64 = 146_097;
 
-/// Days from the first of March of the year 0 to the epoch.
+/// Days from 1 March of the year 0 to the epoch.
 const DAYS_TO_EPOCH: u64 = 719_468;
 
 #[cfg(test)]

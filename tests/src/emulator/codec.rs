@@ -1,5 +1,5 @@
-//! The message layout of the data channel (section 3 of the specification), written for this
-//! emulator alone: nothing is shared with the client under test.
+//! The message layout of the data channel (section 3 of the specification), written for this emulator
+//! alone: it shares no code with the client under test.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use sha2::{Digest as _, Sha256};
@@ -21,7 +21,7 @@ pub(crate) struct Message {
 }
 
 impl Message {
-    /// A message with the digest of its payload.
+    /// Creates a message, with the digest of its payload.
     pub(crate) fn new(kind: &str, sequence: i64, payload_type: u32, payload: Bytes) -> Self {
         Self {
             kind: kind.to_owned(),
@@ -48,7 +48,7 @@ impl Message {
         frame.put_u64(self.created);
         frame.put_i64(self.sequence);
         frame.put_u64(self.flags);
-        // The two halves of the id travel in exchanged order.
+        // The two halves of the id are transmitted in reverse order.
         let (high, low) = self.id.as_u64_pair();
         frame.put_u64(low);
         frame.put_u64(high);
@@ -59,8 +59,8 @@ impl Message {
         frame.freeze()
     }
 
-    /// Reads a message as the agent does: the payload goes from `HeaderLength` + 4 to the end of the
-    /// frame, and neither its stated length nor its digest is looked at.
+    /// Decodes a message as the agent does: the payload extends from `HeaderLength` + 4 to the end of the
+    /// frame; its stated length and its digest are not checked.
     pub(crate) fn decode(frame: &Bytes) -> Result<Self, Malformed> {
         let mut header = Header { rest: frame };
         let header_length = header.u32()?;
@@ -105,7 +105,7 @@ impl Message {
     }
 }
 
-/// What a reader that checks its bounds refuses; the agent's own reader panics at the first two.
+/// Errors of a reader that checks its bounds; the real agent panics in the first two cases.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub(crate) enum Malformed {
     #[error("the frame is shorter than a header")]
@@ -118,12 +118,12 @@ pub(crate) enum Malformed {
     CreatedDate,
 }
 
-/// The stated length of a frame's payload.
+/// The payload length stated in a frame.
 pub(crate) fn stated_length(frame: &[u8]) -> Option<u32> {
     frame.get(PAYLOAD - 4..)?.first_chunk().copied().map(u32::from_be_bytes)
 }
 
-/// Number, id and payload type of a stream message to the client; none for other messages.
+/// Sequence number, id and payload type of a stream message to the client; `None` for other messages.
 pub(crate) fn output(frame: &[u8]) -> Option<(u64, Uuid, u32)> {
     if frame.get(4..4 + OUTPUT.len())? != OUTPUT.as_bytes() {
         return None;
@@ -176,7 +176,7 @@ pub(crate) mod payload_type {
 pub(crate) const SYN: u64 = 1;
 pub(crate) const SYN_FIN: u64 = 3;
 
-/// Offset of `PayloadLength`, which is what `HeaderLength` says.
+/// Offset of `PayloadLength`, which is the value of `HeaderLength`.
 pub(crate) const LENGTH_OFFSET: u32 = 116;
 
 /// Offset of the payload.
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_panic_in_the_agent_is_told_apart() {
+    fn frames_that_would_panic_the_agent_are_distinguished() {
         let message = Message::new(INPUT, 0, 1, Bytes::from_static(b"x"));
         let frame = message.encode();
         let with = |offset: usize, bytes: &[u8]| {

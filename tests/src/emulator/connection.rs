@@ -1,5 +1,5 @@
-//! A client's WebSocket: its opening message, then frames between it and its session's agent, until one of the
-//! many ends.
+//! A client's WebSocket: its opening message, then frames between client and agent, until the connection
+//! ends.
 
 use std::{
     sync::{
@@ -31,15 +31,15 @@ use super::{
 
 /// Why a connection ends.
 enum Exit {
-    /// The client did it, or its network.
+    /// The client, or its network, closed it.
     Client(String),
-    /// The client did what it may not.
+    /// The client violated the protocol.
     Violation(String),
-    /// The service does it.
+    /// The service breaks it, by plan or on request.
     Break(Break),
-    /// Another connection came in its place.
+    /// Another connection has replaced it.
     Replaced,
-    /// The session is over, and the client was told.
+    /// The session has ended, and the client has been informed.
     Over,
 }
 
@@ -47,13 +47,13 @@ enum Exit {
 struct Connection<'a> {
     session: &'a Session,
     plan: watch::Receiver<Arc<Plan>>,
-    /// Which of the session's connections it is, from 1.
+    /// Number of this connection among the session's, from 1.
     generation: u64,
     frames: AtomicU64,
     lives_until: Instant,
 }
 
-/// Serves a connection to its end.
+/// Serves a connection until it ends.
 pub(crate) async fn serve(
     mut stream: TcpStream,
     buffer: BytesMut,
@@ -99,7 +99,7 @@ pub(crate) async fn serve(
     connection.leave(exit, stream).await;
 }
 
-/// The opening message; pings may come before it.
+/// Reads the opening message; pings may precede it.
 async fn first_message<R: AsyncRead + Unpin>(
     reader: &mut Reader<R>,
     write: &mut (impl AsyncWrite + Unpin),
@@ -133,7 +133,7 @@ async fn first_message<R: AsyncRead + Unpin>(
 }
 
 impl Connection<'_> {
-    /// From the client to the agent.
+    /// The direction from the client to the agent.
     async fn read<R: AsyncRead + Unpin>(
         &self,
         reader: &mut Reader<R>,
@@ -154,7 +154,7 @@ impl Connection<'_> {
                 Ok(Incoming::Binary(frame)) => frame,
                 Ok(Incoming::Ping(payload)) => {
                     count(&self.session.counters.pings, 1);
-                    // A client that floods gets fewer answers.
+                    // Pongs to a flood of pings are dropped.
                     drop(controls.try_send(payload));
                     continue;
                 }
@@ -189,7 +189,7 @@ impl Connection<'_> {
         }
     }
 
-    /// From the agent to the client.
+    /// The direction from the agent to the client.
     async fn write<W: AsyncWrite + Unpin>(
         &self,
         write: &mut W,
@@ -243,7 +243,7 @@ impl Connection<'_> {
                 () = until(path.due()) => {}
                 () = sleep_until(self.lives_until) => return Exit::Break(Break::Close),
                 end = &mut ended => {
-                    // What the agent said before comes first.
+                    // Frames that the agent sent before the end are delivered first.
                     while let Ok(message) = frames.try_recv() {
                         if let ToClient::Frame(frame) = message {
                             self.put(&mut out, &Arrived::intact(frame));
@@ -269,7 +269,7 @@ impl Connection<'_> {
         websocket::put(out, BINARY, frame);
     }
 
-    /// Counts a frame, and breaks the connection if the plan says so.
+    /// Counts a frame; returns an exit if the plan breaks the connection now.
     fn count_frame(&self) -> Option<Exit> {
         let frames = self.frames.fetch_add(1, Ordering::Relaxed) + 1;
         let cut = self.plan.borrow().cut?;
@@ -277,7 +277,7 @@ impl Connection<'_> {
         due.then_some(Exit::Break(cut.how))
     }
 
-    /// Ends the connection as it has to.
+    /// Ends the connection in the way that fits the reason.
     async fn leave(self, exit: Exit, mut stream: TcpStream) {
         let session = self.session;
         let close_frame = match &exit {
@@ -299,11 +299,11 @@ impl Connection<'_> {
         };
         session.journal.add(Record::Disconnected { session: session.id.clone(), why });
         let was_last = session.detach(self.generation);
-        let farewell = async {
+        let closing = async {
             if let Some((code, reason)) = close_frame {
                 let mut out = BytesMut::new();
                 websocket::put_close(&mut out, code, reason);
-                // A client that does not read does not keep us.
+                // A client that does not read must not delay the end.
                 drop(timeout(CLOSING, stream.write_all(&out)).await);
             }
             match exit {
@@ -317,12 +317,12 @@ impl Connection<'_> {
                 session.publish_to(false).await;
             }
         };
-        tokio::join!(farewell, pause);
+        tokio::join!(closing, pause);
     }
 }
 
-/// Ends our side, and waits a while for the client's: a socket closed with unread data would be reset, and what
-/// was sent last be lost.
+/// Closes our side and waits for the client's, within a limit: closing a socket with unread data would
+/// reset the connection, and the last frames would be lost.
 async fn close(stream: &mut TcpStream) {
     drop(stream.shutdown().await);
     let mut ignored = [0; 4096];
@@ -337,16 +337,16 @@ async fn until(due: Option<Instant>) {
     }
 }
 
-/// How long a client may take to its opening message.
+/// How long a client may take to send its opening message.
 const OPENING: Duration = Duration::from_secs(10);
 
 /// How long a client may take to close.
 const CLOSING: Duration = Duration::from_secs(2);
 
-/// Pongs that wait to be written.
+/// Maximum number of pongs that wait to be written.
 const CONTROLS: usize = 16;
 
-/// Frames that are written at once.
+/// Maximum number of frames written at once.
 const BATCH: usize = 256;
 
 /// Usual size of such a batch, in bytes.

@@ -1,4 +1,4 @@
-//! Interference at run time.
+//! Interference with a running emulator.
 
 use std::{fmt, sync::Arc};
 
@@ -13,7 +13,7 @@ use super::{
     session::{ToClient, publication},
 };
 
-/// A handle to a running emulator. Clones mean the same one.
+/// A handle to a running emulator. Clones refer to the same emulator.
 #[derive(Clone)]
 pub struct Control(Arc<Service>);
 
@@ -22,7 +22,7 @@ impl Control {
         Self(Arc::clone(service))
     }
 
-    /// Breaks a session's WebSocket; the session itself lives on. False without one.
+    /// Breaks a session's WebSocket; the session itself continues. False if there is no WebSocket.
     pub async fn close_channel(&self, session: &str, how: Break) -> bool {
         match self.0.session(session) {
             Some(session) => session.tell_client(ToClient::Break(how)).await,
@@ -30,7 +30,7 @@ impl Control {
         }
     }
 
-    /// Breaks the connections of all sessions, and says how many there were.
+    /// Breaks the WebSocket of each session and returns how many there were.
     pub async fn disconnect_all(&self, how: Break) -> usize {
         let mut count = 0;
         for session in self.0.sessions() {
@@ -39,8 +39,8 @@ impl Control {
         count
     }
 
-    /// Writes `bytes` to a session's client as they are, between the frames of gateway and agent; waits while the
-    /// client does not read. False without one.
+    /// Writes `bytes` unchanged to a session's client, between the frames of gateway and agent; waits while
+    /// the client does not read. False if no client is connected.
     pub async fn inject(&self, session: &str, bytes: Bytes) -> bool {
         match self.0.session(session) {
             Some(session) => session.tell_client(ToClient::Raw(bytes)).await,
@@ -48,47 +48,47 @@ impl Control {
         }
     }
 
-    /// Sends `pause_publication` to a session's client. False without one.
+    /// Sends `pause_publication` to a session's client. False if no client is connected.
     pub async fn pause(&self, session: &str) -> bool {
         self.tell(session, PAUSE_PUBLICATION).await
     }
 
-    /// Sends `start_publication` to a session's client. False without one.
+    /// Sends `start_publication` to a session's client. False if no client is connected.
     pub async fn start(&self, session: &str) -> bool {
         self.tell(session, START_PUBLICATION).await
     }
 
-    /// Tells a session's agent to pause, until it hears anything of the client or is told to go on.
+    /// Makes a session's agent pause until a message from the client arrives or publication is started
+    /// again.
     pub async fn pause_agent(&self, session: &str) {
         if let Some(session) = self.0.session(session) {
             session.publish_to(false).await;
         }
     }
 
-    /// Ends a session, as the console does, with this text for the client.
+    /// Ends a session as the console does, with this text for the client.
     pub fn terminate(&self, session: &str, output: &str) {
         if let Some(session) = self.0.session(session) {
             session.end(Ending::Operator, output);
         }
     }
 
-    /// Puts another policy in the place of the keys' policy.
+    /// Replaces the policy of the keys.
     pub fn set_policy(&self, policy: Policy) {
         self.0.set_policy(policy);
     }
 
-    /// Lets a key expire, all keys where none is named.
+    /// Expires a key, or all keys if none is named.
     pub fn expire_credentials(&self, access_key_id: Option<&str>) {
         self.0.keys.expire(access_key_id);
     }
 
-    /// Adds a key of the user, or puts it in the place of the one with this id.
+    /// Adds a key of the user, or replaces the one with this id.
     pub fn add_key(&self, access_key_id: &str, secret: &str, token: Option<&str>) {
         self.0.add_key(access_key_id, secret, token, None);
     }
 
-    /// Puts other faults in the place of those that there were; counts and times begin anew. The
-    /// seed of what is under way stays.
+    /// Replaces the faults; counts and times start again. Random generators already in use keep their seed.
     pub fn set_faults(&self, plan: Plan) {
         self.0.set_plan(plan);
     }

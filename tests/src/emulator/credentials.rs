@@ -1,4 +1,4 @@
-//! Access keys: whose they are, until when, and whether a request was signed with them.
+//! Access keys: their owner, their expiry, and whether a request was signed with them.
 
 use std::{
     collections::BTreeMap,
@@ -13,16 +13,17 @@ use super::{
     sigv4::{Received, Refusal},
 };
 
-/// Who calls.
+/// A caller.
 #[derive(Debug)]
 pub(crate) struct Principal {
     pub(crate) arn: String,
-    /// User name or name of the role's session: begins the ids of SSM sessions.
+    /// User name, or name of the role's session: SSM session ids begin with it.
     pub(crate) name: String,
     /// `aws:userid`.
     pub(crate) user_id: String,
     pub(crate) is_user: bool,
-    /// Of an assumed role or a user beside the first, who has the emulator's own policy, which can change.
+    /// Policy of an assumed role or of a further user; `None` for the first user, whose policy is the
+    /// emulator's own and can change.
     pub(crate) policy: Option<Policy>,
 }
 
@@ -37,7 +38,7 @@ impl Principal {
         }
     }
 
-    /// A user beside the first, with a policy of their own.
+    /// A further user, with its own policy.
     pub(crate) fn another_user(account: &str, name: &str, policy: Policy) -> Self {
         let user_id = format!("AIDA{}", name.to_ascii_uppercase().replace('-', ""));
         Self { user_id, policy: Some(policy), ..Self::user(account, name) }
@@ -55,7 +56,7 @@ impl Principal {
     }
 }
 
-/// A role that the keys of the emulator may assume: its trust policy names them.
+/// A role that the emulator's keys may assume: its trust policy names them.
 #[derive(Clone, Debug)]
 pub struct Role {
     pub(crate) arn: String,
@@ -70,21 +71,21 @@ impl Role {
         Self { arn: arn.to_owned(), external_id: None, policy: None, lifetime: None }
     }
 
-    /// Refuses whoever does not give this external id.
+    /// Requires this external id.
     #[must_use]
     pub fn external_id(mut self, id: &str) -> Self {
         self.external_id = Some(id.to_owned());
         self
     }
 
-    /// A policy of its own.
+    /// Gives the role its own policy.
     #[must_use]
     pub fn policy(mut self, policy: Policy) -> Self {
         self.policy = Some(policy);
         self
     }
 
-    /// How long its keys live, whatever is asked for.
+    /// How long the role's keys are valid, whatever duration was requested.
     #[must_use]
     pub fn lifetime(mut self, lifetime: Duration) -> Self {
         self.lifetime = Some(lifetime);
@@ -92,7 +93,7 @@ impl Role {
     }
 }
 
-/// A key, as it was given out.
+/// A key as it was issued.
 pub(crate) struct Key {
     pub(crate) secret: String,
     pub(crate) token: Option<String>,
@@ -106,9 +107,9 @@ impl fmt::Debug for Key {
     }
 }
 
-/// Why a caller is not known.
+/// Why a caller could not be authenticated.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) enum Stranger {
+pub(crate) enum AuthError {
     Missing,
     Incomplete(String),
     UnknownKey,
@@ -116,7 +117,7 @@ pub(crate) enum Stranger {
     Invalid(String),
 }
 
-/// All keys there are.
+/// All keys that exist.
 #[derive(Debug, Default)]
 pub(crate) struct Keys(Mutex<BTreeMap<String, Key>>);
 
@@ -125,7 +126,7 @@ impl Keys {
         lock(&self.0).insert(id.to_owned(), key);
     }
 
-    /// From now on this key has expired; all keys where none is named.
+    /// Expires this key, or all keys if none is named.
     pub(crate) fn expire(&self, id: Option<&str>) {
         for (other, key) in lock(&self.0).iter_mut() {
             if id.is_none_or(|id| id == other) {
@@ -134,27 +135,27 @@ impl Keys {
         }
     }
 
-    /// Finds out who made a request to a service.
+    /// Determines the caller of a request to a service.
     pub(crate) fn authenticate(
         &self,
         request: &Received<'_>,
         service: &str,
         region: &str,
-    ) -> Result<Arc<Principal>, Stranger> {
+    ) -> Result<Arc<Principal>, AuthError> {
         let refused = |refusal| match refusal {
-            Refusal::Missing => Stranger::Missing,
-            Refusal::Incomplete(text) => Stranger::Incomplete(text),
-            Refusal::Invalid(text) => Stranger::Invalid(text),
+            Refusal::Missing => AuthError::Missing,
+            Refusal::Incomplete(text) => AuthError::Incomplete(text),
+            Refusal::Invalid(text) => AuthError::Invalid(text),
         };
         let claim = request.claim().map_err(refused)?;
         let keys = lock(&self.0);
-        let key = keys.get(&claim.access_key_id).ok_or(Stranger::UnknownKey)?;
+        let key = keys.get(&claim.access_key_id).ok_or(AuthError::UnknownKey)?;
         if key.token != claim.session_token {
-            return Err(Stranger::UnknownKey);
+            return Err(AuthError::UnknownKey);
         }
         let now = SystemTime::now();
         if key.expires.is_some_and(|expires| expires <= now) {
-            return Err(Stranger::Expired);
+            return Err(AuthError::Expired);
         }
         request.verify(&claim, &key.secret, service, region, now).map_err(refused)?;
         Ok(Arc::clone(&key.principal))

@@ -1,10 +1,10 @@
-//! What is to go wrong: a plan and a seed, so that a failing run can be repeated.
+//! Fault injection: a plan and a seed, so that a failing run can be repeated.
 
 use std::time::Duration;
 
-/// What goes wrong, and the seed of all that is left to chance.
+/// The faults to inject, and the seed for everything random.
 ///
-/// The default plan is a world without faults.
+/// The default plan has no faults.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
     pub(crate) seed: u64,
@@ -16,48 +16,48 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// A plan without faults.
+    /// A plan without faults, with this seed.
     pub fn seeded(seed: u64) -> Self {
         Self { seed, ..Self::default() }
     }
 
-    /// Adds a fault of the API. The first fault that applies to a call is the one that happens.
+    /// Adds a fault of the API. The first fault that applies to a call is used.
     #[must_use]
     pub fn api(mut self, fault: ApiFault) -> Self {
         self.api.push(fault);
         self
     }
 
-    /// Faults of messages from client to agent.
+    /// Faults of the messages from client to agent.
     ///
-    /// The agent looks at no digest: damage in this direction reaches sshd or kills the session.
+    /// The agent checks no digests: damage in this direction reaches sshd or kills the session.
     #[must_use]
     pub fn up(mut self, link: Link) -> Self {
         self.up = link;
         self
     }
 
-    /// Faults of messages from agent to client.
+    /// Faults of the messages from agent to client.
     #[must_use]
     pub fn down(mut self, link: Link) -> Self {
         self.down = link;
         self
     }
 
-    /// Faults in both directions.
+    /// The same faults in both directions.
     #[must_use]
     pub fn both(self, link: Link) -> Self {
         self.up(link).down(link)
     }
 
-    /// Breaks of the client's WebSocket.
+    /// Breaks the client's WebSocket.
     #[must_use]
     pub fn cut(mut self, cut: Cut) -> Self {
         self.cut = Some(cut);
         self
     }
 
-    /// Ends sessions by a close of the socket alone, without `channel_closed`.
+    /// Ends sessions by closing the WebSocket, without `channel_closed`.
     #[must_use]
     pub fn ending_without_word(mut self) -> Self {
         self.ends_without_word = true;
@@ -65,7 +65,7 @@ impl Plan {
     }
 }
 
-/// A call that may fail.
+/// A call that can fail.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Action {
     /// `ssm:StartSession`.
@@ -91,26 +91,26 @@ pub enum Failure {
     TargetNotConnected,
     /// Any other error.
     Error {
-        /// Of HTTP.
+        /// HTTP status.
         status: u16,
-        /// Such as `BadRequest`.
+        /// Error code, such as `BadRequest`.
         code: String,
-        /// For people.
+        /// Message for people.
         message: String,
     },
-    /// The call is carried out that much later.
+    /// The call is executed after this delay.
     Delayed(Duration),
-    /// The call is carried out, and the connection closed in place of an answer.
+    /// The call is executed, but the connection is closed without a response.
     AnswerLost,
-    /// The call is carried out, and its answer has no token.
+    /// The call is executed, but its response has no token.
     WithoutToken,
-    /// There is never an answer.
+    /// No response is ever sent.
     Hangs,
     /// The connection is closed at once.
     ConnectionClosed,
 }
 
-/// A failure, the calls that it applies to, and how often.
+/// A failure, the calls to which it applies, and how often.
 #[derive(Clone, Debug)]
 pub struct ApiFault {
     pub(crate) failure: Failure,
@@ -122,31 +122,31 @@ pub struct ApiFault {
 pub(crate) enum Extent {
     Always,
     Times(u32),
-    /// From the building of the emulator, or from the plan's setting.
+    /// Counted from when the emulator was built, or the plan was set.
     Lasting(Duration),
 }
 
 impl ApiFault {
-    /// A failure of every call, always.
+    /// A failure of every call, without limit.
     pub fn new(failure: Failure) -> Self {
         Self { failure, action: None, extent: Extent::Always }
     }
 
-    /// Of this call only.
+    /// Applies to this call only.
     #[must_use]
     pub fn on(mut self, action: Action) -> Self {
         self.action = Some(action);
         self
     }
 
-    /// The first so many times only.
+    /// Applies to the first `times` calls only.
     #[must_use]
     pub fn times(mut self, times: u32) -> Self {
         self.extent = Extent::Times(times);
         self
     }
 
-    /// For so long only, from when the plan was set.
+    /// Applies for this long, from when the plan was set.
     #[must_use]
     pub fn lasting(mut self, duration: Duration) -> Self {
         self.extent = Extent::Lasting(duration);
@@ -154,7 +154,7 @@ impl ApiFault {
     }
 }
 
-/// Faults of the messages of one direction. Probabilities go from 0 to 1.
+/// Faults of the messages in one direction. Probabilities range from 0 to 1.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Link {
     pub(crate) drop: f64,
@@ -173,51 +173,51 @@ impl Link {
         Self::default()
     }
 
-    /// Messages vanish.
+    /// Drops messages.
     #[must_use]
     pub fn dropping(mut self, probability: f64) -> Self {
         self.drop = probability;
         self
     }
 
-    /// Messages arrive twice.
+    /// Delivers messages twice.
     #[must_use]
     pub fn duplicating(mut self, probability: f64) -> Self {
         self.duplicate = probability;
         self
     }
 
-    /// Messages are overtaken by up to 20 ms of others.
+    /// Delays messages by up to 20 ms, so that others overtake them.
     #[must_use]
     pub fn reordering(mut self, probability: f64) -> Self {
         self.reorder = probability;
         self
     }
 
-    /// A bit of digest or payload is changed, never one of the header: nothing protects those.
+    /// Flips a bit of digest or payload, never one of the header, which no digest protects.
     #[must_use]
     pub fn damaging(mut self, probability: f64) -> Self {
         self.damage = probability;
         self
     }
 
-    /// Payloads lose their end.
+    /// Cuts off the end of payloads.
     #[must_use]
     pub fn truncating(mut self, probability: f64) -> Self {
         self.truncate = probability;
         self
     }
 
-    /// Frames come along that nobody sent and that a client has to drop: without a whole header, of unknown types
-    /// and any size, with numbers far ahead or below zero, acknowledges of what was never sent. Towards the client
-    /// alone, since they would kill the real agent.
+    /// Inserts frames that were never sent and that a client must drop: without a complete header, of
+    /// unknown types and any size, with sequence numbers far ahead or below zero, acknowledges of messages
+    /// that were never sent. Only towards the client, since they would kill the real agent.
     #[must_use]
     pub fn forging(mut self, probability: f64) -> Self {
         self.forge = probability;
         self
     }
 
-    /// Messages take this long, and up to `jitter` more, without overtaking each other.
+    /// Delays messages by `delay`, and by up to `jitter` more, without reordering.
     #[must_use]
     pub fn delayed(mut self, delay: Duration, jitter: Duration) -> Self {
         self.delay = delay;
@@ -235,15 +235,15 @@ impl Link {
 /// How a WebSocket breaks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Break {
-    /// Close 1000 "Bye", as the service does it each hour.
+    /// Close 1000 "Bye", as the service sends it every hour.
     Close,
     /// The connection is reset.
     Reset,
-    /// Nothing is read nor written any more, and the connection stays open.
+    /// Nothing is read or written any more, and the connection stays open.
     Silence,
 }
 
-/// Breaks of a session's WebSocket after so many frames of data, in either direction, each time.
+/// Breaks each WebSocket of a session after a number of data frames, counted in both directions.
 #[derive(Clone, Copy, Debug)]
 pub struct Cut {
     pub(crate) after: u64,
@@ -252,12 +252,12 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// A break after `frames` frames of each of a session's connections.
+    /// Breaks every connection of a session after `frames` frames.
     pub fn after(frames: u64, how: Break) -> Self {
         Self { after: frames, how, times: u32::MAX }
     }
 
-    /// Of the first so many connections of a session only.
+    /// Breaks only the first `times` connections of a session.
     #[must_use]
     pub fn times(mut self, times: u32) -> Self {
         self.times = times;
@@ -265,13 +265,13 @@ impl Cut {
     }
 }
 
-/// A small generator of numbers that look random: the same from the same seed, everywhere.
+/// A small pseudo-random generator: the same sequence for the same seed on every machine.
 #[derive(Clone, Debug)]
 pub(crate) struct Rng(u64);
 
 impl Rng {
     pub(crate) fn new(seed: u64) -> Self {
-        // The steps below would stay at zero.
+        // Xorshift would stay at zero.
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
@@ -291,7 +291,7 @@ impl Rng {
         f64::from(steps) < probability * f64::from(u32::MAX)
     }
 
-    /// Below `limit`, which is not 0.
+    /// A number below `limit`, which must not be 0.
     pub(crate) fn below(&mut self, limit: usize) -> usize {
         usize::try_from(self.next() >> 8).unwrap_or(0) % limit.max(1)
     }
@@ -301,7 +301,7 @@ impl Rng {
         limit * steps / 0xffff
     }
 
-    /// An id of version 4.
+    /// A version 4 UUID.
     pub(crate) fn uuid(&mut self) -> uuid::Uuid {
         let (high, low) = (u128::from(self.next()), u128::from(self.next()));
         uuid::Builder::from_random_bytes((high << 64 | low).to_be_bytes()).into_uuid()

@@ -1,11 +1,12 @@
-//! What no gateway and no agent would send, for [`Control::inject`](super::Control::inject).
+//! Frames that no gateway and no agent would send, for [`Control::inject`](super::Control::inject).
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use uuid::Uuid;
 
 use super::codec::Message;
 
-/// The first bytes of a WebSocket frame that claims `length` bytes of payload. `first` is its flags and its opcode.
+/// The header of a WebSocket frame that claims `length` bytes of payload. `first` is the byte with flags
+/// and opcode.
 pub fn frame_header(first: u8, length: u64) -> Vec<u8> {
     let mut header = vec![first];
     match (u8::try_from(length), u16::try_from(length)) {
@@ -22,18 +23,18 @@ pub fn frame_header(first: u8, length: u64) -> Vec<u8> {
     header
 }
 
-/// A whole WebSocket frame.
+/// A complete WebSocket frame.
 pub fn frame(first: u8, payload: &[u8]) -> Bytes {
     let length = u64::try_from(payload.len()).unwrap_or(u64::MAX);
     [&*frame_header(first, length), payload].concat().into()
 }
 
-/// A message of the data channel with a right digest, such as an `output_stream_data`, in its WebSocket frame.
+/// A data channel message with a correct digest, such as an `output_stream_data`, in its WebSocket frame.
 pub fn message(kind: &str, sequence: i64, payload_type: u32, payload: &[u8]) -> Bytes {
     frame(BINARY, &encoded(kind, sequence, payload_type, payload))
 }
 
-/// The same with the digest of something else.
+/// The same with a wrong digest.
 pub fn damaged(kind: &str, sequence: i64, payload_type: u32, payload: &[u8]) -> Bytes {
     let mut message = BytesMut::from(&*encoded(kind, sequence, payload_type, payload));
     if let Some(byte) = message.get_mut(DIGEST) {
@@ -48,13 +49,13 @@ fn encoded(kind: &str, sequence: i64, payload_type: u32, payload: &[u8]) -> Byte
     message.encode()
 }
 
-/// A binary frame that is whole.
+/// First byte of an unfragmented binary frame.
 pub const BINARY: u8 = 0x82;
 
-/// A text frame that is whole.
+/// First byte of an unfragmented text frame.
 pub const TEXT: u8 = 0x81;
 
-/// A ping.
+/// First byte of a ping.
 pub const PING: u8 = 0x89;
 
 /// Offset of the first byte of a message's digest.

@@ -1,4 +1,4 @@
-//! The message gateway's door: the upgrade to a WebSocket, with its URL and its signature.
+//! The entry to the message gateway: the upgrade to a WebSocket, with its URL and its signature.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,17 +11,17 @@ use tokio::{
 };
 
 use super::{
-    builder::OpeningMode,
     connection,
     faults::{Action, Failure},
     journal::Record,
     service::Service,
-    session::Session,
+    session::{PATH, Session},
+    settings::OpeningMode,
     sigv4::{Received, form_decode},
     websocket,
 };
 
-/// Accepts connections until it is dropped.
+/// Accepts connections until the future is dropped.
 pub(crate) async fn serve(listener: TcpListener, service: Arc<Service>) {
     while let Ok((stream, _)) = listener.accept().await {
         let tasks = Arc::clone(&service);
@@ -30,7 +30,7 @@ pub(crate) async fn serve(listener: TcpListener, service: Arc<Service>) {
 }
 
 async fn open(mut stream: TcpStream, service: Arc<Service>) {
-    // Without it the kernel would hold small frames back.
+    // With Nagle's algorithm, the kernel would delay small frames.
     drop(stream.set_nodelay(true));
     let Ok(Some((head, rest))) = timeout(HEAD, read_head(&mut stream)).await else { return };
     let delayed = match service.failure(Action::OpenDataChannel) {
@@ -70,7 +70,7 @@ async fn open(mut stream: TcpStream, service: Arc<Service>) {
     }
 }
 
-/// The head of a request, as it came.
+/// The head of a request, undecoded.
 #[derive(Debug)]
 struct Head {
     method: String,
@@ -78,7 +78,7 @@ struct Head {
     headers: Vec<(String, String)>,
 }
 
-/// Why there is no upgrade.
+/// Why the upgrade is refused.
 struct Refusal {
     status: u16,
     why: String,
@@ -129,7 +129,7 @@ async fn read_head(stream: &mut TcpStream) -> Option<(Head, BytesMut)> {
     }
 }
 
-/// Checks everything that a request for a data channel has to be.
+/// Checks everything that is required of a request for a data channel.
 fn admit(head: &Head, service: &Service) -> Result<Arc<Session>, Refusal> {
     let refuse = |status, why: &str| Err(Refusal { status, why: why.to_owned() });
     let session = head.session().and_then(|id| {
@@ -142,7 +142,7 @@ fn admit(head: &Head, service: &Service) -> Result<Arc<Session>, Refusal> {
     if given != expected {
         let decoded = form_decode(&given.replace('+', "%2B"));
         if decoded == form_decode(&expected.replace('+', "%2B")) {
-            session.violation("the StreamUrl's query was encoded anew");
+            session.violation("the StreamUrl's query was re-encoded");
         }
         return refuse(400, "not the StreamUrl that was given out last");
     }
@@ -176,7 +176,7 @@ fn check_upgrade(head: &Head, service: &Service, session: &Session) -> Result<()
             session.violation(format!("upgrade: {name}: {value}"));
         }
     }
-    // A client may have been told to use another name, not another port.
+    // The client's config may name another host, but not another port.
     let port = format!(":{}", service.gateway.port());
     if !head.header("host").is_some_and(|host| host.ends_with(&port)) {
         session.violation("upgrade: Host is not that of the StreamUrl");
@@ -197,7 +197,7 @@ fn check_signature(head: &Head, service: &Service, session: &Session) -> Result<
     let caller = service.keys.authenticate(&received, "ssmmessages", &service.settings.region);
     let principal = match caller {
         Ok(principal) => principal,
-        Err(stranger) => return refuse(format!("{stranger:?}")),
+        Err(error) => return refuse(format!("{error:?}")),
     };
     if mode == OpeningMode::PermissionNotAsked {
         return Ok(());
@@ -215,11 +215,8 @@ fn refusal_of(failure: &Failure) -> Refusal {
     Refusal { status, why: "by plan".to_owned() }
 }
 
-/// Begins the path of a data channel; the session's id follows.
-pub(crate) const PATH: &str = "/v1/data-channel/";
-
-/// How long a client may take to ask.
+/// How long a client may take to send the head of its request.
 const HEAD: Duration = Duration::from_secs(10);
 
-/// Longest head of a request.
+/// Largest head of a request, in bytes.
 const LONGEST: usize = 32 * 1024;

@@ -1,8 +1,8 @@
-//! IAM: policy documents, and what they allow.
+//! IAM: policy documents and their evaluation.
 //!
-//! Evaluated as AWS does it for one identity-based policy: an explicit `Deny` that matches wins, then
-//! an `Allow` that matches, else the request is denied. What a document says that is not known here is
-//! an error, never a silent yes or no.
+//! Evaluated as AWS does for one identity-based policy: a matching explicit `Deny` wins, then a matching
+//! `Allow`, otherwise the request is denied. Anything in a policy that is not supported here is an error,
+//! never silently allowed or denied.
 
 use std::collections::BTreeMap;
 
@@ -14,18 +14,18 @@ pub struct Policy {
     statements: Vec<Statement>,
 }
 
-/// Why a text is no policy document that is understood here.
+/// Why a text is not a policy document that is supported here.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum PolicyError {
     /// It is not JSON.
     #[error("not JSON: line {line}, column {column}")]
     Json {
-        /// From 1.
+        /// Counted from 1.
         line: usize,
-        /// From 1.
+        /// Counted from 1.
         column: usize,
     },
-    /// An element is missing, unknown, or of another form.
+    /// An element is missing, unknown, or malformed.
     #[error("{0}")]
     Element(String),
 }
@@ -35,21 +35,23 @@ impl Policy {
     ///
     /// # Errors
     ///
-    /// [`PolicyError`] when it is no policy, or uses an element, a condition operator or a policy variable that is
-    /// not known here.
+    /// [`PolicyError`] if the text is no policy, or uses an element, a condition operator or a policy
+    /// variable that is not supported here.
     pub fn from_json(text: &str) -> Result<Self, PolicyError> {
         let value: Value = serde_json::from_str(text)
             .map_err(|error| PolicyError::Json { line: error.line(), column: error.column() })?;
         Self::from_value(&value)
     }
 
-    /// What customers are told to attach: `ssm:StartSession` on one instance and on the SSH document.
+    /// The policy that customers are asked to attach: `ssm:StartSession` on one instance and on the SSH
+    /// document.
     pub fn least_privilege(instance: &str) -> Self {
         Self { statements: vec![start(instance)] }
     }
 
-    /// The same, and what makes a session outlive its first WebSocket and end at once: `ssm:ResumeSession`,
-    /// `ssm:TerminateSession` and `ssmmessages:OpenDataChannel` on one's own sessions.
+    /// The least-privilege policy plus what lets a session outlive its first WebSocket and end at once:
+    /// `ssm:ResumeSession`, `ssm:TerminateSession` and `ssmmessages:OpenDataChannel` on the user's own
+    /// sessions.
     pub fn full(instance: &str) -> Self {
         let own = |resource: &str, conditions| Statement {
             allow: true,
@@ -70,18 +72,18 @@ impl Policy {
         Self { statements: vec![start(instance), of_user, of_role] }
     }
 
-    /// No permission at all.
+    /// Allows nothing.
     pub fn nothing() -> Self {
         Self { statements: Vec::new() }
     }
 
-    /// The same with one more statement: an action on a resource, both with wildcards if wanted.
+    /// Adds a statement that allows an action on a resource; both may contain wildcards.
     #[must_use]
     pub fn allowing(self, action: &str, resource: &str) -> Self {
         self.with(true, action, resource)
     }
 
-    /// The same with one more statement that denies.
+    /// Adds a statement that denies.
     #[must_use]
     pub fn denying(self, action: &str, resource: &str) -> Self {
         self.with(false, action, resource)
@@ -128,14 +130,14 @@ impl Policy {
     }
 }
 
-/// What is asked of a policy.
+/// A request to be evaluated.
 #[derive(Debug)]
 pub(crate) struct Request<'a> {
-    /// Such as `ssm:StartSession`.
+    /// Action such as `ssm:StartSession`.
     pub(crate) action: &'a str,
-    /// An ARN; several for a resource that goes by more than one name.
+    /// ARN of the resource; several if it has more than one name.
     pub(crate) resources: &'a [String],
-    /// Condition keys, which are policy variables too.
+    /// Condition keys, which serve as policy variables too.
     pub(crate) context: &'a BTreeMap<&'static str, String>,
 }
 
@@ -287,7 +289,7 @@ fn known(map: &Map<String, Value>, names: &[&str], what: &str) -> Result<(), Pol
     }
 }
 
-/// One text or a list of them; booleans count as texts, as in IAM.
+/// A string or a list of strings; booleans are accepted as strings, as in IAM.
 fn texts(map: &Map<String, Value>, name: &str) -> Result<Vec<String>, PolicyError> {
     let wrong = || PolicyError::Element(format!("`{name}` is missing or no list of texts"));
     let text = |value: &Value| match value {
@@ -302,7 +304,7 @@ fn texts(map: &Map<String, Value>, name: &str) -> Result<Vec<String>, PolicyErro
     }
 }
 
-/// Puts in policy variables; none if one has no value, so that the pattern matches nothing.
+/// Substitutes policy variables; `None` if one has no value, so that the pattern matches nothing.
 fn substitute(
     pattern: &str,
     context: &BTreeMap<&'static str, String>,
@@ -316,7 +318,8 @@ fn substitute(
         result.push_str(before);
         rest = after;
         match name {
-            // Ways to write these characters themselves; they stay wildcards here, as nobody needs more.
+            // `${*}`, `${?}` and `${$}` denote the characters themselves. Here they stay wildcards,
+            // as no test needs more.
             "*" | "?" | "$" => result.push_str(name),
             _ if !VARIABLES.contains(&name) => {
                 return Err(PolicyError::Element(format!("variable `{name}` is not known")));
@@ -336,7 +339,7 @@ fn glob(pattern: &str, text: &str) -> bool {
     let (pattern, text): (Vec<char>, Vec<char>) =
         (pattern.chars().collect(), text.chars().collect());
     let (mut at, mut next) = (0, 0);
-    // Where to go on if what follows the last `*` does not fit.
+    // Where to continue if what follows the last `*` does not match.
     let mut retry: Option<(usize, usize)> = None;
     while next < text.len() {
         match pattern.get(at) {
@@ -362,7 +365,7 @@ fn glob(pattern: &str, text: &str) -> bool {
 }
 
 impl Policy {
-    /// The document of [`Policy::least_privilege`], to print or to attach.
+    /// The policy document of [`Policy::least_privilege`], to print or to attach.
     pub fn least_privilege_document(instance: &str) -> Value {
         let Statement { actions, resources, .. } = start(instance);
         json!({
@@ -377,10 +380,11 @@ impl Policy {
     }
 }
 
-/// The sessions of whoever asks, by the start of their ids; for users, since roles have no `aws:username`.
+/// The caller's own sessions, by the prefix of their ids; for users only, since roles have no
+/// `aws:username`.
 pub const OWN_SESSIONS: &str = "arn:aws:ssm:*:*:session/${aws:username}-*";
 
-/// Policy variables that have a value for some callers.
+/// Policy variables that have a value for some callers only.
 const VARIABLES: [&str; 3] = ["aws:userid", "aws:username", "aws:PrincipalAccount"];
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What the emulator saw, for tests to assert on and to wait for.
+//! What the emulator saw, for tests to wait for and to assert on.
 
 use std::{
     collections::BTreeMap,
@@ -15,88 +15,88 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-/// Something that happened.
+/// An event in the emulator.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Record {
     /// A request to the SSM API has arrived.
     ApiCallArrived {
-        /// Such as `StartSession`.
+        /// Action, such as `StartSession`.
         action: String,
     },
-    /// A request to the SSM API or to STS was answered, or was left unanswered by a fault.
+    /// A request to the SSM API or to STS was answered, or left unanswered by a fault.
     ApiCall {
-        /// Such as `StartSession`.
+        /// Action, such as `StartSession`.
         action: String,
-        /// None for success, else the error's code.
+        /// The error's code; `None` for success.
         error: Option<String>,
     },
     /// A session was started.
     SessionStarted {
-        /// The session.
+        /// The session's id.
         id: String,
-        /// Such as `i-0123456789abcdef0`.
+        /// The instance, such as `i-0123456789abcdef0`.
         target: String,
-        /// Such as `AWS-StartSSHSession`.
+        /// The SSM document, such as `AWS-StartSSHSession`.
         document: String,
-        /// Of the instance.
+        /// Port of the instance.
         port: u16,
-        /// As it was given.
+        /// The reason as given by the caller.
         reason: Option<String>,
         /// ARN of the caller.
         by: String,
     },
     /// A session was given a new token and URL.
     SessionResumed {
-        /// The session.
+        /// The session's id.
         id: String,
     },
-    /// A session is over.
+    /// A session has ended.
     SessionTerminated {
-        /// The session.
+        /// The session's id.
         id: String,
         /// What ended it.
         by: Ending,
     },
-    /// A data channel was not opened.
+    /// The opening of a data channel was refused.
     OpeningRefused {
-        /// The session named in the URL.
+        /// Id of the session named in the URL.
         session: String,
         /// Whether the upgrade carried a signature.
         signed: bool,
-        /// Why.
+        /// Reason of the refusal.
         why: String,
     },
-    /// A data channel was opened: the token was taken.
+    /// A data channel was opened: its token was accepted.
     Opened {
-        /// The session.
+        /// The session's id.
         session: String,
         /// Whether the upgrade carried a signature.
         signed: bool,
     },
-    /// A client's WebSocket is gone.
+    /// A client's WebSocket is closed.
     Disconnected {
-        /// The session.
+        /// The session's id.
         session: String,
-        /// How, and by whom.
+        /// How it was closed, and by which side.
         why: String,
     },
-    /// The agent has said that the handshake is complete.
+    /// The agent has sent `HandshakeComplete`.
     HandshakeCompleted {
-        /// The session.
+        /// The session's id.
         session: String,
-        /// `ClientVersion` of the answer.
+        /// `ClientVersion` of the client's answer.
         client_version: String,
     },
-    /// The agent has dialled the port of the instance.
+    /// The agent has dialled the instance's port.
     Dialled {
-        /// The session.
+        /// The session's id.
         session: String,
-        /// Whether something answered.
+        /// Whether the connection was accepted.
         reached: bool,
     },
-    /// The client did what the specification forbids.
+    /// The client violated the specification.
     Violation {
-        /// The session, where there is one.
+        /// The session's id, if there is one.
         session: Option<String>,
         /// What it did.
         text: String,
@@ -114,32 +114,32 @@ pub enum Ending {
     DisconnectFlag,
     /// sshd closed its connection.
     ServerClosed,
-    /// No input for as long as the idle time-out.
+    /// No input within the idle time-out.
     Idle,
-    /// The maximum duration.
+    /// The maximum duration was reached.
     MaximumDuration,
-    /// No answer to the agent's handshake.
+    /// The agent's handshake was not answered in time.
     HandshakeTimedOut,
-    /// An answer to the handshake with another status than success.
+    /// The handshake was answered with a status other than success.
     HandshakeRefused,
     /// Nothing listens at the port.
     PortUnreachable,
-    /// The agent knows no port sessions.
+    /// The agent's version does not support port sessions.
     Unsupported,
     /// [`Control::terminate`](super::Control::terminate).
     Operator,
 }
 
-/// A record, and when it was made.
+/// A record and its time.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// Since the emulator was built.
+    /// Time since the emulator was built.
     pub at: Duration,
     /// What happened.
     pub record: Record,
 }
 
-/// Everything that an emulator saw. Clones share one journal.
+/// Everything that an emulator saw. Clones share the same records.
 #[derive(Clone)]
 pub struct Journal(Arc<Inner>);
 
@@ -151,7 +151,7 @@ struct Inner {
     changed: Notify,
 }
 
-/// A journal did not come to what was waited for; shows its records.
+/// What was waited for did not happen; shows the journal's records.
 #[derive(Debug, thiserror::Error)]
 #[error("not seen within {within:?}; the journal:\n{journal:?}")]
 pub struct Missed {
@@ -160,31 +160,31 @@ pub struct Missed {
     journal: Journal,
 }
 
-/// What was counted for a session, from its start to now.
+/// Counters of a session, from its start to now.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct SessionStats {
-    /// Stream messages of the client that were new.
+    /// New stream messages of the client.
     pub input_messages: u64,
-    /// Stream messages of the client that it had sent before.
+    /// Retransmitted stream messages of the client.
     pub input_repeated: u64,
     /// Payload bytes that reached sshd.
     pub input_bytes: u64,
-    /// New stream messages while the client was told to pause.
+    /// New stream messages while the client was paused.
     pub input_while_paused: u64,
-    /// Most messages of the client in flight at once, as the gateway saw it.
+    /// Maximum number of the client's messages in flight, as seen by the gateway.
     pub max_unacknowledged: u64,
-    /// Stream messages of the agent that were new.
+    /// New stream messages of the agent.
     pub output_messages: u64,
-    /// Stream messages that the agent sent again.
+    /// Retransmitted stream messages of the agent.
     pub output_repeated: u64,
     /// Payload bytes that came from sshd.
     pub output_bytes: u64,
-    /// Acknowledges of the client.
+    /// Acknowledges sent by the client.
     pub acknowledges: u64,
-    /// Stream messages delivered to the client intact, repeated ones included.
+    /// Stream messages delivered intact to the client, retransmissions included.
     pub delivered: u64,
-    /// Pings of the client.
+    /// Pings sent by the client.
     pub pings: u64,
 }
 
@@ -202,7 +202,7 @@ impl Journal {
     pub(crate) fn add(&self, record: Record) {
         let at = self.0.start.elapsed();
         let mut entries = lock(&self.0.entries);
-        // A client that does wrong does it with every message.
+        // A client with a defect repeats its violation with every message.
         let full = entries.len() >= LIMIT && matches!(record, Record::Violation { .. });
         if !full {
             entries.push(Entry { at, record });
@@ -224,7 +224,7 @@ impl Journal {
         Arc::clone(lock(&self.0.counters).entry(session.to_owned()).or_default())
     }
 
-    /// Everything up to now.
+    /// All records up to now.
     pub fn records(&self) -> Vec<Entry> {
         lock(&self.0.entries).clone()
     }
@@ -242,7 +242,7 @@ impl Journal {
         let seen = async {
             loop {
                 let changed = self.0.changed.notified();
-                // Of a copy: the condition may ask the journal itself.
+                // Evaluated on a copy, since the condition may query the journal itself.
                 if condition(&self.records()) {
                     return;
                 }
@@ -265,7 +265,7 @@ impl Journal {
         }
     }
 
-    /// What the client did that the specification forbids.
+    /// Descriptions of all violations by the client.
     pub fn violations(&self) -> Vec<String> {
         let entries = lock(&self.0.entries);
         let violation = |entry: &Entry| match &entry.record {
@@ -278,7 +278,7 @@ impl Journal {
         entries.iter().filter_map(violation).collect()
     }
 
-    /// Ids of all sessions, in the order of their start.
+    /// Ids of all sessions, in the order in which they were started.
     pub fn sessions(&self) -> Vec<String> {
         let entries = lock(&self.0.entries);
         let started = |entry: &Entry| match &entry.record {
@@ -303,7 +303,7 @@ impl Journal {
         })
     }
 
-    /// Error codes of all calls of an action, in order; none for one that succeeded.
+    /// Error codes of all calls of an action, in order; `None` for a successful call.
     pub fn calls(&self, action: &str) -> Vec<Option<String>> {
         let entries = lock(&self.0.entries);
         let call = |entry: &Entry| match &entry.record {
@@ -313,19 +313,19 @@ impl Journal {
         entries.iter().filter_map(call).collect()
     }
 
-    /// How many calls of an action have arrived, those that are not answered yet included.
+    /// How many calls of an action have arrived, including those not answered yet.
     pub fn arrived(&self, action: &str) -> usize {
         let entries = lock(&self.0.entries);
         let of = |record: &Record| matches!(record, Record::ApiCallArrived { action: name } if name == action);
         entries.iter().filter(|entry| of(&entry.record)).count()
     }
 
-    /// Every token that was given out, for tests that look for them where they must not be.
+    /// Every token that was issued, for tests that search for leaks.
     pub fn tokens(&self) -> Vec<String> {
         lock(&self.0.tokens).clone()
     }
 
-    /// What was counted for a session; zeros for an unknown one.
+    /// Counters of a session; all zero for an unknown one.
     pub fn stats(&self, session: &str) -> SessionStats {
         lock(&self.0.counters).get(session).map(|counters| counters.stats()).unwrap_or_default()
     }
@@ -380,10 +380,10 @@ pub(crate) fn count(counter: &AtomicU64, by: usize) {
     counter.fetch_add(u64::try_from(by).unwrap_or(u64::MAX), Ordering::Relaxed);
 }
 
-/// Locks what no panic can leave half changed.
+/// Locks a mutex whose content a panic cannot leave inconsistent.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Records after which violations are no longer kept.
+/// Number of records after which further violations are dropped.
 const LIMIT: usize = 10_000;

@@ -1,4 +1,4 @@
-//! One direction of a faulty link: what of a plan's [`Link`] befalls each message, decided by its seed.
+//! One direction of a faulty link: applies a plan's [`Link`] to each message, as the seed decides.
 
 use std::{cmp::Reverse, collections::BinaryHeap, time::Duration};
 
@@ -10,12 +10,12 @@ use super::{
     faults::{Link, Rng},
 };
 
-/// Messages under way.
+/// Messages in transit.
 #[derive(Debug)]
 pub(crate) struct Path {
     rng: Rng,
     under_way: BinaryHeap<Reverse<UnderWay>>,
-    /// When the last message that keeps its place arrives.
+    /// Arrival time of the last message that keeps its order.
     last: Option<Instant>,
     count: u64,
 }
@@ -27,18 +27,18 @@ struct UnderWay {
     message: Arrived,
 }
 
-/// A message at the end of its way.
+/// A message that has arrived.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) struct Arrived {
     pub(crate) frame: Bytes,
-    /// Whether it is not what was sent.
+    /// Whether it was changed on the way.
     pub(crate) damaged: bool,
-    /// Whether nothing was sent.
+    /// Whether it was never sent.
     pub(crate) forged: bool,
 }
 
 impl Arrived {
-    /// A message as it was sent.
+    /// Wraps an unchanged message.
     pub(crate) fn intact(frame: Bytes) -> Self {
         Self { frame, damaged: false, forged: false }
     }
@@ -49,7 +49,7 @@ impl Path {
         Self { rng: Rng::new(seed), under_way: BinaryHeap::new(), last: None, count: 0 }
     }
 
-    /// Sends a message on its way; gives it back at once where nothing can befall it.
+    /// Sends a message; returns it at once if no fault or delay applies.
     pub(crate) fn send(&mut self, link: &Link, frame: Bytes, now: Instant) -> Option<Arrived> {
         if link.is_clean() && self.under_way.is_empty() {
             return Some(Arrived::intact(frame));
@@ -87,7 +87,7 @@ impl Path {
         self.under_way.peek().map(|Reverse(next)| next.due)
     }
 
-    /// The next message that has arrived.
+    /// Returns the next message that has arrived.
     pub(crate) fn arrived(&mut self, now: Instant) -> Option<Arrived> {
         if self.due()? > now {
             return None;
@@ -118,8 +118,8 @@ impl Path {
         Arrived { frame: bytes.freeze(), damaged: true, forged: false }
     }
 
-    /// Makes a frame that every client has to drop. One that follows the rules to the letter cannot be told from
-    /// the truth.
+    /// Creates a frame that every client must drop. Forged frames that obey all rules are not made, since a
+    /// client cannot distinguish them from genuine ones.
     fn forge(&mut self) -> Bytes {
         let far = [i64::MAX, 1 << 40, 1_000_000];
         let number = far.get(self.rng.below(3)).copied().unwrap_or(i64::MAX);
@@ -139,7 +139,7 @@ impl Path {
         let mut bytes = BytesMut::from(frame.encode().as_ref());
         match self.rng.below(6) {
             0 => bytes.truncate(self.rng.below(PAYLOAD)),
-            // No length of a header, no date.
+            // Neither a header length nor a date.
             1 => bytes.iter_mut().take(4).for_each(|byte| *byte = 0xff),
             2 => bytes.iter_mut().skip(KIND + 8).take(8).for_each(|byte| *byte = 0),
             _ => {}
@@ -160,7 +160,7 @@ impl PartialOrd for UnderWay {
     }
 }
 
-/// How far a message may fall behind others.
+/// Maximum delay of a reordered message.
 const OVERTAKEN: Duration = Duration::from_millis(20);
 
 /// Offsets of the digest.
@@ -174,7 +174,7 @@ mod tests {
         Message::new(INPUT, number, 1, Bytes::from_static(b"0123456789")).encode()
     }
 
-    /// Sends a thousand messages, a millisecond apart, and returns what arrives.
+    /// Sends a thousand messages, one per millisecond, and returns those that arrive.
     fn through(link: &Link, seed: u64) -> Vec<Message> {
         let mut path = Path::new(seed);
         let start = Instant::now();
@@ -190,7 +190,7 @@ mod tests {
         }
         for message in &arrived {
             let intact = Message::decode(&message.frame).unwrap().is_intact();
-            assert_eq!(message.damaged, !intact, "damage is told, and shows in the digest");
+            assert_eq!(message.damaged, !intact, "damage is reported, and visible in the digest");
         }
         arrived.iter().map(|message| Message::decode(&message.frame).unwrap()).collect()
     }

@@ -1,22 +1,23 @@
-//! A strict and nasty emulator of what stands between the sidecar and the bastion's sshd: the SSM API and
+//! A strict and hostile emulator of everything between the sidecar and the bastion's sshd: the SSM API and
 //! STS, the message gateway, and the SSM agent on an instance.
 //!
 //! It is written from the protocol's specification and shares no code with the sidecar. It verifies each
-//! signature, evaluates an IAM policy, checks every byte that the client sends where the real agent is
-//! careless, and does what the real parts do to careless clients. Whatever the client may not do is recorded
-//! as a [`Record::Violation`]; everything else that it saw is in the [`Journal`] too.
+//! signature, evaluates an IAM policy, checks every byte of the client where the real agent is lenient, and
+//! treats faulty clients as the real parts do. Whatever the client must not do is recorded as a
+//! [`Record::Violation`]; everything else that was seen is in the [`Journal`] too.
 //!
 //! ```text
 //! client ──HTTP──▶ api ──▶ { iam, credentials(sigv4) }, sts ──▶ service(sessions)
 //!        ──WebSocket──▶ gateway(upgrade, opening) ──▶ connection(audit, link) ⇄ session ⇄ agent ──▶ sshd
 //! ```
 //!
-//! An agent dials `localhost`, so a real sshd, or anything else that listens there, is the bastion.
+//! An agent dials `localhost`, so a real sshd, or any other server that listens there, acts as the bastion.
 
 mod agent;
 mod api;
 mod audit;
 mod builder;
+mod call;
 mod clock;
 mod codec;
 mod connection;
@@ -32,52 +33,54 @@ mod opening;
 mod payload;
 mod service;
 mod session;
+mod settings;
 mod sigv4;
 mod sts;
 mod websocket;
 
-pub use builder::{AgentSettings, Builder, OpeningMode, Pacing};
+pub use builder::Builder;
 pub use control::Control;
 pub use credentials::Role;
 pub(crate) use faults::Rng;
 pub use faults::{Action, ApiFault, Break, Cut, Failure, Link, Plan};
 pub use iam::{OWN_SESSIONS, Policy, PolicyError};
 pub use journal::{Ending, Entry, Journal, Missed, Record, SessionStats};
+pub use settings::{AgentSettings, OpeningMode, Pacing};
 
 use std::{fmt, sync::Arc};
 
 use service::Service;
 
-/// A running emulator; everything of it ends when it is dropped.
+/// A running emulator. Dropping it ends all of its tasks and connections.
 ///
-/// Dropped by a panicking test, it prints the plan of its faults and its journal to stderr.
+/// If dropped by a panicking test, it prints the plan of its faults and its journal to stderr.
 pub struct Emulator {
     service: Arc<Service>,
     api_url: String,
 }
 
 impl Emulator {
-    /// Starts the description of an emulator.
+    /// Starts to describe an emulator.
     pub fn builder() -> Builder {
         Builder::default()
     }
 
-    /// Where the SSM API and STS answer, such as `http://127.0.0.1:40123`.
+    /// URL of the SSM API and STS, such as `http://127.0.0.1:40123`.
     pub fn api_url(&self) -> &str {
         &self.api_url
     }
 
-    /// Where data channels are opened, such as `ws://127.0.0.1:40124`.
+    /// URL of the message gateway, such as `ws://127.0.0.1:40124`.
     pub fn stream_url(&self) -> String {
         format!("ws://{}", self.service.gateway)
     }
 
-    /// What was seen up to now.
+    /// The journal of everything seen so far; it continues to grow.
     pub fn journal(&self) -> Journal {
         self.service.journal.clone()
     }
 
-    /// A handle to interfere with.
+    /// A handle for interference at run time.
     pub fn control(&self) -> Control {
         Control::new(&self.service)
     }

@@ -1,4 +1,4 @@
-//! The first message of a client: `OpenDataChannel`, checked byte by byte.
+//! A client's first message, `OpenDataChannel`, checked byte by byte.
 
 use std::fmt;
 
@@ -10,13 +10,13 @@ use uuid::Uuid;
 
 use super::payload::{OLDEST_CLIENT, version};
 
-/// What a client shows to be let in.
+/// The content of an opening message.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Opening {
     pub(crate) token: String,
     pub(crate) client_id: Uuid,
-    /// It says that it is older than what AWS supports. Let in all the same: a plugin built from its source
-    /// calls itself 1.2.0.0, and works.
+    /// The client's version is older than AWS supports. It is admitted nevertheless: a plugin built from
+    /// source calls itself 1.2.0.0, and works.
     pub(crate) outdated: bool,
 }
 
@@ -30,7 +30,7 @@ impl fmt::Debug for Opening {
     }
 }
 
-/// Reads the message, or says what is wrong with it.
+/// Parses the message, or returns what is wrong with it.
 pub(crate) fn read(text: &[u8]) -> Result<Opening, String> {
     let Pairs(pairs) =
         serde_json::from_slice(text).map_err(|error| format!("no object of texts: {error}"))?;
@@ -53,13 +53,13 @@ pub(crate) fn read(text: &[u8]) -> Result<Opening, String> {
     Ok(Opening { token, client_id, outdated: version < OLDEST_CLIENT })
 }
 
-/// An id of version 4 in its usual form.
+/// A version 4 UUID in its usual notation.
 fn uuid(text: &str) -> Option<Uuid> {
     let id: Uuid = text.parse().ok()?;
     (id.get_version_num() == 4 && id.to_string() == text).then_some(id)
 }
 
-/// The members of an object in the order in which they stand, repeated ones included.
+/// The members of an object in their order, duplicates included.
 struct Pairs(Vec<(String, String)>);
 
 impl<'de> Deserialize<'de> for Pairs {
@@ -86,7 +86,7 @@ impl<'de> Deserialize<'de> for Pairs {
     }
 }
 
-/// As the official plugin writes them.
+/// The keys in the official plugin's order.
 const KEYS: [&str; 5] =
     ["MessageSchemaVersion", "RequestId", "TokenValue", "ClientId", "ClientVersion"];
 

@@ -1,5 +1,5 @@
 //! The JSON bodies of the data channel (section 4 of the specification), as the agent and the service write
-//! them and as they have to come from a client.
+//! them and as a client must write them.
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
+    clock,
     codec::{ACKNOWLEDGE, CHANNEL_CLOSED, Message, SYN_FIN},
-    service,
 };
 
-/// The body of an `acknowledge`. Field names in Go match without regard to case; the client writes them as here.
+/// Body of an `acknowledge`. Go matches field names regardless of case; the client writes them as here.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "PascalCase")]
 pub(crate) struct Acknowledge {
@@ -41,9 +41,9 @@ pub(crate) struct ProcessedAction {
     pub(crate) error: String,
 }
 
-/// An `acknowledge` for a message of the client.
+/// Encodes an `acknowledge` for a message of the client.
 pub(crate) fn acknowledge(of: &Message, id: Uuid) -> Bytes {
-    // Written by hand: there is one for every message.
+    // Formatted by hand for speed: there is one for every message.
     let body = format!(
         "{{\"AcknowledgedMessageType\":\"{}\",\"AcknowledgedMessageId\":\"{}\",\
          \"AcknowledgedMessageSequenceNumber\":{},\"IsSequentialMessage\":true}}",
@@ -55,12 +55,12 @@ pub(crate) fn acknowledge(of: &Message, id: Uuid) -> Bytes {
     message.encode()
 }
 
-/// The last word of the service.
+/// Encodes `channel_closed`, the service's last message.
 pub(crate) fn channel_closed(session: &str, output: &str) -> Bytes {
     let id = Uuid::new_v4();
     let body = json!({
         "MessageId": id,
-        "CreatedDate": service::now(),
+        "CreatedDate": clock::now(),
         "DestinationId": Uuid::new_v4(),
         "SessionId": session,
         "MessageType": CHANNEL_CLOSED,
@@ -72,7 +72,7 @@ pub(crate) fn channel_closed(session: &str, output: &str) -> Bytes {
     message.encode()
 }
 
-/// The first message of the agent.
+/// The agent's first message.
 pub(crate) fn handshake_request(
     version: &str,
     port: u16,
@@ -106,7 +106,7 @@ pub(crate) fn handshake_complete(nanoseconds: u128, customer_message: &str) -> B
     body.to_string().into()
 }
 
-/// Reads a version of four numbers.
+/// Parses a version of four numbers.
 pub(crate) fn version(text: &str) -> Option<[u32; 4]> {
     let number = |text: &str| {
         let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -116,7 +116,7 @@ pub(crate) fn version(text: &str) -> Option<[u32; 4]> {
     numbers.try_into().ok()
 }
 
-/// Actions of a handshake.
+/// Actions of the handshake.
 pub(crate) const SESSION_TYPE: &str = "SessionType";
 pub(crate) const KMS_ENCRYPTION: &str = "KMSEncryption";
 

@@ -1,4 +1,4 @@
-//! What the API, the gateway and the agents share: settings, sessions, and the faults that are due.
+//! State shared by the API, the gateway and the agents: settings, sessions, and the faults that are due.
 
 use std::{
     collections::BTreeMap,
@@ -12,12 +12,12 @@ use tokio::{sync::watch, task::JoinSet, time::Instant};
 
 use super::{
     agent,
-    builder::Settings,
     credentials::{Key, Keys, Principal},
     faults::{Action, Extent, Failure, Plan, Rng},
     iam::{Decision, Policy, Request},
     journal::{Ending, Journal, Record, lock},
-    session::{Session, Ticket},
+    session::{PATH, Session, Ticket},
+    settings::Settings,
 };
 
 pub(crate) struct Service {
@@ -25,7 +25,7 @@ pub(crate) struct Service {
     pub(crate) journal: Journal,
     pub(crate) keys: Keys,
     pub(crate) tasks: Tasks,
-    /// Where data channels are opened.
+    /// Address at which data channels are opened.
     pub(crate) gateway: SocketAddr,
     user: Arc<Principal>,
     policy: Mutex<Policy>,
@@ -33,17 +33,17 @@ pub(crate) struct Service {
     plan: watch::Sender<Arc<Plan>>,
     rng: Mutex<Rng>,
     sessions: Mutex<BTreeMap<String, Arc<Session>>>,
-    /// When the agent may begin the next session.
+    /// Earliest time at which the agent begins the next session.
     next_start: Mutex<Instant>,
 }
 
-/// The faults of the API, and how often each may still happen.
+/// The faults of the API, and how often each still applies.
 struct Faults {
     since: Instant,
     left: Vec<u32>,
 }
 
-/// What `StartSession` was asked for.
+/// The content of a `StartSession` call.
 #[derive(Debug)]
 pub(crate) struct StartRequest {
     pub(crate) target: String,
@@ -71,7 +71,7 @@ impl Service {
         }
     }
 
-    /// Starts a session and the agent's part of it.
+    /// Starts a session, and the agent for it.
     pub(crate) fn start(
         self: &Arc<Self>,
         request: StartRequest,
@@ -112,9 +112,9 @@ impl Service {
         (session, ticket)
     }
 
-    /// Gives out a new token and URL; those given out before are worth nothing any more.
+    /// Issues a new token and URL; those issued before become invalid.
     pub(crate) fn admit(&self, session: &Session) -> Ticket {
-        // A length that needs padding, and a first byte that makes for a `+` and a `/`.
+        // A length that needs padding, and a first byte that encodes to a `+` and a `/`.
         let cell = self.random(|rng| {
             let mut bytes = vec![0xfb, 0xff, 0xfe];
             bytes.extend(rng.bytes(31));
@@ -123,7 +123,7 @@ impl Service {
         let query = format!("role=publish_subscribe&cell-number={cell}");
         let token = self.random(|rng| STANDARD.encode(rng.bytes(144)));
         self.journal.add_token(&token);
-        let url = format!("ws://{}{}{}?{query}", self.gateway, super::gateway::PATH, session.id);
+        let url = format!("ws://{}{}{}?{query}", self.gateway, PATH, session.id);
         session.admit(&query, &token, Instant::now() + self.settings.token_lifetime);
         Ticket { url, token }
     }
@@ -136,7 +136,8 @@ impl Service {
         lock(&self.sessions).values().map(Arc::clone).collect()
     }
 
-    /// Whether a caller may do this to this session; else the message of the refusal.
+    /// Checks whether a caller is allowed this action on this session; the error is the message of the
+    /// refusal.
     pub(crate) fn authorize_on_session(
         &self,
         principal: &Principal,
@@ -145,7 +146,8 @@ impl Service {
     ) -> Result<(), String> {
         let Settings { region, account, .. } = &self.settings;
         let arn = format!("arn:aws:ssm:{region}:{account}:session/{id}");
-        // A session's id begins with the name of whoever started it, its tag is their `aws:userid`.
+        // A session's id begins with the name of the caller who started it; its tag is the caller's
+        // `aws:userid`.
         let is_own = id.strip_prefix(&principal.name).is_some_and(|rest| rest.starts_with('-'));
         let owner = if is_own { &principal.user_id } else { "AIDASOMEBODYELSE" };
         self.decide(
@@ -156,7 +158,7 @@ impl Service {
         )
     }
 
-    /// Whether a caller may do this; else the message of the refusal.
+    /// Checks whether a caller is allowed this action; the error is the message of the refusal.
     pub(crate) fn authorize(
         &self,
         principal: &Principal,
@@ -202,7 +204,7 @@ impl Service {
         ))
     }
 
-    /// The failure that is due for this call, if any; it counts as happened.
+    /// Returns the failure that applies to this call, if any, and counts it as used.
     pub(crate) fn failure(&self, action: Action) -> Option<Failure> {
         let plan = self.plan();
         let mut faults = lock(&self.faults);
@@ -276,7 +278,7 @@ impl Faults {
     }
 }
 
-/// Ends a session that is idle or too old.
+/// Ends a session when it is idle or too old.
 async fn watch_over(session: Arc<Session>, settings: Settings) {
     let start = Instant::now();
     let oldest = settings.maximum_duration.map(|duration| start + duration);
@@ -295,7 +297,7 @@ async fn watch_over(session: Arc<Session>, settings: Settings) {
     }
 }
 
-/// The tasks of an emulator, which end with it.
+/// An emulator's tasks, aborted with it.
 #[derive(Debug)]
 pub(crate) struct Tasks(Mutex<Option<JoinSet<()>>>);
 
@@ -319,12 +321,7 @@ impl Tasks {
     }
 }
 
-/// A date for [`super::payload`].
-pub(crate) fn now() -> String {
-    super::clock::iso8601(SystemTime::now())
-}
-
-/// Seen live (specification, section 9).
+/// Observed on AWS (specification, section 9).
 const IDLE: &str = "Your session timed out due to inactivity and has been terminated.";
 
 const MAXIMUM_DURATION: &str =

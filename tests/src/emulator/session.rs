@@ -1,4 +1,5 @@
-//! One session as the service knows it: who may open its data channel, who is connected, and whether it is over.
+//! One session as the service sees it: who may open its data channel, who is connected, and whether it has
+//! ended.
 
 use std::{
     fmt,
@@ -19,7 +20,7 @@ use super::{
     journal::{Counters, Ending, Journal, Record, lock},
 };
 
-/// A way into a session.
+/// The URL and token with which a session's data channel is opened.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     pub(crate) url: String,
@@ -42,18 +43,18 @@ pub(crate) struct End {
     pub(crate) output: String,
 }
 
-/// What a connection is told to do.
+/// Instructions to a client's connection.
 #[derive(Debug)]
 pub(crate) enum ToClient {
     Frame(Bytes),
-    /// Bytes for the connection as they are, in whoever's place.
+    /// Bytes written to the connection unchanged, as if gateway or agent had sent them.
     Raw(Bytes),
     Break(Break),
 }
 
 struct State {
     client: Client,
-    /// Of the client that is or was connected last; counts up.
+    /// Number of the client that is connected, or was connected last; counts up.
     generation: u64,
     query: String,
     token: Option<(String, Instant)>,
@@ -63,10 +64,10 @@ struct State {
 }
 
 enum Client {
-    /// None has come yet: what the agent says is kept for it.
+    /// No client has connected yet: the agent's messages are kept for it.
     Expected(Vec<Bytes>),
     Connected(mpsc::Sender<ToClient>),
-    /// What the agent says is lost.
+    /// The client has disconnected: the agent's messages are lost.
     Away,
 }
 
@@ -75,7 +76,7 @@ enum Client {
 pub(crate) struct Attached {
     pub(crate) generation: u64,
     pub(crate) frames: mpsc::Receiver<ToClient>,
-    /// From before it came.
+    /// The agent's messages from before the client connected.
     pub(crate) early: Vec<Bytes>,
 }
 
@@ -104,7 +105,7 @@ impl Session {
         (session, inbox)
     }
 
-    /// Accepts this query and this token from now on.
+    /// Accepts only this query and this token from now on.
     pub(crate) fn admit(&self, query: &str, token: &str, expires: Instant) {
         let mut state = lock(&self.state);
         query.clone_into(&mut state.query);
@@ -112,20 +113,20 @@ impl Session {
         state.last_input = Instant::now();
     }
 
-    /// The query of the URL that was given out last.
+    /// The query of the URL that was issued last.
     pub(crate) fn query(&self) -> String {
         lock(&self.state).query.clone()
     }
 
-    /// Takes the client of an opening message in place of the one before, if its token holds.
+    /// Attaches the client of an opening message in place of the previous one, if its token is valid.
     pub(crate) fn attach(&self, token: &str, client_id: Uuid) -> Result<Attached, String> {
         let mut state = lock(&self.state);
         if self.is_over() && !matches!(state.client, Client::Expected(_)) {
-            return Err("the session is over".to_owned());
+            return Err("the session has ended".to_owned());
         }
         match &state.token {
             Some((expected, _)) if expected != token => {
-                return Err("the token is another's".to_owned());
+                return Err("the token belongs to another session".to_owned());
             }
             None => return Err("the token was used before".to_owned()),
             Some((_, expires)) if *expires <= Instant::now() => {
@@ -148,7 +149,7 @@ impl Session {
         Ok(Attached { generation: state.generation, frames, early })
     }
 
-    /// The client of this generation is gone; false if another has come already.
+    /// Detaches the client of this generation; false if another client has already replaced it.
     pub(crate) fn detach(&self, generation: u64) -> bool {
         let mut state = lock(&self.state);
         let is_last = state.generation == generation;
@@ -158,7 +159,8 @@ impl Session {
         is_last
     }
 
-    /// Hands a frame of the agent to the client; waits while the client's queue is full. Without a client it is lost.
+    /// Passes a frame of the agent to the client; waits while the client's queue is full. Dropped without a
+    /// client.
     pub(crate) async fn deliver(&self, frame: Bytes) {
         let sender = {
             let mut state = lock(&self.state);
@@ -171,7 +173,8 @@ impl Session {
         drop(sender.send(ToClient::Frame(frame)).await);
     }
 
-    /// Tells the client's connection something, out of turn; false if there is none.
+    /// Passes a message to the client's connection, outside the agent's sequence; false without a
+    /// connection.
     pub(crate) async fn tell_client(&self, message: ToClient) -> bool {
         let sender = match &lock(&self.state).client {
             Client::Connected(sender) => sender.clone(),
@@ -180,12 +183,12 @@ impl Session {
         sender.send(message).await.is_ok()
     }
 
-    /// Hands a frame of the client to the agent; waits while the agent's queue is full.
+    /// Passes a frame of the client to the agent; waits while the agent's queue is full.
     pub(crate) async fn submit(&self, frame: Bytes) {
         drop(self.to_agent.send(frame).await);
     }
 
-    /// Tells the agent whether anybody listens.
+    /// Tells the agent to publish, or to pause.
     pub(crate) async fn publish_to(&self, listening: bool) {
         let kind = if listening { START_PUBLICATION } else { PAUSE_PUBLICATION };
         self.submit(publication(kind)).await;
@@ -223,7 +226,7 @@ impl Session {
         self.end.borrow().is_some()
     }
 
-    /// Whether a client may still come: the first one is told even of an end before its time.
+    /// Whether a client may still connect: the first one is admitted even after the end, to learn of it.
     pub(crate) fn admits(&self) -> bool {
         !self.is_over() || matches!(lock(&self.state).client, Client::Expected(_))
     }
@@ -233,14 +236,14 @@ impl Session {
         let mut end = self.end.subscribe();
         let ended = match end.wait_for(Option::is_some).await {
             Ok(end) => (*end).clone(),
-            // The sender is in `self`.
+            // Cannot happen: the sender is in `self`.
             Err(_) => None,
         };
         ended.unwrap_or(End { output: String::new() })
     }
 }
 
-/// `start_publication` or `pause_publication`, empty and without digest as it was seen.
+/// `start_publication` or `pause_publication`: empty and without a digest, as observed.
 pub(crate) fn publication(kind: &str) -> Bytes {
     let mut message = Message::new(kind, 0, 0, Bytes::new());
     message.digest = [0; 32];
@@ -254,11 +257,14 @@ impl fmt::Debug for Session {
     }
 }
 
-/// Frames on their way to the agent.
+/// Path prefix of a data channel; the session's id follows.
+pub(crate) const PATH: &str = "/v1/data-channel/";
+
+/// Capacity of the queue to the agent, in frames.
 const TO_AGENT: usize = 1_024;
 
-/// Frames on their way to the client.
+/// Capacity of the queue to the client, in frames.
 const TO_CLIENT: usize = 1_024;
 
-/// Frames of the agent that are kept for the first client.
+/// Number of the agent's frames kept for the first client.
 const EARLY: usize = 64;

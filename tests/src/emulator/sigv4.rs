@@ -1,5 +1,5 @@
-//! Signature version 4, checked from the text of AWS's description: canonical request, string to sign,
-//! signing key. Nothing of the AWS SDK is used, so that a mistake there would show here.
+//! Signature version 4, verified according to AWS's description: canonical request, string to sign, signing
+//! key. It uses nothing of the AWS SDK, so that a mistake there would show here.
 
 use std::{
     collections::BTreeMap,
@@ -11,25 +11,25 @@ use sha2::{Digest as _, Sha256};
 
 use super::clock;
 
-/// A request as it came over the wire.
+/// A request as it was received.
 #[derive(Debug)]
 pub(crate) struct Received<'a> {
     pub(crate) method: &'a str,
-    /// Not decoded.
+    /// Undecoded.
     pub(crate) path: &'a str,
-    /// Not decoded, without `?`.
+    /// Undecoded, without `?`.
     pub(crate) query: &'a str,
     /// Names in lower case.
     pub(crate) headers: &'a [(String, String)],
     pub(crate) body: &'a [u8],
 }
 
-/// What a request says of its signature.
+/// The content of an `Authorization` header.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Claim {
     pub(crate) access_key_id: String,
     pub(crate) session_token: Option<String>,
-    /// `X-Amz-Date`, as it came.
+    /// `X-Amz-Date`, unparsed.
     date: String,
     scope_date: String,
     region: String,
@@ -41,23 +41,23 @@ pub(crate) struct Claim {
 /// Why a signature is not accepted.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Refusal {
-    /// There is none.
+    /// The request is not signed.
     Missing,
-    /// It lacks a part.
+    /// A part of the signature is missing.
     Incomplete(String),
-    /// It does not fit; the text is AWS's.
+    /// The signature does not match; the text is AWS's.
     Invalid(String),
 }
 
 impl Received<'_> {
-    /// The values of a header, joined as the signature wants them.
+    /// The values of a header, joined as the canonical request needs them.
     pub(crate) fn header(&self, name: &str) -> Option<String> {
         let values = self.headers.iter().filter(|(other, _)| other == name);
         let values: Vec<_> = values.map(|(_, value)| trim(value)).collect();
         (!values.is_empty()).then(|| values.join(","))
     }
 
-    /// Reads the `Authorization` header.
+    /// Parses the `Authorization` header.
     pub(crate) fn claim(&self) -> Result<Claim, Refusal> {
         let authorization = self.header("authorization").ok_or(Refusal::Missing)?;
         let parameters = authorization.strip_prefix("AWS4-HMAC-SHA256 ").ok_or_else(|| {
@@ -95,7 +95,7 @@ impl Received<'_> {
         })
     }
 
-    /// Checks a signature for a service in a region, made within five minutes of `now`.
+    /// Verifies a signature for a service in a region, made within five minutes of `now`.
     pub(crate) fn verify(
         &self,
         claim: &Claim,
@@ -140,7 +140,7 @@ impl Received<'_> {
         Ok(())
     }
 
-    /// Host, content type and all of AWS's own headers have to be signed.
+    /// Host, content type and all of AWS's own headers must be signed.
     fn check_signed_headers(&self, claim: &Claim) -> Result<(), Refusal> {
         let signed = &claim.signed_headers;
         if !signed.is_sorted() {
@@ -189,7 +189,8 @@ impl Received<'_> {
         format!(
             "{}\n{}\n{}\n{headers}\n{}\n{payload}",
             self.method,
-            // What came is encoded once already; services other than S3 encode it again.
+            // The received path is encoded once already; services other than S3 encode it a second
+            // time.
             escape(path.as_bytes(), true),
             canonical_query(self.query),
             claim.signed_headers.join(";"),
@@ -197,7 +198,7 @@ impl Received<'_> {
     }
 }
 
-/// Decoded, encoded anew, in order. A `+` is a space, as for the official signers.
+/// The parameters decoded, re-encoded and sorted. A `+` is a space, as for the official signers.
 fn canonical_query(query: &str) -> String {
     let pairs = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -210,7 +211,7 @@ fn canonical_query(query: &str) -> String {
     pairs.join("&")
 }
 
-/// Decodes a part of a query or of a form.
+/// Decodes a part of a query or form.
 pub(crate) fn form_decode(text: &str) -> Vec<u8> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -227,7 +228,7 @@ pub(crate) fn form_decode(text: &str) -> Vec<u8> {
     decoded
 }
 
-/// Percent-encodes everything but unreserved characters.
+/// Percent-encodes everything except unreserved characters.
 fn escape(bytes: &[u8], keep_slash: bool) -> String {
     let mut escaped = String::new();
     for byte in bytes {
@@ -243,13 +244,13 @@ fn escape(bytes: &[u8], keep_slash: bool) -> String {
     escaped
 }
 
-/// Without spaces at the ends, with one in place of several within.
+/// Trims spaces at both ends and collapses those within.
 fn trim(value: &str) -> String {
     value.split([' ', '\t']).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
 fn hmac(key: &[u8], text: &[u8]) -> Vec<u8> {
-    // Keys of any length are taken.
+    // Cannot fail: HMAC accepts keys of any length.
     let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else { return Vec::new() };
     mac.update(text);
     mac.finalize().into_bytes().to_vec()
@@ -260,7 +261,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xf)]).collect()
 }
 
-/// How far a request's date may be off.
+/// Maximum deviation of a request's date.
 const SKEW: Duration = Duration::from_mins(5);
 
 const MISMATCH: &str = "The request signature we calculated does not match the signature you provided. Check \
@@ -296,7 +297,7 @@ mod tests {
         request.verify(&request.claim()?, SECRET, "service", "us-east-1", now)
     }
 
-    /// From AWS's signature version 4 test suite, by its names.
+    /// From AWS's signature version 4 test suite, with its names.
     #[test]
     fn published_signatures_are_accepted() {
         type Case<'a> = (&'a str, &'a str, &'a str, &'a [(&'a str, &'a str)], &'a str, &'a str);

@@ -1,4 +1,4 @@
-//! STS: `AssumeRole` and `GetCallerIdentity` of the query protocol.
+//! STS: `AssumeRole` and `GetCallerIdentity` in the query protocol.
 
 use std::{
     collections::BTreeMap,
@@ -9,14 +9,14 @@ use std::{
 use uuid::Uuid;
 
 use super::{
-    api::{ApiError, Call},
+    call::{ApiError, Call},
     clock,
-    credentials::{Key, Principal, Stranger},
+    credentials::{AuthError, Key, Principal},
     service::Service,
     sigv4::form_decode,
 };
 
-/// Keys that were given out.
+/// The keys issued by `AssumeRole`.
 pub(crate) struct Assumed {
     id: String,
     secret: String,
@@ -26,16 +26,16 @@ pub(crate) struct Assumed {
 }
 
 /// Whether a call is `GetCallerIdentity`.
-pub(crate) fn asks_who(call: &Call) -> bool {
+pub(crate) fn is_get_caller_identity(call: &Call) -> bool {
     call.body.split(|byte| *byte == b'&').any(|pair| pair == b"Action=GetCallerIdentity")
 }
 
-/// Tells who calls, which needs no permission.
+/// Returns the caller, which needs no permission.
 pub(crate) fn caller_identity(call: &Call, service: &Service) -> Result<Arc<Principal>, ApiError> {
     call.caller(service, "sts").map_err(refuse)
 }
 
-/// Status and body of the answer to `GetCallerIdentity`.
+/// Status and body of the response to `GetCallerIdentity`.
 pub(crate) fn render_identity(
     outcome: Result<Arc<Principal>, ApiError>,
     id: Uuid,
@@ -57,7 +57,7 @@ pub(crate) fn render_identity(
     }
 }
 
-/// Carries out a call.
+/// Carries out `AssumeRole`.
 pub(crate) fn assume_role(call: &Call, service: &Service) -> Result<Assumed, ApiError> {
     let caller = call.caller(service, "sts").map_err(refuse)?;
     let request = Request::read(&call.body).inspect_err(|error| {
@@ -142,29 +142,29 @@ impl Request {
     }
 }
 
-fn refuse(stranger: Stranger) -> ApiError {
-    match stranger {
-        Stranger::Missing => ApiError::new(
+fn refuse(error: AuthError) -> ApiError {
+    match error {
+        AuthError::Missing => ApiError::new(
             403,
             "MissingAuthenticationToken",
             "Request is missing Authentication Token",
         ),
-        Stranger::Incomplete(text) => ApiError::new(400, "IncompleteSignature", text),
-        Stranger::UnknownKey => ApiError::new(
+        AuthError::Incomplete(text) => ApiError::new(400, "IncompleteSignature", text),
+        AuthError::UnknownKey => ApiError::new(
             403,
             "InvalidClientTokenId",
             "The security token included in the request is invalid.",
         ),
-        Stranger::Expired => ApiError::new(
+        AuthError::Expired => ApiError::new(
             403,
             "ExpiredToken",
             "The security token included in the request is expired",
         ),
-        Stranger::Invalid(text) => ApiError::new(403, "SignatureDoesNotMatch", text),
+        AuthError::Invalid(text) => ApiError::new(403, "SignatureDoesNotMatch", text),
     }
 }
 
-/// Status and body of the answer.
+/// Status and body of the response to `AssumeRole`.
 pub(crate) fn render(outcome: Result<Assumed, ApiError>, id: Uuid) -> (u16, String) {
     match outcome {
         Ok(assumed) => {

@@ -1,13 +1,14 @@
-//! WebSocket framing of a server (RFC 6455), strict towards the client.
+//! WebSocket framing on the server's side (RFC 6455), strict towards the client.
 //!
-//! Of its own, since breaking a connection in every way and seeing every frame as it came is what it is for.
+//! Implemented here, because the emulator must break connections in every way and see every frame
+//! unchanged.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use sha1::{Digest as _, Sha1};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-/// What a client sends.
+/// A message from the client.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) enum Incoming {
     Text(Bytes),
@@ -17,20 +18,20 @@ pub(crate) enum Incoming {
     Close(Option<u16>),
 }
 
-/// Why there is nothing more to read.
+/// Why nothing more can be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReadError {
-    /// What the client may not send.
+    /// The client violated the protocol.
     #[error("{0}")]
     Violation(&'static str),
-    /// The end of the connection without a close frame.
+    /// The connection ended without a close frame.
     #[error("the connection ended without a close frame")]
     Ended,
     #[error("{0}")]
     Io(#[from] std::io::Error),
 }
 
-/// Reads frames and joins fragments.
+/// Reads frames and joins fragments into messages.
 #[derive(Debug)]
 pub(crate) struct Reader<R> {
     inner: R,
@@ -39,12 +40,12 @@ pub(crate) struct Reader<R> {
 }
 
 impl<R: AsyncRead + Unpin> Reader<R> {
-    /// Begins with what was read behind the upgrade.
+    /// `buffer` holds what was read beyond the upgrade request.
     pub(crate) fn new(inner: R, buffer: BytesMut) -> Self {
         Self { inner, buffer, fragments: None }
     }
 
-    /// The next message. Cancel-safe.
+    /// Reads the next message. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Result<Incoming, ReadError> {
         loop {
             while let Some((first, payload)) = self.frame()? {
@@ -59,7 +60,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         }
     }
 
-    /// The first byte and the payload of a frame that is there as a whole.
+    /// The first byte and the payload of the next frame, if it is complete.
     fn frame(&mut self) -> Result<Option<(u8, BytesMut)>, ReadError> {
         let [first, second, rest @ ..] = self.buffer.as_ref() else { return Ok(None) };
         let (first, second) = (*first, *second);
@@ -155,13 +156,13 @@ fn unmask(payload: &mut [u8], mask: [u8; 4]) {
     for (byte, mask) in rest.iter_mut().zip(mask) {
         *byte ^= mask;
     }
-    // A rest is shorter than 8 bytes, and may be longer than the mask.
+    // The remainder is shorter than 8 bytes, but may be longer than the mask.
     for (byte, mask) in rest.iter_mut().skip(4).zip(mask) {
         *byte ^= mask;
     }
 }
 
-/// Appends a frame of the server.
+/// Appends a frame, unmasked as from a server.
 pub(crate) fn put(out: &mut BytesMut, opcode: u8, payload: &[u8]) {
     out.put_u8(0x80 | opcode);
     match payload.len() {
@@ -200,10 +201,11 @@ const CONTINUATION: u8 = 0;
 const TEXT: u8 = 1;
 const CLOSE: u8 = 8;
 
-/// Room for one read.
+/// Bytes reserved for one read.
 const READ: usize = 64 * 1024;
 
-/// The official parts set no limit; this one keeps a mistake from eating the memory.
+/// Largest message, in bytes. The official parts have no limit; this one protects against a defect that
+/// would exhaust memory.
 const LONGEST: usize = 16 * 1024 * 1024;
 
 #[cfg(test)]

@@ -7,13 +7,13 @@ use serde_json::json;
 use tokio::{process::Command, sync::Mutex, time::Instant};
 
 use super::{
-    faults::Saboteur,
+    faults::FaultInjector,
     load::{Counts, Tally, read_again_and_again, run_again_and_again, write_again_and_again},
     report::Findings,
 };
 use crate::{
     emulator::{Control, Emulator, OWN_SESSIONS, Policy},
-    fixtures::{Document, MariaDb, Postgres, Sidecar, Sshd, eventually},
+    fixtures::{Config, MariaDb, Postgres, Sidecar, Sshd, eventually},
 };
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -29,13 +29,13 @@ enum Database {
     MariaDb(MariaDb),
 }
 
-/// A sidecar that is ready, with all that is around it.
+/// A sidecar that is ready, with everything around it.
 pub(super) struct Customer {
     emulator: Emulator,
     database: Database,
     sidecar: Sidecar,
     port: u16,
-    /// What a dump of the table is.
+    /// Expected dump of the table.
     expected: Vec<u8>,
     _sshd: Sshd,
 }
@@ -60,7 +60,7 @@ impl Customer {
             .channel_lifetime(CHANNEL_LIFE)
             .build()
             .await?;
-        let document = Document::new("soak").with(&json!({
+        let config = Config::new("soak").with(&json!({
             "aws": {
                 "access_key_id": ACCESS_KEY_ID,
                 "secret_access_key": SECRET_ACCESS_KEY,
@@ -78,7 +78,7 @@ impl Customer {
             "events": true,
         }));
         let life = CHANNEL_LIFE.as_secs().to_string();
-        let sidecar = Sidecar::spawn_with(&document, |command| {
+        let sidecar = Sidecar::spawn_with(&config, |command| {
             command.args(["--channel-life", &life]).env("RUST_LOG", "warn");
         });
         let mut sidecar = sidecar.await?;
@@ -86,19 +86,19 @@ impl Customer {
         prepare(&database).await?;
         let expected = database.dump(database.port(), SOURCE).output().await?.stdout;
         if expected.len() < 1_000_000 {
-            return Err("the table to be dumped is not there".into());
+            return Err("the table to be dumped is missing".into());
         }
         Ok(Self { emulator, database, sidecar, port, expected, _sshd: sshd })
     }
 
-    /// Puts load on the tunnel and faults below it until `end`, then ends it.
+    /// Puts load on the tunnel and injects faults below it until `end`, then ends the sidecar.
     pub(super) async fn soak(self, end: Instant, seed: u64) -> Outcome<Findings> {
         let Self { emulator, database, sidecar, port, expected, _sshd } = self;
         let pid = sidecar.pid()?;
         let tally = Tally::default();
         let sidecar = Mutex::new(sidecar);
         let journal = emulator.journal();
-        let saboteur = Saboteur::new(emulator.control(), &journal, seed);
+        let injector = FaultInjector::new(emulator.control(), &journal, seed);
         let control = emulator.control();
         let renew = async |turn| drop(renew_keys(&control, &sidecar, turn).await);
         let loads: Vec<Pin<Box<dyn Future<Output = ()> + Send>>> = vec![
@@ -132,7 +132,7 @@ impl Customer {
             )),
         ];
         let (faults, _) =
-            tokio::join!(saboteur.work(end, renew), futures_util::future::join_all(loads));
+            tokio::join!(injector.work(end, renew), futures_util::future::join_all(loads));
 
         let peak_kib = peak_kib(pid);
         let mut sidecar = sidecar.into_inner();
@@ -171,7 +171,7 @@ impl Customer {
     }
 }
 
-/// New keys for the sidecar, and the end of those before.
+/// Gives the sidecar new keys and expires the old ones.
 async fn renew_keys(control: &Control, sidecar: &Mutex<Sidecar>, turn: u64) -> io::Result<()> {
     let id = format!("AKIA{turn:016}");
     control.expire_credentials(None);
@@ -199,7 +199,7 @@ impl Database {
     fn name(&self) -> &'static str {
         match self {
             Self::PostgreSql(_) => "PostgreSQL, sessions may be resumed",
-            Self::MariaDb(_) => "MariaDB, they may not",
+            Self::MariaDb(_) => "MariaDB, sessions may not be resumed",
         }
     }
 
@@ -259,7 +259,7 @@ impl Database {
         }
     }
 
-    /// Reads rows on stdin into the other table, in place of what it has.
+    /// Restores rows from stdin into the other table, replacing its content.
     fn restore(&self, port: u16) -> Command {
         match self {
             Self::PostgreSql(_) => {
@@ -279,7 +279,7 @@ impl Database {
         }
     }
 
-    /// Many short things.
+    /// Many short transactions.
     fn queries(&self, port: u16) -> Command {
         match self {
             Self::PostgreSql(_) => {
@@ -296,7 +296,7 @@ impl Database {
         }
     }
 
-    /// Reads what the queries have printed.
+    /// Evaluates the output of the queries.
     fn count(&self, text: &str, counts: &mut Counts) {
         match self {
             Self::PostgreSql(_) => {
@@ -336,7 +336,7 @@ fn mariadb(name: &str, port: u16) -> Command {
     command
 }
 
-/// The most memory that a process and its children have had so far, in KiB.
+/// Peak memory of a process and its children so far, in KiB.
 fn peak_kib(pid: Pid) -> u64 {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
     let children = children.unwrap_or_default();
@@ -359,10 +359,10 @@ const TARGET: &str = "target";
 /// Rows of the table, of about a hundred bytes each.
 const ROWS: u32 = 20_000;
 
-/// In place of the service's hour.
+/// Lifetime of a data channel, in place of the service's hour.
 const CHANNEL_LIFE: Duration = Duration::from_secs(40);
 
 const READY: Duration = Duration::from_secs(30);
 
-/// The contract allows five seconds; the machine may be busy.
+/// Time limit for the stop: the contract allows five seconds; the machine may be busy.
 const STOP: Duration = Duration::from_secs(6);

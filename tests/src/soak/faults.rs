@@ -1,4 +1,4 @@
-//! Everything that goes wrong in a soak, one thing after another, by a seed.
+//! All faults of a soak, one after another, as the seed decides.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -6,21 +6,21 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::emulator::{Action, ApiFault, Break, Control, Failure, Journal, Link, Plan, Rng};
 
-/// The one who makes them.
-pub(super) struct Saboteur<'a> {
+/// Injects the faults.
+pub(super) struct FaultInjector<'a> {
     control: Control,
     journal: &'a Journal,
     rng: Rng,
     counts: BTreeMap<&'static str, u64>,
 }
 
-impl<'a> Saboteur<'a> {
+impl<'a> FaultInjector<'a> {
     pub(super) fn new(control: Control, journal: &'a Journal, seed: u64) -> Self {
         Self { control, journal, rng: Rng::new(seed), counts: BTreeMap::new() }
     }
 
-    /// Goes on until `end`, and leaves a world without faults; returns how often each was made.
-    /// `renew` gives the sidecar new keys.
+    /// Runs until `end` and leaves no fault active; returns how often each was injected. `renew` gives the
+    /// sidecar new keys.
     pub(super) async fn work(
         mut self,
         end: Instant,
@@ -79,7 +79,7 @@ impl<'a> Saboteur<'a> {
         self.last_a_while().await;
     }
 
-    /// Towards the client alone: the agent looks at no digest, so that damage on its way to it is sshd's.
+    /// Only towards the client: the agent checks no digests, so damage on the way to it would reach sshd.
     async fn damage(&mut self, name: &'static str, link: Link) {
         self.count(name);
         self.control.set_faults(Plan::default().down(link));
@@ -93,7 +93,7 @@ impl<'a> Saboteur<'a> {
         }
     }
 
-    /// Together with a socket that drops, so that the API is needed.
+    /// Together with a dropped WebSocket, so that the API is needed.
     async fn break_api(&mut self) {
         let failures =
             [Failure::Throttled, Failure::InternalServerError, Failure::ConnectionClosed];
@@ -111,7 +111,7 @@ impl<'a> Saboteur<'a> {
         self.last_a_while().await;
     }
 
-    /// As when the agent is restarted or somebody ends it in the console.
+    /// As when the agent is restarted or the session is ended in the console.
     fn end_session(&mut self) {
         self.count("session ended");
         let open = self.journal.open_sessions();
@@ -125,5 +125,5 @@ impl<'a> Saboteur<'a> {
     }
 }
 
-/// A fault and what it takes to get over it.
+/// Time limit for a fault and the recovery from it.
 const LONGEST: Duration = Duration::from_secs(12);

@@ -1,4 +1,4 @@
-//! What clients do all day: read, write, query, and compare every byte.
+//! The load: clients read, write, query, and compare every byte.
 
 use std::{
     io,
@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// What all clients of a customer have found so far.
+/// Results of all clients of a customer so far.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tally(Arc<Mutex<Counts>>);
 
@@ -36,7 +36,8 @@ impl Tally {
     }
 }
 
-/// Reads with `command` again and again until `end`: all of `expected`, or, where it was cut, its beginning.
+/// Reads with `command` repeatedly until `end`, and expects all of `expected`, or its beginning if the
+/// client was cut off.
 pub(super) async fn read_again_and_again(
     what: &str,
     command: impl Fn() -> Command,
@@ -67,7 +68,7 @@ pub(super) async fn read_again_and_again(
 
 enum Read {
     Whole,
-    /// The client failed after so many right bytes.
+    /// The client failed after this many correct bytes.
     Cut(usize),
     Differs(usize),
 }
@@ -107,7 +108,8 @@ async fn read_once(mut command: Command, expected: &[u8]) -> io::Result<Read> {
     })
 }
 
-/// Writes `bytes` with `command` and compares what `direct` then reads past the tunnel, until `end`.
+/// Writes `bytes` with `command` repeatedly until `end`, and compares what `direct` then reads without the
+/// tunnel.
 pub(super) async fn write_again_and_again(
     what: &str,
     command: impl Fn() -> Command,
@@ -139,13 +141,13 @@ pub(super) async fn write_again_and_again(
     }
 }
 
-/// Whether the client said that all was written.
+/// Whether the client reported that everything was written.
 async fn write_once(mut command: Command, bytes: &[u8]) -> io::Result<bool> {
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     let Some(mut stdin) = child.stdin.take() else { return Err(io::ErrorKind::Other.into()) };
     let writing = async {
-        // A client that was cut reads no further; its status tells.
+        // A client that was cut off stops reading; its exit status shows that.
         drop(stdin.write_all(bytes).await);
         drop(stdin);
         child.wait().await
@@ -156,7 +158,7 @@ async fn write_once(mut command: Command, bytes: &[u8]) -> io::Result<bool> {
     }
 }
 
-/// Runs `command` again and again until `end`; `count` reads its stdout.
+/// Runs `command` repeatedly until `end`; `count` evaluates its stdout.
 pub(super) async fn run_again_and_again(
     command: impl Fn() -> Command,
     count: impl Fn(&str, &mut Counts),
@@ -182,8 +184,8 @@ pub(super) async fn run_again_and_again(
     }
 }
 
-/// Longer than any transfer of these sizes takes under all faults.
+/// Longer than any transfer of this size takes under all faults.
 const STUCK: Duration = Duration::from_mins(4);
 
-/// Pause of a client that was cut.
+/// Pause of a client that was cut off.
 const BEFORE_AGAIN: Duration = Duration::from_millis(300);

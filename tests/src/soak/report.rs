@@ -1,36 +1,36 @@
-//! What a soak has found.
+//! The results of a soak.
 
 use std::{collections::BTreeMap, fmt};
 
 use serde_json::{Value, json};
 
-/// Of all customers.
+/// Results of all customers.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// Of the faults.
+    /// Seed of the faults.
     pub seed: u64,
-    /// As asked for.
+    /// Duration as requested.
     pub minutes: f64,
     pub(crate) customers: Vec<Findings>,
 }
 
-/// Of one customer.
+/// Results of one customer.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Findings {
     pub(crate) name: &'static str,
-    /// Bytes that came or went and were compared.
+    /// Bytes that were read or written and compared.
     pub(crate) compared: u64,
-    /// Transfers that brought other bytes than they should have.
+    /// Transfers whose bytes differed from the expected ones.
     pub(crate) differing: Vec<String>,
     pub(crate) transfers: u64,
     pub(crate) transactions: u64,
-    /// Connections that were cut, as they are when a session is lost; their clients began anew.
+    /// Clients cut off by a lost session, which started again.
     pub(crate) cut: u64,
     pub(crate) faults: BTreeMap<&'static str, u64>,
     pub(crate) sessions: usize,
     pub(crate) left: Vec<String>,
     pub(crate) violations: Vec<String>,
-    /// The sidecar's own count.
+    /// The sidecar's own counters.
     pub(crate) connections: u64,
     pub(crate) resumes: u64,
     pub(crate) retransmissions: u64,
@@ -71,12 +71,12 @@ impl Findings {
 }
 
 impl Report {
-    /// Whether everything held.
+    /// Whether all promises were kept.
     pub fn is_good(&self) -> bool {
         self.customers.iter().all(Findings::is_good)
     }
 
-    /// On one line.
+    /// The report as a JSON value.
     pub fn to_json(&self) -> Value {
         let customers: Vec<_> = self.customers.iter().map(Findings::to_json).collect();
         json!({ "seed": self.seed, "minutes": self.minutes, "customers": customers })
@@ -98,7 +98,7 @@ impl fmt::Display for Report {
         row("transfers", &|found| found.transfers.to_string())?;
         row("pgbench transactions", &|found| found.transactions.to_string())?;
         row("connections", &|found| found.connections.to_string())?;
-        row("clients cut by a lost session, which began anew", &|found| found.cut.to_string())?;
+        row("clients cut by a lost session, which started again", &|found| found.cut.to_string())?;
         row("faults injected", &|found| found.faults.values().sum::<u64>().to_string())?;
         row("sessions started", &|found| found.sessions.to_string())?;
         row("sessions left", &|found| found.left.len().to_string())?;
@@ -125,5 +125,5 @@ fn kib_to_mb(kib: u64) -> f64 {
     f64::from(u32::try_from(kib).unwrap_or(u32::MAX)) * 1024.0 / 1e6
 }
 
-/// The bound of a sidecar with two lanes and this load.
+/// Memory bound of a sidecar with two lanes under this load.
 const MEMORY_KIB: u64 = 64 << 10;

@@ -1,4 +1,5 @@
-//! From the client to sshd: handshake, order, acknowledges, flags, and the end.
+//! The direction from the client to sshd: handshake, order, acknowledges, flags, and the end of the
+//! session.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -19,49 +20,49 @@ use crate::emulator::{
     payload::{self, Acknowledge},
 };
 
-/// The loop that takes what the client sends.
+/// The loop that takes the client's messages.
 pub(super) struct Input<'a> {
     agent: &'a Arc<Agent>,
     inbox: mpsc::Receiver<Bytes>,
     heard: mpsc::Receiver<Event>,
     events: mpsc::Sender<Event>,
-    /// Loops and timers of this session, which end with it.
+    /// Loops and timers of this session; aborted with it.
     tasks: JoinSet<()>,
     started: Instant,
     expected: i64,
-    /// Acknowledged, and waiting for their turn.
+    /// Messages acknowledged ahead of their turn.
     early: BTreeMap<i64, Message>,
     phase: Phase,
-    /// For sshd, from messages that are taken but not acknowledged yet.
+    /// Bytes for sshd, from messages that are not acknowledged yet.
     to_write: BytesMut,
     written: Vec<Message>,
-    /// When an acknowledge was last forgotten.
+    /// When an acknowledge was last ignored.
     forgotten: Instant,
-    /// A message broke the reader: nothing is heard any more.
-    deaf: bool,
+    /// The reader has crashed on a message: all further input is ignored.
+    crashed: bool,
 }
 
 enum Phase {
-    /// Until the answer comes, or too late.
+    /// Waiting for the client's answer, until this deadline.
     Handshake(Instant),
-    /// `HandshakeComplete` is sent, and data still thrown away.
+    /// `HandshakeComplete` is sent, and data is still discarded.
     Completing,
     Dialling,
     Open(OwnedWriteHalf),
-    /// The worker is gone without a word; until its parent notices.
+    /// The worker has died silently; its parent notices at this time.
     Crashed(Instant),
-    /// Until all is acknowledged, or too late.
+    /// Waiting until everything is acknowledged, or until this deadline.
     Draining(Instant, Ending),
 }
 
-/// Whether a message was processed, which is what an acknowledge says.
+/// Whether a message was processed: only then is it acknowledged.
 enum Outcome {
     Processed,
-    /// Not acknowledged: it comes again.
+    /// Not acknowledged, so the client sends it again.
     Rejected,
-    /// For sshd: acknowledged once it is written.
+    /// Bytes for sshd: acknowledged once they are written.
     ToWrite,
-    /// The handshake is answered, by a client of this version.
+    /// The client has answered the handshake; its version.
     Answer(String),
 }
 
@@ -86,7 +87,7 @@ impl<'a> Input<'a> {
             to_write: BytesMut::new(),
             written: Vec::new(),
             forgotten: started,
-            deaf: false,
+            crashed: false,
         }
     }
 
@@ -167,23 +168,23 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// Goes on until the client has acknowledged everything, but not for long.
+    /// Waits until the client has acknowledged everything, but only for the time set.
     fn finish(&mut self, by: Ending) {
         if matches!(self.phase, Phase::Draining(..)) {
             return;
         }
         self.tasks.abort_all();
         let settings = &self.agent.settings;
-        let patience = if settings.version >= PAUSE { settings.drain } else { Duration::ZERO };
-        self.phase = Phase::Draining(Instant::now() + patience, by);
+        let drain = if settings.version >= PAUSE { settings.drain } else { Duration::ZERO };
+        self.phase = Phase::Draining(Instant::now() + drain, by);
     }
 
     async fn handle_frame(&mut self, frame: &Bytes) -> Result<(), Done> {
-        if self.deaf || matches!(self.phase, Phase::Crashed(_)) {
+        if self.crashed || matches!(self.phase, Phase::Crashed(_)) {
             return Ok(());
         }
         let Ok(message) = Message::decode(frame) else {
-            self.deaf = true;
+            self.crashed = true;
             return Ok(());
         };
         match message.kind.as_str() {
@@ -216,7 +217,8 @@ impl<'a> Input<'a> {
         }
         let now = Instant::now();
         let mut outgoing = lock(&self.agent.outgoing);
-        // The real agent books a message after it has sent it, and a fast acknowledge overtakes that.
+        // The real agent records a message only after sending it; a fast acknowledge arrives before
+        // that.
         let fast = outgoing.age(sequence, now).is_some_and(|age| age < OVERTAKES)
             && now - self.forgotten > FORGETS;
         let share = self.agent.settings.forgotten_acknowledges;
@@ -236,7 +238,7 @@ impl<'a> Input<'a> {
             return Ok(());
         }
         if message.sequence < self.expected {
-            // What waits to be written is not acknowledged before it is.
+            // A message that waits to be written is acknowledged only afterwards.
             let waits = self.written.iter().any(|other| other.sequence == message.sequence);
             if self.agent.settings.version >= ACKNOWLEDGES_AGAIN && !waits {
                 self.agent.acknowledge(&message).await;
@@ -252,12 +254,12 @@ impl<'a> Input<'a> {
         Ok(())
     }
 
-    /// Processes the message that is next; false if it was rejected.
+    /// Processes the next message in order; false if it was rejected.
     async fn take(&mut self, message: Message, acknowledged: bool) -> Result<bool, Done> {
         match self.process(&message).await? {
             Outcome::Rejected => {
                 if acknowledged {
-                    // The client will not send it again, so it waits here.
+                    // Already acknowledged, so the client will not send it again: it is kept here.
                     self.early.insert(message.sequence, message);
                 }
                 return Ok(false);
@@ -284,7 +286,7 @@ impl<'a> Input<'a> {
                 Ok(self.flag(&message.payload))
             }
             payload_type::OUTPUT => Ok(match &self.phase {
-                // Thrown away, and acknowledged all the same.
+                // Discarded, and acknowledged nevertheless.
                 Phase::Handshake(_) | Phase::Completing => Outcome::Processed,
                 Phase::Dialling | Phase::Crashed(_) | Phase::Draining(..) => Outcome::Rejected,
                 Phase::Open(_) => {
@@ -296,7 +298,7 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// The client's answer to the handshake, read as carelessly as the real agent does.
+    /// Reads the client's answer to the handshake, as leniently as the real agent does.
     fn answer(&mut self, payload: &[u8]) -> Result<Outcome, Done> {
         let Ok(response) = serde_json::from_slice::<Value>(payload) else {
             return Ok(Outcome::Rejected);
@@ -318,7 +320,8 @@ impl<'a> Input<'a> {
             return Err(Done { by: Ending::HandshakeRefused, output });
         }
         if self.agent.settings.encryption {
-            // The answer to a challenge would have to follow, which no client of port sessions can give.
+            // The answer to a challenge would have to follow, which no client of a port session can
+            // give.
             self.phase = Phase::Handshake(Instant::now() + self.agent.settings.handshake_timeout);
             return Ok(Outcome::Processed);
         }
@@ -336,7 +339,7 @@ impl<'a> Input<'a> {
         agent.session.journal.add(Record::HandshakeCompleted { session, client_version });
         let (delay, events) = (agent.settings.complete_delay, self.events.clone());
         self.tasks.spawn(async move {
-            // The timer would make a millisecond of nothing.
+            // Tokio's timer would round zero up to a millisecond.
             if !delay.is_zero() {
                 sleep(delay).await;
             }
@@ -355,7 +358,8 @@ impl<'a> Input<'a> {
         Outcome::Processed
     }
 
-    /// Writes to sshd what is there for it, and acknowledges it. What cannot be written comes again.
+    /// Writes the pending bytes to sshd and acknowledges them. What cannot be written is sent again by the
+    /// client.
     async fn write(&mut self) {
         let first = self.written.first().map(|message| message.sequence);
         if let Phase::Open(write) = &mut self.phase {
@@ -373,33 +377,33 @@ impl<'a> Input<'a> {
     }
 }
 
-/// `ActionStatus`.
+/// `ActionStatus` of a successful action.
 const SUCCESS: u64 = 1;
 
-/// Flags of a client.
+/// Flags in the client's messages.
 const DISCONNECT: u8 = 1;
 const TERMINATE: u8 = 2;
 
-/// Messages ahead of their turn that are kept (section 5).
+/// Maximum number of messages kept ahead of their turn (section 5).
 const BUFFER: usize = 100_000;
 
-/// Frames that are handled between two writes to sshd.
+/// Maximum number of frames handled between two writes to sshd.
 const BATCH: usize = 256;
 
-/// An acknowledge within this time may overtake the agent's own bookkeeping.
+/// An acknowledge within this time may arrive before the agent has recorded the message.
 const OVERTAKES: Duration = Duration::from_millis(1);
 
-/// At most four times a second, which is what was measured (section 9).
+/// At most four times a second, as measured (section 9).
 const FORGETS: Duration = Duration::from_millis(250);
 
-/// Between two looks at whether all is acknowledged.
+/// Interval at which to check whether everything is acknowledged.
 const POLL: Duration = Duration::from_millis(10);
 
-/// Seen live, its end shortened there (section 9).
+/// Observed on AWS, its end shortened there (section 9).
 const HANDSHAKE_TIMED_OUT: &str = "\n----------ERROR-------\nEncountered error while initiating handshake. Handshake \
                                    timed out. Please ensure that you have the latest version of the session manager \
                                    plugin.";
 
-/// What the worker's parent says of its end.
+/// What the worker's parent reports when the worker has died.
 const CRASHED: &str = "document process failed unexpectedly: ipc messaging received timeout signal, check \
                        [ssm-document-worker]/[ssm-session-worker] log for crash reason";

@@ -1,13 +1,13 @@
-//! The agent's messages that are not acknowledged, and its estimate of how long an acknowledge takes.
+//! The agent's unacknowledged messages, and its estimate of the round-trip time.
 
 use std::{collections::VecDeque, time::Duration};
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
-/// Messages from the oldest that is not acknowledged to the newest.
+/// Messages from the oldest unacknowledged one to the newest.
 pub(super) struct Outgoing {
-    /// Number of the first entry.
+    /// Sequence number of the first entry.
     first: i64,
     entries: VecDeque<Option<InFlight>>,
     in_flight: usize,
@@ -20,7 +20,7 @@ struct InFlight {
     sent: Instant,
 }
 
-/// The constants and formulas of section 5.
+/// The round-trip estimate, with the constants and formulas of section 5.
 struct Rtt {
     smoothed: Duration,
     variation: Duration,
@@ -37,7 +37,8 @@ impl Outgoing {
         Self { first: 0, entries: VecDeque::new(), in_flight: 0, rtt, paused: false }
     }
 
-    /// Makes the next message and remembers it. When the list is full it is sent once and never again.
+    /// Encodes the next message and keeps it for retransmission. When the list is full, the message is sent
+    /// once and never again.
     pub(super) fn add(&mut self, now: Instant, encode: impl FnOnce(i64) -> Bytes) -> Bytes {
         let sequence = self.first + i64::try_from(self.entries.len()).unwrap_or(i64::MAX);
         let frame = encode(sequence);
@@ -50,7 +51,8 @@ impl Outgoing {
         frame
     }
 
-    /// Forgets a message; the number alone decides, as in the real agent. One that is not known changes nothing.
+    /// Removes a message; as in the real agent, only the sequence number is compared. Unknown numbers are
+    /// ignored.
     pub(super) fn acknowledged(&mut self, sequence: i64, now: Instant) {
         let index = sequence.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
         let entry = index.and_then(|index| self.entries.get_mut(index)).and_then(Option::take);
@@ -64,13 +66,13 @@ impl Outgoing {
         }
     }
 
-    /// How long ago a message was sent, if it is still in flight.
+    /// Time since a message was sent, if it is still in flight.
     pub(super) fn age(&self, sequence: i64, now: Instant) -> Option<Duration> {
         let index = usize::try_from(sequence.checked_sub(self.first)?).ok()?;
         self.entries.get(index)?.as_ref().map(|entry| now - entry.sent)
     }
 
-    /// The oldest message, if it is due to be sent again; it counts as sent now.
+    /// Returns the oldest message if its retransmission is due, and restarts its timer.
     pub(super) fn overdue(&mut self, now: Instant) -> Option<Bytes> {
         if self.paused {
             return None;
@@ -83,7 +85,7 @@ impl Outgoing {
         Some(oldest.frame.clone())
     }
 
-    /// Nothing is sent again.
+    /// Drops all messages: nothing is retransmitted any more.
     pub(super) fn forget(&mut self) {
         self.first += i64::try_from(self.entries.len()).unwrap_or(i64::MAX);
         self.entries.clear();
@@ -98,7 +100,7 @@ impl Outgoing {
         self.paused
     }
 
-    /// Returns whether it was different before.
+    /// Returns whether the value changed.
     pub(super) fn set_paused(&mut self, paused: bool) -> bool {
         std::mem::replace(&mut self.paused, paused) != paused
     }
@@ -113,7 +115,7 @@ impl Rtt {
     }
 }
 
-/// Messages that the agent remembers (section 5).
+/// Maximum number of messages kept (section 5).
 const LIMIT: usize = 100_000;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! From sshd to the client.
+//! The direction from sshd to the client.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,9 +11,9 @@ use tokio::{
 };
 
 use super::{Agent, Event};
-use crate::emulator::{builder::Pacing, codec::payload_type, journal::count};
+use crate::emulator::{codec::payload_type, journal::count, settings::Pacing};
 
-/// Reads until sshd closes.
+/// Reads until sshd closes its connection.
 pub(super) async fn run(agent: Arc<Agent>, mut read: OwnedReadHalf, events: mpsc::Sender<Event>) {
     let room = match agent.pacing {
         Pacing::Real => MESSAGE,
@@ -34,7 +34,8 @@ pub(super) async fn run(agent: Arc<Agent>, mut read: OwnedReadHalf, events: mpsc
             agent.send(payload_type::OUTPUT, payload).await;
         }
         if agent.pacing == Pacing::Real {
-            // Kept on average: the runtime's clock ticks by the millisecond.
+            // The period is kept on average, since the runtime's timer has a resolution of a
+            // millisecond.
             let now = Instant::now();
             next = if now > next + CATCH_UP { now + PERIOD } else { next + PERIOD };
             sleep_until(next).await;
@@ -43,15 +44,15 @@ pub(super) async fn run(agent: Arc<Agent>, mut read: OwnedReadHalf, events: mpsc
     drop(events.send(Event::ServerClosed).await);
 }
 
-/// Most bytes of a message (`StreamDataPayloadSize`).
+/// Largest payload of a message, in bytes (`StreamDataPayloadSize`).
 const MESSAGE: usize = 1_024;
 
-/// Bytes read at once where no pause is kept: they are cut into messages all the same.
+/// Bytes per read when unpaced: they are split into messages all the same.
 const BULK: usize = 64 * 1024;
 
-/// From one read to the next: a pause of nominally 1 ms, and what the real agent was measured to take in all,
+/// Time from one read to the next: a pause of nominally 1 ms plus the real agent's overhead, as measured:
 /// 0.69 to 0.78 MB/s (section 5).
 const PERIOD: Duration = Duration::from_micros(1_350);
 
-/// An agent that had nothing to read does not make up for it.
+/// Limit on catching up: an agent that was idle does not send faster afterwards.
 const CATCH_UP: Duration = Duration::from_millis(3);

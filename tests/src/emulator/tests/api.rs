@@ -1,4 +1,4 @@
-//! The API as the AWS SDK sees it.
+//! The API, called through the AWS SDK.
 
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ async fn session_is_started_and_recorded() {
 }
 
 #[tokio::test]
-async fn strangers_are_told_why() {
+async fn unauthenticated_callers_get_the_reason() {
     let emulator = builder()
         .temporary_key("ASIATEMPORARY", "secret", "token", Duration::from_hours(1))
         .temporary_key("ASIAEXPIRED", "secret", "token", Duration::ZERO)

@@ -1,4 +1,4 @@
-//! Opening a data channel, and what travels on it.
+//! Opening a data channel, and what is transmitted on it.
 
 use std::time::{Duration, SystemTime};
 
@@ -32,7 +32,7 @@ async fn whole_session_against_an_echo_server() {
     dialled(&journal).await;
 
     let sent = pattern(200_000);
-    // Nothing is resent by this client: it waits until its first message was taken.
+    // This client does not retransmit: it waits until its first message is acknowledged.
     let mut chunks = sent.chunks(1_500);
     client.deliver(payload_type::OUTPUT, chunks.next().unwrap()).await;
     for chunk in chunks {
@@ -62,7 +62,7 @@ async fn real_pacing_moves_three_quarters_of_a_megabyte_a_second() {
     let received = client.bytes(300_000).await;
     let rate = 300_000.0 / start.elapsed().as_secs_f64();
     assert!(received == pattern(300_000));
-    // Slower on a loaded machine, never faster than the real one.
+    // Slower on a loaded machine, but never faster than the real agent.
     assert!(rate < 790_000.0, "{rate} bytes a second");
     assert!(rate > 200_000.0, "{rate} bytes a second");
 }
@@ -101,7 +101,7 @@ async fn urls_are_taken_as_they_were_given_and_no_other() {
     let cell = url.split_once("cell-number=").unwrap().1;
     assert!(cell.contains('+') && cell.contains('/') && cell.ends_with('='), "{cell}");
     let cases = [
-        ("encoded anew", url.replace('+', "%2B"), 400),
+        ("re-encoded", url.replace('+', "%2B"), 400),
         ("without cell", url.split_once("&cell").unwrap().0.to_owned(), 400),
         ("another role", url.replace("publish_subscribe", "subscribe"), 400),
         ("another session", url.replace("/transfer-", "/transfer-1"), 404),
@@ -194,7 +194,8 @@ async fn data_before_the_dial_is_done_is_not_taken_and_comes_again() {
     let emulator = builder().agent(agent).build().await.unwrap();
     let (mut client, _) = connected(&emulator, server.port()).await;
     let journal = emulator.journal();
-    // Until the agent dials, which nothing shows from outside; too early would only prove less.
+    // Wait until the agent dials, which is not visible from outside; too short a wait only weakens
+    // the test.
     tokio::time::sleep(Duration::from_millis(20)).await;
     let message = client.send(payload_type::OUTPUT, b"hello").await;
     dialled(&journal).await;
@@ -229,7 +230,7 @@ async fn agent_takes_messages_out_of_order_and_acknowledges_repeated_ones() {
         }
         assert_eq!(client.bytes(3).await, b"abc");
         client.acknowledged(1).await;
-        assert_eq!(client.acknowledged, [3, 2, 1], "acknowledged as they came");
+        assert_eq!(client.acknowledged, [3, 2, 1], "acknowledged in order of arrival");
         client.acknowledged.clear();
         client.frame(2, &message(2, "b").encode()).await;
         client.frame(2, &message(4, "d").encode()).await;
@@ -261,7 +262,7 @@ async fn agent_sends_the_oldest_again_until_it_is_acknowledged() {
 }
 
 #[tokio::test]
-async fn paused_agent_is_silent_until_it_hears_something() {
+async fn paused_agent_is_silent_until_a_message_arrives() {
     let server = TcpServer::echo().await.unwrap();
     let emulator = builder().build().await.unwrap();
     let (mut client, id) = connected(&emulator, server.port()).await;
@@ -270,7 +271,7 @@ async fn paused_agent_is_silent_until_it_hears_something() {
     emulator.control().pause_agent(&id).await;
     assert!(emulator.control().pause(&id).await);
     assert!(emulator.control().start(&id).await);
-    // All of it is in order: a pause, a start, and then data that ends the agent's own pause.
+    // The order is deterministic: a pause, a start, and then data that ends the agent's own pause.
     let mut kinds = Vec::new();
     while kinds.last().is_none_or(|kind| kind != START_PUBLICATION) {
         if let Event::Message(message) = client.event().await
@@ -349,7 +350,7 @@ async fn dialled(journal: &Journal) {
     seen.await.unwrap();
 }
 
-/// Receives and acknowledges as fast as both can.
+/// Receives and acknowledges at full speed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement, for release builds"]
 async fn throughput() {
@@ -373,6 +374,6 @@ async fn throughput() {
     }
     let rate = f64::from(u32::try_from(length).unwrap()) / 1e6 / start.elapsed().as_secs_f64();
     println!("{rate:.0} MB/s from sshd to the client");
-    // Client, emulator and server share the machine.
+    // Client, emulator and server share the machine, hence the low bound.
     assert!(rate > 100.0, "{rate} MB/s");
 }

@@ -1,4 +1,4 @@
-//! A plain client, as little as the protocol needs: one connection, nothing resent, every message acknowledged.
+//! A minimal client of the protocol: one connection, no retransmission, every message acknowledged.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -14,27 +14,27 @@ use crate::emulator::codec::{
     ACKNOWLEDGE, CHANNEL_CLOSED, INPUT, Message, OUTPUT, SYN_FIN, payload_type,
 };
 
-/// How long anything may take on a loaded machine.
+/// Limit of every step, on a loaded machine.
 pub(super) const LIMIT: Duration = Duration::from_secs(20);
 
-/// A client's end of a data channel.
+/// A client's side of a data channel.
 #[derive(Debug)]
 pub(super) struct Client {
     stream: TcpStream,
     buffer: BytesMut,
     pub(super) id: Uuid,
-    /// Number of the next input.
+    /// Sequence number of the next input.
     pub(super) next: i64,
-    /// Number of the next output.
+    /// Sequence number of the next output.
     expected: i64,
     early: BTreeMap<i64, Message>,
-    /// Numbers that the agent has acknowledged, in the order in which it did.
+    /// Sequence numbers acknowledged by the agent, in the order of arrival.
     pub(super) acknowledged: Vec<i64>,
     /// Whether to acknowledge.
     pub(super) acknowledges: bool,
 }
 
-/// What comes from the service.
+/// What the service sends.
 #[derive(Debug)]
 pub(super) enum Event {
     Message(Message),
@@ -44,7 +44,7 @@ pub(super) enum Event {
 }
 
 impl Client {
-    /// Upgrades, with these headers added; the status where it is refused.
+    /// Upgrades the connection, with these additional headers; the error is the response's status.
     pub(super) async fn connect(url: &str, headers: &[(String, String)]) -> Result<Self, u16> {
         let (authority, target) = url.strip_prefix("ws://").unwrap().split_once('/').unwrap();
         let mut stream = TcpStream::connect(authority).await.unwrap();
@@ -83,7 +83,7 @@ impl Client {
         })
     }
 
-    /// The message that opens the data channel.
+    /// Sends the message that opens the data channel.
     pub(super) async fn open(&mut self, token: &str) {
         let text = format!(
             "{{\"MessageSchemaVersion\":\"1.0\",\"RequestId\":\"{}\",\"TokenValue\":\"{token}\",\
@@ -94,7 +94,7 @@ impl Client {
         self.frame(1, text.as_bytes()).await;
     }
 
-    /// Takes the place of this client on a new connection.
+    /// Opens a new connection in place of the current one.
     pub(super) async fn resume(&mut self, url: &str, token: &str) {
         let other = Self::connect(url, &[]).await.unwrap();
         self.stream = other.stream;
@@ -104,7 +104,7 @@ impl Client {
 
     pub(super) async fn frame(&mut self, opcode: u8, payload: &[u8]) {
         let frame = Self::masked(opcode, payload);
-        // A connection that the service has closed shows when it is read.
+        // An error here means that the service closed the connection, which the next read reports.
         drop(self.stream.write_all(&frame).await);
     }
 
@@ -137,7 +137,7 @@ impl Client {
         self.acknowledge_all(std::slice::from_ref(of)).await;
     }
 
-    /// Acknowledges messages by one write.
+    /// Acknowledges messages with a single write.
     pub(super) async fn acknowledge_all(&mut self, messages: &[Message]) {
         let mut frames = Vec::new();
         for message in messages {
@@ -154,17 +154,17 @@ impl Client {
         );
         let mut message = Message::new(ACKNOWLEDGE, 0, 0, body.into());
         message.flags = SYN_FIN;
-        // Random enough, and no call of the system for each message.
+        // Random enough, without a system call per message.
         message.id = of.id;
         Self::masked(2, &message.encode())
     }
 
-    /// Whether something more has come already.
+    /// Whether more data has already arrived.
     pub(super) fn has_more(&self) -> bool {
         self.buffer.len() > 1_200
     }
 
-    /// What comes next, whatever it is.
+    /// The next event of any kind.
     pub(super) async fn event(&mut self) -> Event {
         timeout(LIMIT, self.read()).await.expect("something comes")
     }
@@ -205,7 +205,7 @@ impl Client {
         Some((opcode, self.buffer.split_to(length).freeze()))
     }
 
-    /// The next output in its order; acknowledges whatever arrives intact, before and again.
+    /// The next output in order; acknowledges every intact message, duplicates and early ones included.
     pub(super) async fn output(&mut self) -> Result<Message, Event> {
         loop {
             if let Some(message) = self.early.remove(&self.expected) {
@@ -241,7 +241,7 @@ impl Client {
         }
     }
 
-    /// Answers the handshake and waits for its end.
+    /// Answers the handshake and waits for its completion.
     pub(super) async fn handshake(&mut self) {
         let request = self.output().await.unwrap();
         assert_eq!(request.payload_type, payload_type::HANDSHAKE_REQUEST);
@@ -251,7 +251,7 @@ impl Client {
         assert_eq!(complete.payload_type, payload_type::HANDSHAKE_COMPLETE);
     }
 
-    /// Exactly so many bytes of the stream.
+    /// Reads exactly this many bytes of the stream.
     pub(super) async fn bytes(&mut self, length: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
         while bytes.len() < length {
@@ -276,7 +276,7 @@ impl Client {
         }
     }
 
-    /// Sends an input, again and again, until the agent has acknowledged it.
+    /// Sends an input repeatedly until the agent has acknowledged it.
     pub(super) async fn deliver(&mut self, payload_type: u32, payload: &[u8]) {
         let message = self.send(payload_type, payload).await;
         while !self.acknowledged.contains(&message.sequence) {
@@ -287,7 +287,7 @@ impl Client {
         }
     }
 
-    /// Reads to the end of the session, and returns the service's last word.
+    /// Reads to the end of the session and returns the text of `channel_closed`.
     pub(super) async fn end(&mut self) -> String {
         loop {
             match self.output().await {

@@ -1,4 +1,4 @@
-//! Every way in which a session ends, with the service's last word.
+//! Every way in which a session ends, and the text that the service sends with it.
 
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ async fn by_the_servers_close_after_all_that_it_said() {
 }
 
 #[tokio::test]
-async fn by_the_console_with_its_words() {
+async fn by_the_console_with_its_text() {
     let server = TcpServer::echo().await.unwrap();
     let emulator = builder().build().await.unwrap();
     let (mut client, id) = connected(&emulator, server.port()).await;
@@ -155,7 +155,7 @@ async fn by_the_flag_also_for_a_client_that_is_gone() {
 }
 
 #[tokio::test]
-async fn without_a_word_where_the_plan_says_so() {
+async fn by_a_close_without_a_message_where_the_plan_says_so() {
     let server = TcpServer::echo().await.unwrap();
     let plan = Plan::seeded(1).ending_without_word();
     let emulator = builder().faults(plan).build().await.unwrap();

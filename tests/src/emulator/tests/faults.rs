@@ -24,7 +24,7 @@ async fn every_byte_arrives_in_the_end_over_a_faulty_way_down() {
             .delayed(Duration::from_millis(1), Duration::from_millis(2));
         let server = TcpServer::source(60_000).await.unwrap();
         let emulator = builder().faults(Plan::seeded(seed).down(link)).build().await.unwrap();
-        // The agent repairs the handshake too: its second message comes again.
+        // The agent retransmits the handshake too: its second message is sent again.
         let (mut client, id) = connected(&emulator, server.port()).await;
         assert!(client.bytes(60_000).await == pattern(60_000), "seed {seed}");
         let journal = emulator.journal();
@@ -52,7 +52,8 @@ async fn connections_break_after_so_many_frames_so_many_times() {
                 breaks += 1;
                 let resumed = api.resume_session().session_id(&id).send().await.unwrap();
                 client.resume(resumed.stream_url().unwrap(), resumed.token_value().unwrap()).await;
-                // What is not acknowledged now comes again one by one, and this is not about patience.
+                // Messages not acknowledged now would be retransmitted one by one, which takes too
+                // long here.
                 if breaks == 2 {
                     break;
                 }

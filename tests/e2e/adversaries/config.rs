@@ -1,14 +1,14 @@
-//! Whoever writes the document.
+//! A hostile config.
 
 use std::time::Duration;
 
-use tests::fixtures::{Document, Sidecar};
+use tests::fixtures::{Config, Sidecar};
 
 use super::{Neighbour, Watch};
 use crate::world::{Failure, STOP};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn document_of_any_shape_is_refused_at_once() {
+async fn config_of_any_shape_is_refused_at_once() {
     let neighbour = Neighbour::start().await;
     let secret = "hunter2hunter2";
     let nested = |open: &str, close: &str, depth: usize| {
@@ -36,22 +36,23 @@ async fn document_of_any_shape_is_refused_at_once() {
         ("90,000 unknown fields", whole(&many)),
         ("half a surrogate pair", whole(r#""memo":"\ud800""#)),
     ];
-    for (name, document) in cases {
+    for (name, config) in cases {
         let mut sidecar = Sidecar::spawn_silent(|command| {
             command.env("RUST_LOG", "trace");
         })
         .await
         .unwrap();
         let watch = Watch::on(&sidecar);
-        // It has gone before it has read what is too long. Stdin stays open: nothing but the document is to end it.
-        drop(sidecar.write(&document).await);
+        // The sidecar exits before it has read the excess. Stdin stays open: only the config may
+        // end it.
+        drop(sidecar.write(&config).await);
         if name == "arrays that are never closed" || name == "a hundred megabytes of white space" {
             sidecar.close_stdin();
         }
         let exit = sidecar.exit(STOP).await.unwrap();
         let failure =
             Failure { code: "config.invalid", status: 65, phase: "config", blame: "customer" };
-        let line = failure.assert(name, &exit, &Document::new("none"));
+        let line = failure.assert(name, &exit, &Config::new("none"));
         assert!(line.to_string().len() < 64 << 10, "{name}: a line of {}", line.to_string().len());
         assert!(!exit.text().contains(secret), "{name}: a value is repeated");
         watch.assert_within(name, &neighbour, Duration::from_secs(3));
