@@ -1,23 +1,20 @@
-//! The sidecar as it is, but that it panics in the middle of the task that logs a given text: for the tests
-//! of what a defect leaves behind. Its first argument is that text, its second may be `check`; the document
-//! comes on stdin.
+//! The sidecar, except that it panics in the task that logs a given text: for the tests of what a panic leaves
+//! behind. Its first argument is that text, its second may be `check`; the config comes on stdin.
 
-use std::{env, fmt, process::ExitCode};
+use std::{env, fmt, io, process::ExitCode};
 
-use ssm_sidecar::{
-    commands::{
-        cli::OutputFormat,
-        run::{self, CHANNEL_LIFE, Options, Source},
-    },
-    runtime::telemetry::Telemetry,
-    worker::{self, check},
+use ssm_sidecar::commands::{
+    check,
+    cli::{self, OutputFormat},
+    run::{self, Options, Source},
+    worker,
 };
 use tokio::time::Instant;
 use tracing::{
     Event, Subscriber,
     field::{Field, Visit},
 };
-use tracing_subscriber::{Layer, layer::Context};
+use tracing_subscriber::{Layer, layer::Context, prelude::*};
 
 /// Panics at the event whose message has this text.
 struct Panicking(String);
@@ -47,25 +44,22 @@ impl Visit for Message {
 fn main() -> ExitCode {
     let started = Instant::now();
     let Some(text) = env::args().nth(1) else { return ExitCode::FAILURE };
-    let word = env::args().nth(2);
-    if word.as_deref() == Some(WORKER) {
-        let prepared = worker::prepare();
-        let telemetry = Telemetry::start_with(None, Panicking(text));
-        let status = worker::run(prepared, &telemetry);
-        drop(telemetry);
-        return status.into();
-    }
-    let telemetry = Telemetry::start_with(None, Panicking(text.clone()));
+    // The sidecar keeps a subscriber that is installed already.
+    let lines = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(io::stderr);
+    tracing_subscriber::registry().with(Panicking(text.clone())).with(lines).init();
     let worker = vec![text.into(), WORKER.into()];
-    if word.as_deref() == Some("check") {
-        let status = check::run(None, OutputFormat::Text, &worker);
-        drop(telemetry);
-        return status.into();
+    match env::args().nth(2).as_deref() {
+        Some(WORKER) => worker::command(cli::Worker { log_format: None, quiet: false }).into(),
+        Some("check") => check::run(None, OutputFormat::Text, &worker).into(),
+        _ => run::run(&Options {
+            source: Source::Stdin,
+            channel_life: None,
+            worker,
+            log_format: None,
+            started,
+        })
+        .into(),
     }
-    let options = Options { source: Source::Stdin, channel_life: CHANNEL_LIFE, worker, started };
-    let status = run::run(&options, &telemetry);
-    drop(telemetry);
-    status.into()
 }
 
 const WORKER: &str = "worker";

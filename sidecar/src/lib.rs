@@ -1,39 +1,42 @@
 //! Reaches a database in a private subnet through an AWS Systems Manager session.
 //!
+//! The rooms by layer. A room imports only rooms of layers below its own; `tests/layers` checks that, and prints the
+//! imports (`cargo test -p tests --test layers -- --nocapture`).
+//!
 //! ```text
-//! runner ──stdin: JSON, then an open pipe = the job's lease──▶ monitor ──start, resume, end, sign──▶ AWS API
-//!                                                                │ document without the keys of AWS, connections
-//! ─────────────────────────── link: a socket between two processes ───────────────────────────
-//!                                                             worker, job
-//!                                                                │
-//! transfer ◀─TCP─▶ forward ◀─direct-tcpip─▶ ssh ◀─bytes─▶ driver(data-channel) ◀─frames─▶ websocket ◀─▶ AWS
-//!                    └──────────────── lanes: one SSM session + its SSH connection each ────────┘
+//! L8   commands                    one file for each subcommand
+//! L7   worker     monitor          the two processes; they share only ipc's messages
+//! L6   tunnel                      listener, forwarding, lanes, health, metrics; no AWS SDK, no ipc
+//! L5   runner     ipc              stdin, stdout, signals | the socket between the processes
+//! L4   aws   channel   ssh         AWS SDK | WebSocket and data channel | SSH connection
+//! L3   session    config           sessions and the seam to AWS | the decoded config
+//! L2   net                         TCP, proxy, TLS
+//! L1   runtime                     time, tasks, stopping, failures, protections, logs
 //! ```
 //!
-//! The modules stand in the order in which data flows. [`run`] is the process that the runner starts, top to
-//! bottom, [`job`] what its worker does; `runner-protocol` holds the contract with the runner, `data-channel`
-//! and `ssh-client` the two protocols as state machines without IO.
+//! `ARCHITECTURE.md` describes the processes, the data flow and the ends of sessions. `runner-protocol` holds the
+//! contract with the runner; `data-channel` and `ssh-client` hold the two protocols as state machines without IO.
 
 pub mod commands;
 
-pub mod monitor;
-pub mod worker;
+mod monitor;
+mod worker;
 
-pub mod tunnel;
+mod tunnel;
 
-pub mod ipc;
-pub mod runner;
+mod ipc;
+mod runner;
 
-pub mod aws;
-pub mod channel;
-pub mod ssh;
+mod aws;
+mod channel;
+mod ssh;
 
-pub mod config;
-pub mod session;
+mod config;
+mod session;
 
-pub mod net;
+mod net;
 
-pub mod runtime;
+mod runtime;
 
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;

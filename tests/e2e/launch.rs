@@ -53,8 +53,8 @@ async fn ready_events_metrics_and_the_end_are_types() {
     };
     timeout(LIMIT, busy).await.expect("it used no processor time");
 
-    let ended = timeout(LIMIT, sidecar.end()).await.unwrap().unwrap();
-    assert_eq!((ended.status, ended.force), (Some(ExitStatus::Ended), None), "{ended:?}");
+    let ended = timeout(LIMIT, sidecar.stop()).await.unwrap().unwrap();
+    assert_eq!((ended.status, ended.force), (Some(ExitStatus::Ok), None), "{ended:?}");
     let summary = ended.summary.unwrap();
     assert_eq!((summary.bytes_to_target, summary.bytes_from_target), (bytes, bytes));
     world.finish().await;
@@ -69,14 +69,14 @@ async fn failures_are_types_too() {
     let failure = timeout(LIMIT, sidecar.ready()).await.unwrap().unwrap_err();
     let NotReady::Failed(failure) = failure else { panic!("{failure:?}") };
     assert_eq!(failure.code, ErrorCode::ConfigInvalid);
-    let ended = timeout(LIMIT, sidecar.ended()).await.unwrap().unwrap();
-    assert_eq!(ended.status, Some(ExitStatus::Document), "{ended:?}");
+    let ended = timeout(LIMIT, sidecar.wait()).await.unwrap().unwrap();
+    assert_eq!(ended.status, Some(ExitStatus::DataErr), "{ended:?}");
     assert_eq!(ended.failure, Some(failure));
 
     // A program that is no sidecar exits without any output.
     let mut other = Launcher::new("/bin/false").launch("{}", Stderr::Discard).await.unwrap();
     let failure = timeout(LIMIT, other.ready()).await.unwrap().unwrap_err();
-    let NotReady::Ended(ended) = failure else { panic!("{failure:?}") };
+    let NotReady::Exited(ended) = failure else { panic!("{failure:?}") };
     assert_eq!((ended.status, ended.code), (None, Some(1)));
 
     // A missing program is an error of the start.
@@ -96,8 +96,8 @@ async fn log_goes_where_it_is_sent_and_a_sink_that_stands_still_holds_nothing_up
     let (sink, mut log) = tokio::io::duplex(1 << 20);
     let mut sidecar = loud.launch(&config.pretty(), sink_of(sink)).await.unwrap();
     timeout(LIMIT, sidecar.ready()).await.unwrap().unwrap();
-    let ended = timeout(LIMIT, sidecar.end()).await.unwrap().unwrap();
-    assert_eq!(ended.status, Some(ExitStatus::Ended));
+    let ended = timeout(LIMIT, sidecar.stop()).await.unwrap().unwrap();
+    assert_eq!(ended.status, Some(ExitStatus::Ok));
     let mut text = String::new();
     timeout(LIMIT, log.read_to_string(&mut text)).await.unwrap().unwrap();
     let last = text.lines().last().unwrap();
@@ -110,8 +110,8 @@ async fn log_goes_where_it_is_sent_and_a_sink_that_stands_still_holds_nothing_up
         let mut client = TcpStream::connect(("127.0.0.1", ready.port)).await.unwrap();
         assert_eq!(ping(&mut client).await, *b"ping");
     }
-    let ended = timeout(LIMIT, sidecar.end()).await.unwrap().unwrap();
-    assert_eq!((ended.status, ended.force), (Some(ExitStatus::Ended), None), "{ended:?}");
+    let ended = timeout(LIMIT, sidecar.stop()).await.unwrap().unwrap();
+    assert_eq!((ended.status, ended.force), (Some(ExitStatus::Ok), None), "{ended:?}");
     world.finish().await;
 }
 
@@ -145,8 +145,8 @@ async fn runner_that_logs_to_a_file() {
     let config = std::io::stdin().lines().next().unwrap().unwrap();
     let mut sidecar = launcher().await.launch(&config, Stderr::Inherit).await.unwrap();
     timeout(LIMIT, sidecar.ready()).await.unwrap().unwrap();
-    let ended = timeout(LIMIT, sidecar.end()).await.unwrap().unwrap();
-    assert_eq!((ended.status, ended.force), (Some(ExitStatus::Ended), None), "{ended:?}");
+    let ended = timeout(LIMIT, sidecar.stop()).await.unwrap().unwrap();
+    assert_eq!((ended.status, ended.force), (Some(ExitStatus::Ok), None), "{ended:?}");
 }
 
 fn sink_of(sink: tokio::io::DuplexStream) -> Stderr {

@@ -134,7 +134,7 @@ async fn role_is_assumed_anew_where_its_keys_do_not_last_to_the_next_close() {
     world.finish().await;
 }
 
-/// Only input counts as activity, neither pings nor acknowledges (`ssm-protocol.md`, section 9).
+/// Only input counts as activity, neither pings nor acknowledges (`sidecar/data-channel/docs/ssm-protocol.md`, section 13).
 #[tokio::test]
 async fn idle_tunnel_outlives_an_idle_time_out_shorter_than_the_shortest_there_is() {
     let idle = Duration::from_secs(30);

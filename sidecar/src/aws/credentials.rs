@@ -1,12 +1,10 @@
-//! The credentials of each call: the document's keys, or the host's own where the document says so, and
-//! the role that is assumed with them.
+//! The credentials of each call: the config's keys, or the host's own where the config says so, and the role that is
+//! assumed with them.
 
+use parking_lot::Mutex as StdMutex;
 use std::{
     fmt,
-    sync::{
-        Mutex as StdMutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, SystemTime},
 };
 
@@ -24,51 +22,47 @@ use tokio::sync::{Mutex, OnceCell};
 use tracing::{debug, warn};
 
 use super::{
-    endpoint::{Call, Place},
-    sdk_error::{ApiError, root_cause},
-    timeouts,
+    endpoint::{Call, Endpoint},
+    http::timeouts,
+    sdk_error::{from_sdk, no_credentials, root_cause},
 };
-use crate::{runtime::hardening, session::Keys};
+use crate::{
+    runtime::hardening,
+    session::{ApiError, IamAction, Keys},
+};
 
-/// Who calls AWS.
+/// The identity of calls to AWS.
 #[derive(Debug)]
-pub enum Identity {
-    /// These keys, and nothing else when they are refused.
+pub(crate) enum Identity {
+    /// These keys only, also when they are refused.
     Keys(Keys),
     /// The SDK's default chain: environment variables, profile files, web identity (IRSA), container and
-    /// instance credentials. Only ever on the document's word.
+    /// instance credentials. Only where the config asks for it.
     Environment,
 }
 
 /// A role to assume.
 #[derive(Clone, Debug)]
-pub struct AssumeRole {
+pub(crate) struct AssumeRole {
     /// `arn:aws:iam::123456789012:role/name`.
-    pub role_arn: String,
-    /// What the role's trust policy asks for, if it does.
-    pub external_id: Option<String>,
-    /// Shown in the customer's trail, see [`session_name`].
-    pub session_name: String,
+    pub(crate) role_arn: String,
+    /// Where the role's trust policy demands one.
+    pub(crate) external_id: Option<String>,
+    /// Shown in the customer's CloudTrail.
+    pub(crate) session_name: String,
 }
 
-/// Makes a role session name from the name of the connection: 2 to 64 characters of those that STS takes.
-pub fn session_name(name: &str) -> String {
-    let taken = |c: char| c.is_ascii_alphanumeric() || "_+=,.@-".contains(c);
-    let name = name.chars().map(|c| if taken(c) { c } else { '-' });
-    "ssm-sidecar-".chars().chain(name).take(MAX_SESSION_NAME).collect()
-}
-
-/// Gives the credentials of each call, and keeps those that cost a call of their own.
+/// Resolves the credentials of each call, and caches those that need a call themselves.
 pub(super) struct CredentialSource {
     base: StdMutex<Base>,
-    /// Changes whenever what was kept must not be used any more.
+    /// Incremented when the cached credentials must not be used any more.
     generation: AtomicU64,
-    /// Held while credentials are fetched, so that calls at the same time fetch them once.
-    kept: Mutex<Option<Kept>>,
+    /// Locked while credentials are fetched, so that concurrent calls fetch them once.
+    cached: Mutex<Option<Cached>>,
     chain: OnceCell<DefaultCredentialsChain>,
     role: Option<Role>,
     http: SharedHttpClient,
-    place: Place,
+    endpoint: Endpoint,
 }
 
 enum Base {
@@ -81,7 +75,7 @@ struct Role {
     sts: aws_sdk_sts::Client,
 }
 
-struct Kept {
+struct Cached {
     credentials: Credentials,
     generation: u64,
 }
@@ -91,89 +85,88 @@ impl CredentialSource {
         identity: Identity,
         assume_role: Option<AssumeRole>,
         http: SharedHttpClient,
-        place: Place,
+        endpoint: Endpoint,
     ) -> Self {
         let base = match identity {
             Identity::Keys(keys) => Base::Keys(credentials(&keys)),
             Identity::Environment => Base::Environment,
         };
         let role = assume_role.map(|settings| {
-            let place = place.for_sts(&settings.role_arn);
-            Role { settings, sts: sts_client(&place, &http) }
+            let endpoint = endpoint.for_sts(&settings.role_arn);
+            Role { settings, sts: sts_client(&endpoint, &http) }
         });
         Self {
             base: StdMutex::new(base),
             generation: AtomicU64::new(0),
-            kept: Mutex::new(None),
+            cached: Mutex::new(None),
             chain: OnceCell::new(),
             role,
             http,
-            place,
+            endpoint,
         }
     }
 
-    /// Uses `keys` from now on, whatever was used before; a role assumed before is assumed anew.
+    /// Uses `keys` from now on; a role is assumed again with them.
     pub(super) fn replace(&self, keys: &Keys) {
-        let mut base = self.base.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut base = self.base.lock();
         *base = Base::Keys(credentials(keys));
-        self.forget();
+        self.invalidate();
     }
 
-    /// Fetches anew before the next call: AWS has refused what there was.
-    pub(super) fn forget(&self) {
+    /// Makes the next call fetch credentials again: AWS has refused the cached ones.
+    pub(super) fn invalidate(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// The credentials to use now, fetched or refreshed where necessary. Cancel-safe.
+    /// Returns the credentials, fetched or refreshed where necessary. Cancel-safe.
     pub(super) async fn current(&self) -> Result<Credentials, ApiError> {
         if self.role.is_none()
             && let Some(keys) = self.keys()
         {
             return Ok(keys);
         }
-        let mut kept = self.kept.lock().await;
+        let mut cached = self.cached.lock().await;
         let generation = self.generation.load(Ordering::Acquire);
         let now = SystemTime::now();
-        let usable = kept.as_ref().filter(|kept| kept.generation == generation);
-        if let Some(kept) = usable
-            && lasts(&kept.credentials, now + REFRESH_BEFORE)
+        let usable = cached.as_ref().filter(|cached| cached.generation == generation);
+        if let Some(cached) = usable
+            && valid_at(&cached.credentials, now + REFRESH_BEFORE)
         {
-            return Ok(kept.credentials.clone());
+            return Ok(cached.credentials.clone());
         }
         match self.fetch().await {
             Ok(credentials) => {
-                *kept = Some(Kept { credentials: credentials.clone(), generation });
+                *cached = Some(Cached { credentials: credentials.clone(), generation });
                 Ok(credentials)
             }
             Err(error) => match usable {
-                Some(kept) if lasts(&kept.credentials, now + LEAST_LIFE) => {
-                    warn!(%error, "credentials are not renewed yet; the present ones are used");
-                    Ok(kept.credentials.clone())
+                Some(cached) if valid_at(&cached.credentials, now + LEAST_LIFE) => {
+                    warn!(%error, "credentials could not be refreshed; the present ones are still used");
+                    Ok(cached.credentials.clone())
                 }
                 _ => Err(error),
             },
         }
     }
 
-    /// Asks AWS whose the credentials are: an ARN. No permission is needed for that. Cancel-safe.
+    /// Returns the ARN of the credentials' owner. Needs no permission. Cancel-safe.
     pub(super) async fn caller(&self) -> Result<String, ApiError> {
         let credentials = self.current().await?;
         let role = self.role.as_ref().map_or("", |role| &role.settings.role_arn);
-        let place = self.place.for_sts(role);
-        let call =
-            Call { name: "GetCallerIdentity", action: "sts:GetCallerIdentity", place: &place };
-        let output = sts_client(&place, &self.http)
+        let endpoint = self.endpoint.for_sts(role);
+        let call = Call { action: IamAction::GetCallerIdentity, endpoint: &endpoint };
+        let output = sts_client(&endpoint, &self.http)
             .get_caller_identity()
             .customize()
             .config_override(aws_sdk_sts::Config::builder().credentials_provider(credentials))
             .send()
             .await
-            .map_err(|error| ApiError::from_sdk(&call, &error))?;
-        output.arn.ok_or_else(|| ApiError::incomplete(&call, "Arn"))
+            .map_err(|error| from_sdk(&call, &error))?;
+        output.arn.ok_or_else(|| call.incomplete_answer("Arn"))
     }
 
     fn keys(&self) -> Option<Credentials> {
-        match &*self.base.lock().unwrap_or_else(PoisonError::into_inner) {
+        match &*self.base.lock() {
             Base::Keys(keys) => Some(keys.clone()),
             Base::Environment => None,
         }
@@ -185,14 +178,14 @@ impl CredentialSource {
             None => self.environment().await?,
         };
         match &self.role {
-            Some(role) => role.assume(base, &self.place).await,
+            Some(role) => role.assume(base, &self.endpoint).await,
             None => Ok(base),
         }
     }
 
     async fn environment(&self) -> Result<Credentials, ApiError> {
         let chain = self.chain.get_or_init(|| async {
-            let region = Region::new(self.place.region.clone());
+            let region = Region::new(self.endpoint.region.clone());
             let config = ProviderConfig::without_region()
                 .with_region(Some(region.clone()))
                 .with_behavior_version(Some(BehaviorVersion::latest()))
@@ -201,18 +194,22 @@ impl CredentialSource {
         });
         let outcome = chain.await.provide_credentials().await;
         outcome.map_err(|error| {
-            let passing = matches!(error, CredentialsError::ProviderTimedOut(_));
-            let nothing_found = matches!(error, CredentialsError::CredentialsNotLoaded(_));
-            let cause = (!nothing_found).then(|| root_cause(&error));
-            ApiError::no_credentials(cause.as_deref(), passing)
+            let is_transient = matches!(error, CredentialsError::ProviderTimedOut(_));
+            let none_found = matches!(error, CredentialsError::CredentialsNotLoaded(_));
+            let cause = (!none_found).then(|| root_cause(&error));
+            no_credentials(cause.as_deref(), is_transient)
         })
     }
 }
 
 impl Role {
-    async fn assume(&self, base: Credentials, place: &Place) -> Result<Credentials, ApiError> {
-        let place = place.for_sts(&self.settings.role_arn);
-        let call = Call { name: "AssumeRole", action: "sts:AssumeRole", place: &place };
+    async fn assume(
+        &self,
+        base: Credentials,
+        endpoint: &Endpoint,
+    ) -> Result<Credentials, ApiError> {
+        let endpoint = endpoint.for_sts(&self.settings.role_arn);
+        let call = Call { action: IamAction::AssumeRole, endpoint: &endpoint };
         let output = self
             .sts
             .assume_role()
@@ -223,14 +220,15 @@ impl Role {
             .config_override(aws_sdk_sts::Config::builder().credentials_provider(base))
             .send()
             .await
-            .map_err(|error| ApiError::from_sdk(&call, &error))?;
-        let given = output.credentials.ok_or_else(|| ApiError::incomplete(&call, "Credentials"))?;
-        let expires = SystemTime::try_from(given.expiration).ok();
+            .map_err(|error| from_sdk(&call, &error))?;
+        let credentials =
+            output.credentials.ok_or_else(|| call.incomplete_answer("Credentials"))?;
+        let expires = SystemTime::try_from(credentials.expiration).ok();
         debug!(role = self.settings.role_arn, ?expires, "role assumed");
         Ok(kept_from_swap(Credentials::new(
-            given.access_key_id,
-            given.secret_access_key,
-            Some(given.session_token),
+            credentials.access_key_id,
+            credentials.secret_access_key,
+            Some(credentials.session_token),
             expires,
             PROVIDER,
         )))
@@ -246,20 +244,20 @@ impl fmt::Debug for CredentialSource {
     }
 }
 
-fn sts_client(place: &Place, http: &SharedHttpClient) -> aws_sdk_sts::Client {
+fn sts_client(endpoint: &Endpoint, http: &SharedHttpClient) -> aws_sdk_sts::Client {
     let mut config = aws_sdk_sts::Config::builder()
         .behavior_version(BehaviorVersion::latest())
-        .region(Region::new(place.region.clone()))
+        .region(Region::new(endpoint.region.clone()))
         .http_client(http.clone())
         .identity_cache(IdentityCache::no_cache())
         .retry_config(RetryConfig::disabled())
         .timeout_config(timeouts());
-    config.set_endpoint_url(place.endpoint_url.clone());
+    config.set_endpoint_url(endpoint.endpoint_url.clone());
     aws_sdk_sts::Client::from_conf(config.build())
 }
 
 /// Whether `credentials` are valid at `time`; without an expiry they are.
-fn lasts(credentials: &Credentials, time: SystemTime) -> bool {
+fn valid_at(credentials: &Credentials, time: SystemTime) -> bool {
     credentials.expiry().is_none_or(|expiry| expiry > time)
 }
 
@@ -274,22 +272,19 @@ fn credentials(keys: &Keys) -> Credentials {
     ))
 }
 
-/// Clones share what is kept.
+/// Locks the secrets in memory; clones share them.
 fn kept_from_swap(credentials: Credentials) -> Credentials {
     let secrets = [Some(credentials.secret_access_key()), credentials.session_token()];
     hardening::keep_from_swap(secrets.into_iter().flatten().map(str::as_bytes));
     credentials
 }
 
-/// Named in the SDK's logs.
+/// Provider name, for the SDK's logs.
 const PROVIDER: &str = "ssm-sidecar";
 
-/// Credentials that end sooner are fetched anew first. An assumed role lasts an hour by default, and the
+/// Credentials that expire sooner are fetched again first. An assumed role valid_at an hour by default, and the
 /// data channel is resumed once in each.
 const REFRESH_BEFORE: Duration = Duration::from_mins(5);
 
-/// Credentials that end sooner are not worth a call.
+/// Credentials that expire sooner are not used for a call.
 const LEAST_LIFE: Duration = Duration::from_secs(5);
-
-/// Longest `RoleSessionName` (STS API reference).
-const MAX_SESSION_NAME: usize = 64;

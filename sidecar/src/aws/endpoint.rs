@@ -1,66 +1,66 @@
-//! Where a call goes and whom it concerns: what its failure is told with.
+//! The endpoint and the resource of a call, for the messages about its failure.
 
 use http::Uri;
 
-use super::{is_loopback, partition};
-use crate::net::proxy::Proxy;
+use runner_protocol::Blame;
 
-/// Where calls go and whom they concern.
+use crate::{
+    net::proxy::{Proxy, is_loopback},
+    session::{ApiError, ApiErrorKind, IamAction, partition::partition},
+};
+
+/// The service's endpoint, and the resource that calls concern.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
+pub(super) struct Endpoint {
     pub(super) region: String,
-    /// As given by the document, for the SDK.
+    /// From the config, for the SDK.
     pub(super) endpoint_url: Option<String>,
-    /// Who answers.
     pub(super) host: String,
-    /// The instance, or the role.
-    pub(super) subject: Subject,
+    pub(super) resource: Resource,
     through_proxy: bool,
 }
 
 #[derive(Clone, Debug)]
-pub(super) enum Subject {
+pub(super) enum Resource {
     Instance(String),
     Role(String),
 }
 
-impl Place {
+impl Endpoint {
     pub(super) fn new(
         region: &str,
-        endpoint: Option<&Uri>,
+        endpoint_url: Option<&Uri>,
         instance_id: &str,
         proxy: &Proxy,
     ) -> Self {
-        let host = match endpoint {
+        let host = match endpoint_url {
             Some(endpoint) => {
                 endpoint.authority().map_or("", |authority| authority.as_str()).to_owned()
             }
             None => format!("ssm.{region}.{}", partition(region).suffix),
         };
         Self {
-            through_proxy: proxy.towards(&host).is_some(),
+            through_proxy: proxy.route_for(&host).is_some(),
             region: region.to_owned(),
-            endpoint_url: endpoint.map(Uri::to_string),
+            endpoint_url: endpoint_url.map(Uri::to_string),
             host,
-            subject: Subject::Instance(instance_id.to_owned()),
+            resource: Resource::Instance(instance_id.to_owned()),
         }
     }
 
-    /// The same for STS: its own regional endpoint, unless all of AWS is played by one on loopback.
+    /// The same for STS: its regional endpoint, or the config's endpoint where that is an emulator at loopback.
     pub(super) fn for_sts(&self, role_arn: &str) -> Self {
-        let subject = Subject::Role(role_arn.to_owned());
-        let endpoint = self
-            .endpoint_url
-            .clone()
-            .filter(|endpoint| endpoint.parse().is_ok_and(|endpoint: Uri| is_loopback(&endpoint)));
+        let resource = Resource::Role(role_arn.to_owned());
+        let endpoint = self.endpoint_url.clone().filter(|endpoint| is_loopback_url(endpoint));
         let host = match endpoint {
             Some(_) => self.host.clone(),
             None => format!("sts.{}.{}", self.region, partition(&self.region).suffix),
         };
-        Self { endpoint_url: endpoint, host, subject, ..self.clone() }
+        Self { endpoint_url: endpoint, host, resource, ..self.clone() }
     }
 
-    pub(super) fn way_out(&self) -> String {
+    /// The hint where the endpoint does not answer.
+    pub(super) fn connectivity_hint(&self) -> String {
         let proxy = if self.through_proxy {
             "look into the proxy of `HTTPS_PROXY` that it goes through"
         } else {
@@ -77,9 +77,35 @@ impl Place {
     }
 }
 
-/// One call, for the words about its failure.
+/// One call, for the messages about its failure.
 pub(super) struct Call<'a> {
-    pub(super) name: &'static str,
-    pub(super) action: &'static str,
-    pub(super) place: &'a Place,
+    pub(super) action: IamAction,
+    pub(super) endpoint: &'a Endpoint,
+}
+
+impl Call<'_> {
+    /// The name of the API operation.
+    pub(super) fn name(&self) -> &'static str {
+        self.action.operation()
+    }
+
+    /// For an answer without the member `missing`.
+    pub(super) fn incomplete_answer(&self, missing: &str) -> ApiError {
+        let message = format!("the answer to {} has no {missing}", self.name());
+        let hint = format!("check what answers as `{}`", self.endpoint.host);
+        ApiError::new(ApiErrorKind::Internal, message, hint)
+    }
+
+    /// For an answer that the service itself would not give.
+    pub(super) fn foreign_answer(&self, status: u16) -> ApiError {
+        let host = &self.endpoint.host;
+        let message =
+            format!("what `{host}` answers to {} is not from AWS (HTTP {status})", self.name());
+        let hint = "look for a proxy or a captive portal on the way, and check `aws.endpoint_url`";
+        ApiError::new(ApiErrorKind::Internal, message, hint).blaming(Blame::Operator)
+    }
+}
+
+fn is_loopback_url(url: &str) -> bool {
+    url.parse().is_ok_and(|uri: Uri| uri.host().is_some_and(is_loopback))
 }

@@ -1,7 +1,7 @@
-//! An error that the service has sent, in words that tell a customer what to change.
+//! An error that the service has sent, as an [`ApiError`] with a hint.
 //!
-//! Texts of the service are quoted only where they hold nothing secret: those about signatures are not,
-//! since they repeat the signed request with its session token.
+//! The service's texts are quoted only where they hold no secret. Those about signatures are not quoted: they repeat
+//! the signed request with its session token.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,25 +10,24 @@ use aws_sdk_ssm::{
     error::ErrorMetadata,
     primitives::{DateTime, DateTimeFormat},
 };
-
 use runner_protocol::Blame;
 
 use super::{
-    endpoint::{Call, Place, Subject},
-    partition,
-    sdk_error::{ApiError, ApiErrorKind, cut, is_plain},
+    endpoint::{Call, Endpoint, Resource},
+    quote::{is_plain, shorten},
 };
+use crate::session::{ApiError, ApiErrorKind, IamAction, SSH_DOCUMENT, partition::partition};
 
 /// An error that the service has sent.
-pub(super) struct Answer<'a> {
+pub(super) struct ServiceError<'a> {
     code: &'a str,
     message: &'a str,
     status: u16,
-    /// How far the service's clock is from ours.
+    /// The difference between the service's clock and ours.
     skew: Option<Duration>,
 }
 
-impl<'a> Answer<'a> {
+impl<'a> ServiceError<'a> {
     pub(super) fn new(meta: &'a ErrorMetadata, raw: &HttpResponse) -> Self {
         Self {
             code: meta.code().unwrap_or_default(),
@@ -38,78 +37,61 @@ impl<'a> Answer<'a> {
         }
     }
 
-    pub(super) fn judge(&self, call: &Call<'_>) -> ApiError {
-        let name = call.name;
-        let quoted = || match (self.code, cut(self.message)) {
-            ("", _) => format!("HTTP {}", self.status),
-            (code, text) if text.is_empty() => cut(code),
-            (code, text) => format!("{}: {}", cut(code), text.trim_end_matches('.')),
-        };
-        match self.code {
-            "TargetNotConnected" => not_connected(call.place),
-            "AccessDeniedException"
-            | "AccessDenied"
-            | "UnauthorizedOperation"
-            | "OptInRequired" => denied(call, self.message),
-            "ExpiredTokenException" | "ExpiredToken" => {
+    pub(super) fn into_api_error(self, call: &Call<'_>) -> ApiError {
+        match self.kind() {
+            Kind::TargetNotConnected => not_connected(call.endpoint),
+            Kind::AccessDenied => denied(call, self.message),
+            Kind::ExpiredToken => {
                 let message = "the temporary AWS credentials have expired";
-                let hint = "give new ones: in the document, or while the tunnel is up as a `credentials` \
+                let hint = "give new ones: in the config, or while the tunnel is up as a `credentials` \
                             line on stdin";
                 ApiError::new(ApiErrorKind::CredentialsExpired, message, hint)
             }
-            "UnrecognizedClientException"
-            | "InvalidClientTokenId"
-            | "InvalidAccessKeyId"
-            | "InvalidSignatureException"
-            | "SignatureDoesNotMatch"
-            | "IncompleteSignature"
-            | "IncompleteSignatureException"
-            | "MissingAuthenticationToken"
-            | "MissingAuthenticationTokenException"
-            | "RequestExpired"
-            | "RequestTimeTooSkewed"
-            | "AuthFailure"
-            | "InvalidToken"
-            | "NotAuthorized" => self.bad_credentials(),
-            "ThrottlingException"
-            | "Throttling"
-            | "ThrottledException"
-            | "RequestThrottled"
-            | "RequestThrottledException"
-            | "TooManyRequestsException"
-            | "RequestLimitExceeded"
-            | "SlowDown" => throttled(name),
-            "DoesNotExistException" => {
+            Kind::BadCredentials => self.bad_credentials(),
+            Kind::Throttled => throttled(call.name()),
+            Kind::SessionGone => {
                 let message = "the session does not exist any more";
                 ApiError::new(ApiErrorKind::SessionGone, message, "start the job again")
             }
-            _ if self.status == 429 => throttled(name),
-            "InternalServerError"
-            | "InternalFailure"
-            | "InternalError"
-            | "ServiceUnavailable"
-            | "ServiceUnavailableException"
-            | "RequestTimeout"
-            | "RequestTimeoutException" => failed(name, &quoted()),
-            _ if self.status >= 500 => failed(name, &quoted()),
-            // An answer without code is not from AWS, most likely from a proxy on the way.
-            "" => unintelligible(call, self.status),
-            "InvalidDocument" => {
-                let message =
-                    format!("`AWS-StartSSHSession` is not known in `{}`", call.place.region);
+            Kind::ServiceFailed => failed(call.name(), &self.quoted()),
+            Kind::Foreign => call.foreign_answer(self.status),
+            Kind::UnknownDocument => {
+                let region = &call.endpoint.region;
+                let message = format!("`{SSH_DOCUMENT}` is not known in `{region}`");
                 let hint = "check `aws.region`; Session Manager must be offered there";
                 ApiError::new(ApiErrorKind::Refused, message, hint)
             }
-            _ => {
-                let message = format!("{name} was refused: {}", quoted());
-                let hint = match &call.place.subject {
-                    Subject::Instance(_) => {
+            Kind::Refused => {
+                let message = format!("{} was refused: {}", call.name(), self.quoted());
+                let hint = match &call.endpoint.resource {
+                    Resource::Instance(_) => {
                         "check `bastion.instance_id`, `bastion.ssh_port` and `aws.region`"
                     }
-                    Subject::Role(_) => "check `aws.assume_role` and `aws.region`",
+                    Resource::Role(_) => "check `aws.assume_role` and `aws.region`",
                 };
                 ApiError::new(ApiErrorKind::Refused, message, hint)
             }
+        }
+    }
+
+    fn kind(&self) -> Kind {
+        let known = KINDS.iter().find(|(codes, _)| codes.contains(&self.code));
+        match (known, self.status) {
+            (Some((_, kind)), _) => *kind,
+            (None, 429) => Kind::Throttled,
+            (None, 500..) => Kind::ServiceFailed,
+            // AWS always sends a code: most likely the answer is a proxy's.
+            (None, _) if self.code.is_empty() => Kind::Foreign,
+            (None, _) => Kind::Refused,
+        }
+    }
+
+    /// Code and text of the service, for a message.
+    fn quoted(&self) -> String {
+        match (self.code, shorten(self.message)) {
+            ("", _) => format!("HTTP {}", self.status),
+            (code, text) if text.is_empty() => shorten(code),
+            (code, text) => format!("{}: {}", shorten(code), text.trim_end_matches('.')),
         }
     }
 
@@ -121,7 +103,7 @@ impl<'a> Answer<'a> {
             return ApiError::new(ApiErrorKind::Credentials, message, "set the host's clock (NTP)")
                 .blaming(Blame::Operator);
         }
-        let code = cut(self.code);
+        let code = shorten(self.code);
         let (message, hint) = match self.code {
             "InvalidSignatureException" | "SignatureDoesNotMatch" => (
                 format!("AWS refuses the signature ({code})"),
@@ -137,10 +119,10 @@ impl<'a> Answer<'a> {
     }
 }
 
-fn not_connected(place: &Place) -> ApiError {
-    let Place { region, subject, .. } = place;
-    let instance = match subject {
-        Subject::Instance(id) | Subject::Role(id) => id,
+fn not_connected(endpoint: &Endpoint) -> ApiError {
+    let Endpoint { region, resource, .. } = endpoint;
+    let instance = match resource {
+        Resource::Instance(id) | Resource::Role(id) => id,
     };
     let message =
         format!("instance `{instance}` is not connected to Systems Manager in `{region}`");
@@ -165,54 +147,45 @@ fn failed(name: &str, quoted: &str) -> ApiError {
     ApiError::new(ApiErrorKind::Internal, message, "try again; see the AWS Health Dashboard")
 }
 
-/// For an answer that the service itself would not give.
-pub(super) fn unintelligible(call: &Call<'_>, status: u16) -> ApiError {
-    let Call { name, place, .. } = call;
-    let message =
-        format!("what `{}` answers to {name} is not from AWS (HTTP {status})", place.host);
-    let hint = "look for a proxy or a captive portal on the way, and check `aws.endpoint_url`";
-    ApiError::new(ApiErrorKind::Internal, message, hint).blaming(Blame::Operator)
-}
-
 fn denied(call: &Call<'_>, text: &str) -> ApiError {
-    let place = call.place;
-    let denial = Denial::parse(text);
-    let action = denial.action.unwrap_or(call.action);
-    let resource = denial.resource.map(str::to_owned).or_else(|| match &place.subject {
-        Subject::Role(arn) => Some(arn.clone()),
-        Subject::Instance(_) => None,
+    let Endpoint { region, resource: called, .. } = call.endpoint;
+    let denied = AccessDenied::parse(text);
+    let action = denied.action.unwrap_or(call.action.as_str());
+    let resource = denied.resource.map(str::to_owned).or_else(|| match called {
+        Resource::Role(arn) => Some(arn.clone()),
+        Resource::Instance(_) => None,
     });
-    let on = resource.as_ref().map(|resource| format!(" on `{resource}`")).unwrap_or_default();
+    let on = resource.map(|resource| format!(" on `{resource}`")).unwrap_or_default();
     let message = format!("`{action}` is not allowed{on}");
-    let who = denial.principal.map(|who| format!(" for `{who}`")).unwrap_or_default();
+    let principal = denied.principal.map(|who| format!(" for `{who}`")).unwrap_or_default();
     // AWS ends its text with "because no identity-based policy allows the … action" or "with an explicit deny in …"
     // (IAM user guide, "Troubleshoot access denied error messages").
     let verb = if text.contains("explicit deny") { "remove the explicit deny of" } else { "allow" };
-    let (region, partition) = (&place.region, partition(&place.region).id);
-    let further = match (&place.subject, call.name) {
-        (Subject::Role(_), _) => {
+    let further = match (called, call.action) {
+        (Resource::Role(_), _) => {
             "; the role's trust policy must allow the same caller, with the external id if there is one"
                 .to_owned()
         }
-        (Subject::Instance(id), "StartSession") => format!(
+        (Resource::Instance(id), IamAction::StartSession) => format!(
             "; it is needed on the instance `{id}` and on \
-             `arn:{partition}:ssm:{region}::document/AWS-StartSSHSession`"
+             `arn:{}:ssm:{region}::document/{SSH_DOCUMENT}`",
+            partition(region).id
         ),
         _ => "; `ssm-sidecar policy` prints the statement".to_owned(),
     };
-    let hint = format!("{verb} `{action}`{on}{who}{further}");
-    ApiError::new(ApiErrorKind::AccessDenied, message, hint)
+    let hint = format!("{verb} `{action}`{on}{principal}{further}");
+    ApiError::new(ApiErrorKind::AccessDenied, message, hint).denying(IamAction::from_name(action))
 }
 
-/// What AWS says in "User: U is not authorized to perform: A on resource: R because …".
+/// The parts of AWS's text "User: U is not authorized to perform: A on resource: R because …".
 #[derive(Debug, Default, Eq, PartialEq)]
-struct Denial<'a> {
+struct AccessDenied<'a> {
     principal: Option<&'a str>,
     action: Option<&'a str>,
     resource: Option<&'a str>,
 }
 
-impl<'a> Denial<'a> {
+impl<'a> AccessDenied<'a> {
     fn parse(text: &'a str) -> Self {
         let after = |label: &str| {
             let (_, rest) = text.split_once(label)?;
@@ -235,3 +208,76 @@ fn skew(date: &str) -> Option<Duration> {
 
 /// Clock difference at which signatures begin to be refused: 5 min, less the time of the call.
 const MAX_SKEW: Duration = Duration::from_mins(4);
+
+/// What an error code means.
+#[derive(Clone, Copy)]
+enum Kind {
+    TargetNotConnected,
+    AccessDenied,
+    ExpiredToken,
+    BadCredentials,
+    Throttled,
+    SessionGone,
+    ServiceFailed,
+    /// Not from AWS.
+    Foreign,
+    UnknownDocument,
+    /// Any other refusal.
+    Refused,
+}
+
+/// The error codes of SSM and STS, by meaning (API references, "Common errors"; the names vary by protocol).
+const KINDS: &[(&[&str], Kind)] = &[
+    (&["TargetNotConnected"], Kind::TargetNotConnected),
+    (
+        &["AccessDeniedException", "AccessDenied", "UnauthorizedOperation", "OptInRequired"],
+        Kind::AccessDenied,
+    ),
+    (&["ExpiredTokenException", "ExpiredToken"], Kind::ExpiredToken),
+    (
+        &[
+            "UnrecognizedClientException",
+            "InvalidClientTokenId",
+            "InvalidAccessKeyId",
+            "InvalidSignatureException",
+            "SignatureDoesNotMatch",
+            "IncompleteSignature",
+            "IncompleteSignatureException",
+            "MissingAuthenticationToken",
+            "MissingAuthenticationTokenException",
+            "RequestExpired",
+            "RequestTimeTooSkewed",
+            "AuthFailure",
+            "InvalidToken",
+            "NotAuthorized",
+        ],
+        Kind::BadCredentials,
+    ),
+    (
+        &[
+            "ThrottlingException",
+            "Throttling",
+            "ThrottledException",
+            "RequestThrottled",
+            "RequestThrottledException",
+            "TooManyRequestsException",
+            "RequestLimitExceeded",
+            "SlowDown",
+        ],
+        Kind::Throttled,
+    ),
+    (&["DoesNotExistException"], Kind::SessionGone),
+    (
+        &[
+            "InternalServerError",
+            "InternalFailure",
+            "InternalError",
+            "ServiceUnavailable",
+            "ServiceUnavailableException",
+            "RequestTimeout",
+            "RequestTimeoutException",
+        ],
+        Kind::ServiceFailed,
+    ),
+    (&["InvalidDocument"], Kind::UnknownDocument),
+];

@@ -9,10 +9,10 @@ use aws_sigv4::{
 };
 use http::{HeaderName, HeaderValue, Uri};
 
-use super::sdk_error::ApiError;
-use crate::session::SignedHeaders;
+use super::sdk_error::unsigned;
+use crate::session::{ApiError, SignedHeaders};
 
-/// Whether `uri` carries a signature in its query, so that headers must not sign it again.
+/// Whether the query of `uri` holds a signature; then headers must not sign it again.
 pub(super) fn is_signed(uri: &Uri) -> bool {
     uri.query().is_some_and(|query| {
         query.split('&').any(|pair| {
@@ -28,7 +28,7 @@ pub(super) fn sign_opening(
     credentials: Credentials,
 ) -> Result<SignedHeaders, ApiError> {
     sign_at(SystemTime::now(), uri, region, credentials)
-        .map_err(|error| ApiError::unsigned(&error.to_string()))
+        .map_err(|error| unsigned(&error.to_string()))
 }
 
 fn sign_at(
@@ -63,7 +63,7 @@ fn sign_at(
         .collect()
 }
 
-/// Begins each parameter of a signature in the query.
+/// Prefix of the signature's parameters in a query.
 const PRESIGNED: &str = "X-Amz-";
 
 #[cfg(test)]

@@ -1,15 +1,23 @@
 mod refusals;
 mod stub;
 
-use std::{process::Stdio, sync::Mutex, time::SystemTime};
+use parking_lot::Mutex;
+use std::{
+    process::Stdio,
+    time::{Duration, SystemTime},
+};
 
 use aws_sdk_ssm::primitives::{DateTime, DateTimeFormat};
 use runner_protocol::ErrorCode;
 use tokio::{net::TcpListener, process::Command};
 use zeroize::Zeroizing;
 
-use super::*;
-use crate::net::{proxy::testing::StubProxy, tls::testing::Authority};
+use super::{settings::reason, *};
+use crate::{
+    net::{proxy::testing::StubProxy, tls::testing::Authority},
+    runtime::failure::ToFailure as _,
+    session::iam_policy::role_session_name,
+};
 
 use stub::{
     Reply::{self, Answer, Break},
@@ -41,8 +49,8 @@ fn keys(access_key_id: &str) -> Keys {
     }
 }
 
-fn settings(endpoint_url: Uri) -> Settings {
-    Settings {
+fn settings(endpoint_url: Uri) -> SsmSettings {
+    SsmSettings {
         identity: Identity::Keys(keys("AKIDOLD")),
         assume_role: None,
         region: "ap-northeast-1".to_owned(),
@@ -57,12 +65,12 @@ fn role() -> AssumeRole {
     AssumeRole {
         role_arn: "arn:aws:iam::123456789012:role/bastion".to_owned(),
         external_id: Some("customer-9".to_owned()),
-        session_name: session_name("orders db"),
+        session_name: role_session_name("orders db"),
     }
 }
 
-fn control_plane(settings: Settings) -> ControlPlane {
-    ControlPlane::new(settings, &Trust::from_pem(b""), &Proxy::default())
+fn control_plane(settings: SsmSettings) -> SsmClient {
+    SsmClient::new(settings, &RootCertificates::from_pem(b""), &Proxy::default())
 }
 
 #[tokio::test]
@@ -124,7 +132,7 @@ async fn connection_refused_is_known_to_have_done_nothing() {
     let url = format!("http://{address}").parse().unwrap();
     let error = control_plane(settings(url)).start().await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::AwsUnreachable);
-    assert!(error.may_pass() && !error.outcome_unknown(), "{error:?}");
+    assert!(error.is_transient() && !error.outcome_unknown(), "{error:?}");
     assert!(error.to_string().starts_with(&format!("`{address}` cannot be reached: ")), "{error}");
     assert!(error.hint().contains("`HTTPS_PROXY`"), "{}", error.hint());
 }
@@ -134,7 +142,7 @@ async fn connection_lost_after_the_call_leaves_its_outcome_unknown() {
     let service = StubService::start(|_| Break).await;
     let error = control_plane(settings(service.url())).start().await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::AwsUnreachable);
-    assert!(error.may_pass() && error.outcome_unknown(), "{error:?}");
+    assert!(error.is_transient() && error.outcome_unknown(), "{error:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -144,8 +152,8 @@ async fn service_that_does_not_answer_is_given_up() {
     let began = tokio::time::Instant::now();
     let error = control_plane(settings(url)).start().await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::TimeoutStartSession);
-    assert!(error.may_pass() && error.outcome_unknown(), "{error:?}");
-    assert!(began.elapsed() >= ATTEMPT);
+    assert!(error.is_transient() && error.outcome_unknown(), "{error:?}");
+    assert!(began.elapsed() >= http::ATTEMPT);
 }
 
 #[tokio::test]
@@ -185,7 +193,7 @@ async fn role_is_assumed_once_and_again_with_renewed_keys() {
     })
     .await;
     let assume_role = Some(role());
-    let api = control_plane(Settings { assume_role, ..settings(service.url()) });
+    let api = control_plane(SsmSettings { assume_role, ..settings(service.url()) });
     api.start().await.unwrap();
     api.start().await.unwrap();
     api.replace_credentials(&keys("AKIDNEW"));
@@ -219,7 +227,7 @@ async fn role_that_is_about_to_end_is_assumed_anew() {
     })
     .await;
     let assume_role = Some(role());
-    let api = control_plane(Settings { assume_role, ..settings(service.url()) });
+    let api = control_plane(SsmSettings { assume_role, ..settings(service.url()) });
     api.start().await.unwrap();
     api.start().await.unwrap();
     assert_eq!(service.operations(), ["AssumeRole", "StartSession", "AssumeRole", "StartSession"]);
@@ -233,14 +241,14 @@ async fn role_that_cannot_be_renewed_yet_is_used_to_its_end() {
     let calls = Mutex::new(0);
     let service = StubService::start(move |seen| match seen.operation() {
         "AssumeRole" => {
-            *calls.lock().unwrap() += 1;
-            if *calls.lock().unwrap() == 1 { role_assumed("ASIA", REFRESH_DUE) } else { Break }
+            *calls.lock() += 1;
+            if *calls.lock() == 1 { role_assumed("ASIA", REFRESH_DUE) } else { Break }
         }
         _ => started(),
     })
     .await;
     let assume_role = Some(role());
-    let api = control_plane(Settings { assume_role, ..settings(service.url()) });
+    let api = control_plane(SsmSettings { assume_role, ..settings(service.url()) });
     api.start().await.unwrap();
     api.start().await.unwrap();
     assert_eq!(service.operations(), ["AssumeRole", "StartSession", "AssumeRole", "StartSession"]);
@@ -254,7 +262,7 @@ async fn role_that_may_not_be_assumed_names_the_role_and_its_trust_policy() {
                 <RequestId>req-2</RequestId></ErrorResponse>";
     let service = StubService::start(|_| Answer(403, body.to_owned())).await;
     let assume_role = Some(role());
-    let api = control_plane(Settings { assume_role, ..settings(service.url()) });
+    let api = control_plane(SsmSettings { assume_role, ..settings(service.url()) });
     let error = api.start().await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::AwsAccessDenied);
     let role = "`arn:aws:iam::123456789012:role/bastion`";
@@ -271,13 +279,13 @@ async fn private_authority_needs_trust_and_is_not_tried_again_without() {
     let url = format!("https://localhost:{}", service.address.port());
     let build = |pem: &[u8]| {
         let settings = settings(url.parse().unwrap());
-        ControlPlane::new(settings, &Trust::from_pem(pem), &Proxy::default())
+        SsmClient::new(settings, &RootCertificates::from_pem(pem), &Proxy::default())
     };
     assert_eq!(build(authority.pem()).start().await.unwrap().session_id, "s-1");
 
     let error = build(b"").start().await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::AwsUnreachable);
-    assert!(!error.may_pass() && !error.outcome_unknown());
+    assert!(!error.is_transient() && !error.outcome_unknown());
     assert!(error.to_string().contains("its issuer is not trusted"), "{error}");
     assert!(error.hint().contains("`SSL_CERT_FILE`"), "{}", error.hint());
 }
@@ -291,7 +299,7 @@ async fn calls_take_the_proxy_with_its_password() {
     let url = format!("http://user:p%40ss@{}", proxy.address);
     let proxied = Proxy::new(Some(&url), None).unwrap();
     let settings = settings("https://ssm.invalid".parse().unwrap());
-    let api = ControlPlane::new(settings, &Trust::from_pem(authority.pem()), &proxied);
+    let api = SsmClient::new(settings, &RootCertificates::from_pem(authority.pem()), &proxied);
     assert_eq!(api.start().await.unwrap().session_id, "s-1");
     let heads = proxy.heads();
     assert!(heads[0].starts_with("CONNECT ssm.invalid:443 HTTP/1.1\r\n"), "{heads:?}");
@@ -305,11 +313,11 @@ async fn excepted_and_loopback_hosts_do_not_take_the_proxy() {
     let proxy = StubProxy::start(None).await;
     let url = format!("http://{}", proxy.address);
     let proxied = Proxy::new(Some(&url), Some("invalid")).unwrap();
-    let trust = Trust::from_pem(b"");
-    let loopback = ControlPlane::new(settings(service.url()), &trust, &proxied);
+    let trust = RootCertificates::from_pem(b"");
+    let loopback = SsmClient::new(settings(service.url()), &trust, &proxied);
     loopback.start().await.unwrap();
     let excepted = settings("https://ssm.invalid".parse().unwrap());
-    let error = ControlPlane::new(excepted, &trust, &proxied).start().await.unwrap_err();
+    let error = SsmClient::new(excepted, &trust, &proxied).start().await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::AwsUnreachable);
     assert!(proxy.heads().is_empty());
 }
@@ -356,7 +364,7 @@ async fn static_keys_alone() {
 }
 
 #[tokio::test]
-async fn environments_identity_is_used_where_the_document_says_so() {
+async fn environments_identity_is_used_where_the_config_says_so() {
     in_foreign_environment("environment").await;
 }
 
@@ -365,7 +373,7 @@ async fn environments_identity_is_used_where_the_document_says_so() {
 async fn environment() {
     let service = StubService::start(|_| started()).await;
     let identity = Identity::Environment;
-    let api = control_plane(Settings { identity, ..settings(service.url()) });
+    let api = control_plane(SsmSettings { identity, ..settings(service.url()) });
     api.start().await.unwrap();
     api.replace_credentials(&keys("AKIDNEW"));
     api.start().await.unwrap();
@@ -378,12 +386,12 @@ fn reasons_fit_the_api() {
     assert_eq!(reason("orders", None), "ssm-sidecar orders");
     assert_eq!(reason("two\nlines", None), "ssm-sidecar two lines");
     let long = reason(&"é".repeat(300), Some("job"));
-    assert_eq!(long.chars().count(), MAX_REASON);
+    assert_eq!(long.chars().count(), settings::MAX_REASON);
     assert!(long.ends_with('é'));
 }
 
 #[test]
 fn session_names_fit_sts() {
-    assert_eq!(session_name("orders db/ü"), "ssm-sidecar-orders-db--");
-    assert_eq!(session_name(&"x".repeat(100)).len(), 64);
+    assert_eq!(role_session_name("orders db/ü"), "ssm-sidecar-orders-db--");
+    assert_eq!(role_session_name(&"x".repeat(100)).len(), 64);
 }

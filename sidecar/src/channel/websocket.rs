@@ -1,18 +1,19 @@
-//! The WebSocket below a data channel: opened with a signature where that is allowed, then frames both ways.
+//! The WebSocket below a data channel: opened, with a signature where that is allowed, then frames both ways.
 //!
-//! Use [`WebSocket`] from one task, by its `poll_*` methods or through `StreamExt` and `SinkExt`: feed what
-//! there is to send and flush when it runs dry, instead of flushing each frame (a quarter of the
-//! processor time). Reading and writing are independent and lose nothing when cancelled.
+//! Use [`WebSocket`] from one task, by its `poll_*` methods or through `StreamExt` and `SinkExt`. Feed what there is to
+//! send and flush once, instead of flushing each frame: that saves a quarter of the CPU time. Reading and writing are
+//! independent and lose nothing when cancelled.
 
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod preconnect;
 mod stream_url;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod testing;
 
 use std::{
     fmt,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -34,140 +35,107 @@ use tracing::{debug, warn};
 
 use crate::{
     config::Aws,
-    net::{
-        proxy::{Proxy, TunnelError},
-        tls::{DISTRUST_HINT, Trust},
-    },
-    session::{SessionApi, SignedHeaders},
+    net::dial::{ConnectError, Connector, Transport, unreachable_hint},
+    runtime::failure::ToFailure,
+    session::{IamAction, SessionApi, SignedHeaders},
 };
 
-pub use preconnect::Ahead;
-pub use stream_url::InvalidStreamUrl;
-pub(crate) use stream_url::{expected, resolve};
+pub(crate) use preconnect::Preconnect;
+pub(crate) use stream_url::{InvalidStreamUrl, expected_host, resolve};
 
-use crate::net::dial::{self, Dial, Direct, Transport};
-
-/// How to reach the service's stream host.
+/// The service's stream host, and how to connect to it.
 #[derive(Clone, Debug)]
-pub struct Settings {
-    /// `aws.region`: the `StreamUrl` must lead there.
-    pub region: String,
-    /// `aws.stream_endpoint_url`: host to use in place of the `StreamUrl`'s; its own path is ignored.
-    pub stream_endpoint_url: Option<Uri>,
-    /// Whether a `StreamUrl` may lead to loopback: only where `aws.endpoint_url` does.
-    pub allow_loopback: bool,
-    /// Whose certificates are believed.
-    pub trust: Trust,
-    /// The way out.
-    pub proxy: Proxy,
-    /// Who makes connections.
-    pub dial: Arc<dyn Dial>,
-    /// For one opening as a whole, from signing to the sent opening message.
-    pub timeout: Duration,
+pub(crate) struct StreamEndpoint {
+    /// `aws.region`, to which a `StreamUrl` must belong.
+    pub(crate) region: String,
+    /// `aws.stream_endpoint_url`: replaces the host of a `StreamUrl`; its own path is ignored.
+    pub(crate) stream_endpoint_url: Option<Uri>,
+    /// Whether a `StreamUrl` may be at loopback: only where `aws.endpoint_url` is.
+    pub(crate) allow_loopback: bool,
+    pub(crate) connector: Connector,
+    /// For one opening as a whole, from the signature to the sent opening message.
+    pub(crate) timeout: Duration,
 }
 
-impl Settings {
-    /// What a document says.
-    pub fn of(aws: &Aws, trust: Trust, proxy: Proxy) -> Self {
-        let mut settings = Self::new(aws.region.clone(), trust, proxy);
-        settings.stream_endpoint_url.clone_from(&aws.stream_endpoint_url);
-        settings.allow_loopback = aws.is_loopback;
-        settings
-    }
-
-    /// Public endpoints of `region` and 15 s for an opening.
-    pub fn new(region: impl Into<String>, trust: Trust, proxy: Proxy) -> Self {
+impl StreamEndpoint {
+    /// The endpoint of the config's `aws` section, with 15 s for an opening.
+    pub(crate) fn new(aws: &Aws, connector: Connector) -> Self {
         Self {
-            region: region.into(),
-            stream_endpoint_url: None,
-            allow_loopback: false,
-            trust,
-            proxy,
-            dial: Arc::new(Direct),
-            timeout: DEFAULT_TIMEOUT,
+            region: aws.region.clone(),
+            stream_endpoint_url: aws.stream_endpoint_url.clone(),
+            allow_loopback: aws.is_loopback,
+            connector,
+            timeout: OPEN_TIMEOUT,
         }
     }
 }
 
-/// How the opening was signed in the end.
+/// How the accepted opening was signed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum OpeningSignature {
-    /// With our credentials.
+pub(crate) enum OpeningSignature {
+    /// With the config's credentials.
     Signed,
-    /// The service refused the signature with 403 and took the opening without: the caller lacks
+    /// Not: the service refused the signed opening with 403 and accepted the unsigned one. The credentials lack
     /// `ssmmessages:OpenDataChannel`.
     UnsignedAfterRefusal,
-    /// There was nothing to sign with, or the URL was signed itself.
+    /// Not: there were no credentials, or the URL itself is signed.
     NotSigned,
 }
 
-/// Why no WebSocket was opened; free of secrets.
+/// Why no WebSocket was opened. Free of secrets.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The service named an address that is not its own.
+pub(crate) enum WebSocketOpenError {
+    /// The service named a host that is not its own.
     #[error(transparent)]
     Url(#[from] InvalidStreamUrl),
-    /// No connection to the stream host, or to the proxy before it.
-    #[error("`{host}` cannot be reached: {cause}")]
-    Unreachable {
-        /// Whom we tried to reach.
-        host: String,
-        /// What the operating system or the TLS library says.
-        cause: String,
-    },
-    /// The proxy does not let us through.
-    #[error("the proxy `{host}` does not open a tunnel: {cause}")]
-    Proxy {
-        /// The proxy.
-        host: String,
-        /// What it did instead.
-        #[source]
-        cause: TunnelError,
-    },
-    /// The certificate is not accepted.
-    #[error("the certificate of `{host}` is not accepted: {reason}")]
-    Untrusted {
-        /// Whose certificate it is.
-        host: String,
-        /// Why.
-        reason: String,
-    },
-    /// The service answered the upgrade with another status than 101.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The upgrade was answered with another status than 101.
     #[error("`{host}` refuses the data channel: HTTP {status}")]
     Refused {
-        /// The stream host.
         host: String,
-        /// Its answer.
         status: u16,
         /// Whether a signed opening was refused with 403 before.
         signature_refused: bool,
     },
-    /// The upgrade, or the frame after it, failed otherwise.
+    /// The connection ended during the upgrade, or while the opening message was sent.
     #[error("the opening of the data channel at `{host}` broke: {cause}")]
-    Broken {
-        /// The stream host.
-        host: String,
-        /// What went wrong.
-        cause: String,
-    },
-    /// It took too long.
+    Broken { host: String, cause: String },
     #[error("`{host}` did not open the data channel within {} s", .within.as_secs())]
     TimedOut {
-        /// The stream host.
         host: String,
-        /// [`Settings::timeout`].
+        /// [`StreamEndpoint::timeout`].
         within: Duration,
     },
 }
 
-impl OpenError {
-    /// The code of the contract.
-    pub const fn code(&self) -> ErrorCode {
+impl WebSocketOpenError {
+    /// Whether the same opening may succeed later.
+    pub(crate) const fn is_transient(&self) -> bool {
+        match self {
+            Self::Url(_) => false,
+            Self::Connect(error) => error.is_transient(),
+            Self::Refused { status, .. } => *status == 429 || *status >= 500,
+            Self::Broken { .. } | Self::TimedOut { .. } => true,
+        }
+    }
+
+    /// The IAM action that is not allowed, if that is why.
+    pub(crate) const fn denied_action(&self) -> Option<IamAction> {
+        match self {
+            Self::Refused { signature_refused: true, status: 401 | 403, .. } => {
+                Some(IamAction::OpenDataChannel)
+            }
+            _ => None,
+        }
+    }
+}
+
+impl ToFailure for WebSocketOpenError {
+    fn code(&self) -> ErrorCode {
         match self {
             Self::Url(_) => ErrorCode::SessionProtocol,
-            Self::Unreachable { .. } | Self::Proxy { .. } | Self::Untrusted { .. } => {
-                ErrorCode::AwsUnreachable
-            }
+            Self::Connect(error) => error.code(),
             Self::Refused { status: 401 | 403, .. } => ErrorCode::AwsAccessDenied,
             Self::Refused { status: 429, .. } => ErrorCode::AwsThrottled,
             Self::Refused { status: 500.., .. } => ErrorCode::AwsInternal,
@@ -176,28 +144,18 @@ impl OpenError {
         }
     }
 
-    /// What to do about it, in the imperative.
-    pub fn hint(&self) -> String {
+    fn hint(&self) -> String {
         match self {
             Self::Url(_) => "set `aws.stream_endpoint_url` if the host is yours, and check \
                              `aws.endpoint_url` if it is not"
                 .to_owned(),
-            Self::Unreachable { host, .. } | Self::TimedOut { host, .. } => format!(
-                "allow outgoing HTTPS to `{host}`, or name a proxy in `HTTPS_PROXY`; for a private endpoint \
-                 set `aws.stream_endpoint_url`"
+            Self::Connect(error) => error.hint(),
+            Self::TimedOut { host, .. } => unreachable_hint(host),
+            Self::Refused { signature_refused: true, status: 401 | 403, .. } => format!(
+                "allow `{}` on one's own sessions (`ssm-sidecar policy` prints \
+                 the statement), and check that credentials and clock are right",
+                IamAction::OpenDataChannel
             ),
-            Self::Proxy { cause: TunnelError::Refused(407), .. } => {
-                "put the proxy's user and password into `HTTPS_PROXY`".to_owned()
-            }
-            Self::Proxy { .. } => "let the proxy of `HTTPS_PROXY` pass CONNECT to the `ssmmessages` host, or \
-                                   except that host in `NO_PROXY`"
-                .to_owned(),
-            Self::Untrusted { .. } => DISTRUST_HINT.to_owned(),
-            Self::Refused { signature_refused: true, status: 401 | 403, .. } => {
-                "allow `ssmmessages:OpenDataChannel` on one's own sessions (`ssm-sidecar policy` prints \
-                 the statement), and check that credentials and clock are right"
-                    .to_owned()
-            }
             Self::Refused { status: 429, .. } => {
                 "start fewer sessions at once in this account, and try again later".to_owned()
             }
@@ -205,56 +163,45 @@ impl OpenError {
                 "try again; see the AWS Health Dashboard".to_owned()
             }
             Self::Refused { .. } | Self::Broken { .. } => {
-                "try again; look for a proxy on the way that does not let WebSockets pass".to_owned()
+                "try again; look for a proxy on the way that does not let WebSockets pass"
+                    .to_owned()
             }
-        }
-    }
-
-    /// Whether the same opening may succeed in a while.
-    pub const fn may_pass(&self) -> bool {
-        match self {
-            Self::Url(_) | Self::Untrusted { .. } => false,
-            Self::Refused { status, .. } => *status == 429 || *status >= 500,
-            Self::Unreachable { .. }
-            | Self::Proxy { .. }
-            | Self::Broken { .. }
-            | Self::TimedOut { .. } => true,
         }
     }
 }
 
 /// Opens the data channel's WebSocket at `stream_url` and sends `opening`, the message with the token.
 ///
-/// The opening is signed by `api`; when the service refuses that with 403 it is tried once without, since
-/// customers need not grant more than `ssm:StartSession`. A connection that was made `ahead` is used if it leads
-/// there. Cancel-safe: the connection is dropped.
+/// `api` signs the opening. When the service refuses it with 403, one unsigned opening follows, since customers need
+/// not grant more than `ssm:StartSession`. The connection of `preconnect` is used if it is to the same host.
+/// Cancel-safe: the connection is dropped.
 ///
 /// # Errors
 ///
-/// [`OpenError`]; the session itself is not harmed by any of them.
-pub async fn open(
-    settings: &Settings,
+/// [`WebSocketOpenError`]. The session itself stays as it was.
+pub(crate) async fn open(
+    endpoint: &StreamEndpoint,
     api: &dyn SessionApi,
     stream_url: &str,
     opening: String,
-    ahead: Ahead<'_>,
-) -> Result<WebSocket, OpenError> {
-    let uri = resolve(stream_url, settings)?;
-    let within = settings.timeout;
-    match timeout(within, open_in_time(settings, api, &uri, opening, ahead)).await {
+    preconnect: Preconnect<'_>,
+) -> Result<WebSocket, WebSocketOpenError> {
+    let uri = resolve(stream_url, endpoint)?;
+    let within = endpoint.timeout;
+    match timeout(within, open_in_time(endpoint, api, &uri, opening, preconnect)).await {
         Ok(outcome) => outcome,
-        Err(_) => Err(OpenError::TimedOut { host: host_of(&uri), within }),
+        Err(_) => Err(WebSocketOpenError::TimedOut { host: host_of(&uri), within }),
     }
 }
 
 async fn open_in_time(
-    settings: &Settings,
+    endpoint: &StreamEndpoint,
     api: &dyn SessionApi,
     uri: &Uri,
     opening: String,
-    mut ahead: Ahead<'_>,
-) -> Result<WebSocket, OpenError> {
-    let headers = match ahead.during(api.sign_opening(uri)).await {
+    mut preconnect: Preconnect<'_>,
+) -> Result<WebSocket, WebSocketOpenError> {
+    let headers = match preconnect.drive_while(api.sign_opening(uri)).await {
         Ok(headers) => headers,
         Err(error) => {
             warn!(%error, "the data channel is opened without signature");
@@ -262,14 +209,14 @@ async fn open_in_time(
         }
     };
     let signed = !headers.is_empty();
-    let made = ahead.take(uri).await;
-    let (mut inner, signature) = match upgrade(settings, uri, headers, made).await {
-        Err(OpenError::Refused { status: 403, host, .. }) if signed => {
-            debug!(host, "the signed opening was refused; trying once without signature");
-            let retried = upgrade(settings, uri, SignedHeaders::new(), None).await;
+    let connected = preconnect.take(uri).await;
+    let (mut inner, signature) = match upgrade(endpoint, uri, headers, connected).await {
+        Err(WebSocketOpenError::Refused { status: 403, host, .. }) if signed => {
+            debug!(host, "the signed opening was refused; retrying without signature");
+            let retried = upgrade(endpoint, uri, SignedHeaders::new(), None).await;
             let inner = retried.map_err(|error| match error {
-                OpenError::Refused { host, status, .. } => {
-                    OpenError::Refused { host, status, signature_refused: true }
+                WebSocketOpenError::Refused { host, status, .. } => {
+                    WebSocketOpenError::Refused { host, status, signature_refused: true }
                 }
                 error => error,
             })?;
@@ -281,26 +228,29 @@ async fn open_in_time(
     };
     debug!(?signature, "WebSocket open");
     let sent = inner.send(Message::text(opening)).await;
-    sent.map_err(|error| OpenError::Broken { host: host_of(uri), cause: error.to_string() })?;
+    sent.map_err(|error| WebSocketOpenError::Broken {
+        host: host_of(uri),
+        cause: error.to_string(),
+    })?;
     Ok(WebSocket { inner, signature })
 }
 
-/// Asks for the WebSocket on the connection that is there already, and on a new one if that carries no answer.
+/// Upgrades the connection that is `connected` already, or a new one if that one turns out to be closed.
 async fn upgrade(
-    settings: &Settings,
+    endpoint: &StreamEndpoint,
     uri: &Uri,
     headers: SignedHeaders,
-    made: Option<Box<dyn Transport>>,
-) -> Result<Inner, OpenError> {
-    if let Some(transport) = made {
+    connected: Option<Box<dyn Transport>>,
+) -> Result<Inner, WebSocketOpenError> {
+    if let Some(transport) = connected {
         match upgrade_on(transport, uri, headers.clone()).await {
-            Err(OpenError::Broken { cause, .. }) => {
-                debug!(cause, "the connection made ahead is of no use");
+            Err(WebSocketOpenError::Broken { cause, .. }) => {
+                debug!(cause, "the early connection is unusable");
             }
             outcome => return outcome,
         }
     }
-    let transport = dial::connect(uri, settings).await?;
+    let transport = endpoint.connector.connect(uri).await?;
     upgrade_on(transport, uri, headers).await
 }
 
@@ -308,15 +258,15 @@ async fn upgrade_on(
     transport: Box<dyn Transport>,
     uri: &Uri,
     headers: SignedHeaders,
-) -> Result<Inner, OpenError> {
+) -> Result<Inner, WebSocketOpenError> {
     let host = || host_of(uri);
-    let broken = |cause: String| OpenError::Broken { host: host(), cause };
+    let broken = |cause: String| WebSocketOpenError::Broken { host: host(), cause };
     let request = request(uri, headers).map_err(|error| broken(error.to_string()))?;
     match client_async_with_config(request, transport, Some(config())).await {
         Ok((inner, _)) => Ok(inner),
         Err(tungstenite::Error::Http(response)) => {
             let status = response.status().as_u16();
-            Err(OpenError::Refused { host: host(), status, signature_refused: false })
+            Err(WebSocketOpenError::Refused { host: host(), status, signature_refused: false })
         }
         Err(error) => Err(broken(error.to_string())),
     }
@@ -354,27 +304,25 @@ type Inner = WebSocketStream<Box<dyn Transport>>;
 
 /// An open WebSocket: a stream and a sink of [`Frame`]s.
 ///
-/// A ping of the service is answered by the next flush or read. After a close frame the stream ends,
-/// as soon as the service has closed the connection.
-pub struct WebSocket {
+/// The next flush or read answers a ping of the service. After a close frame the stream ends once the service has
+/// closed the connection.
+pub(crate) struct WebSocket {
     inner: Inner,
     signature: OpeningSignature,
 }
 
-/// What travels on a [`WebSocket`].
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Frame {
-    /// A message of the data channel: sent as binary, taken as binary or text.
+pub(crate) enum Frame {
+    /// A message of the data channel: sent as binary, accepted as binary or text.
     Message(Bytes),
-    /// Asks the peer for a sign of life; at most 125 bytes.
+    /// At most 125 bytes.
     Ping(Bytes),
-    /// The answer to a ping; those to the service's pings are sent without our doing.
+    /// The answer to a ping; tungstenite answers the service's pings.
     Pong(Bytes),
-    /// The end.
     Close {
-        /// 1000 is the normal one; 1005 if the peer gave none.
+        /// 1000 is the normal code; 1005 if the peer sent none.
         code: u16,
-        /// The peer's words, at most 123 bytes.
+        /// The peer's text, at most 123 bytes.
         reason: String,
     },
 }
@@ -382,11 +330,10 @@ pub enum Frame {
 /// Why an open WebSocket is lost.
 #[derive(Debug, thiserror::Error)]
 #[error("the WebSocket broke: {0}")]
-pub struct SocketError(tungstenite::Error);
+pub(crate) struct SocketError(tungstenite::Error);
 
 impl WebSocket {
-    /// How its opening was signed.
-    pub fn signature(&self) -> OpeningSignature {
+    pub(crate) fn signature(&self) -> OpeningSignature {
         self.signature
     }
 }
@@ -458,7 +405,7 @@ impl Frame {
                 Self::Close { code: code.into(), reason: reason.as_str().to_owned() }
             }
             Message::Close(None) => Self::Close { code: NO_STATUS, reason: String::new() },
-            // Never read, only written.
+            // Never received, only sent.
             Message::Frame(_) => return None,
         })
     }
@@ -475,8 +422,8 @@ impl Frame {
     }
 }
 
-/// For an opening as a whole. The official plugin dials for 45 s; a token is good for seconds only.
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
+/// For an opening as a whole. The official plugin dials for 45 s; a token is valid for seconds only.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A close frame without status (RFC 6455, section 7.1.5).
 const NO_STATUS: u16 = 1005;
@@ -484,13 +431,13 @@ const NO_STATUS: u16 = 1005;
 /// Read from the connection at once, in bytes.
 const READ_BUFFER: usize = 32 * 1024;
 
-/// Collected before the connection is written to without a flush, in bytes.
+/// Buffered before the connection is written to without a flush, in bytes.
 const WRITE_BUFFER: usize = 32 * 1024;
 
-/// Kept for a connection that takes nothing, in bytes: the sink is not ready long before.
+/// Limit of what is buffered for a connection that accepts nothing, in bytes: the sink is not ready long before.
 const MAX_WRITE_BUFFER: usize = 1024 * 1024;
 
-/// Largest message that is taken, in bytes. Agents send 1,024 bytes of payload; AWS gives no limit.
+/// Largest accepted message, in bytes. Agents send 1,024 bytes of payload; AWS documents no limit.
 const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 
 #[cfg(test)]

@@ -1,23 +1,22 @@
-//! The command line: what there is, and what its help says.
+//! The command line.
 
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use serde::{Deserialize, Serialize};
 
-use crate::runtime::telemetry::LogFormat;
+pub use crate::{ipc::message::OutputFormat, runtime::telemetry::LogFormat};
 
 /// Reaches a database in a private subnet through an AWS Systems Manager session.
 ///
-/// Reads one JSON document on stdin, prints `ready <port>` when the tunnel is up, and ends it when stdin
-/// closes. A failure is one line, `failed {"code":…,"message":…,"hint":…}`, and an exit status: 65 the document
-/// is wrong, 69 something of the customer's is unavailable, 71 this host refuses, 75 try again, 76 a peer broke
+/// Reads one JSON config on stdin, prints `ready <port>` when the tunnel is up, and ends it when stdin
+/// closes. A failure is one line, `failed {"code":…,"message":…,"hint":…}`, and an exit status: 65 the config
+/// is wrong, 69 something on the customer's side is unavailable, 71 this host refuses, 75 try again, 76 a peer broke
 /// its protocol, 77 refused.
 #[derive(Debug, Parser)]
 #[command(name = "ssm-sidecar", version, args_conflicts_with_subcommands = false)]
 pub struct Arguments {
-    /// What to do in place of `run`.
+    /// Instead of `run`.
     #[command(subcommand)]
     pub command: Option<Command>,
     /// For `run`, which is the default.
@@ -25,7 +24,7 @@ pub struct Arguments {
     pub run: Run,
 }
 
-/// What the binary does.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Open the tunnel and keep it until stdin closes (the default).
@@ -40,11 +39,11 @@ pub enum Command {
     Exec(Exec),
     /// Try each step in turn, and say what was found or what to change.
     ///
-    /// What to run before opening a ticket. It ends every session that it starts, and its exit status is that
-    /// of the first failure. With `--output json` each step is a JSON object on a line of its own, and the
+    /// Run it before opening a ticket. It ends every session that it starts, and its exit status is that of the
+    /// first failure. With `--output json` each step is a JSON object on a line of its own, and the
     /// last line has `result` (`ok` or `failed`) and, after a failure, `failure`.
     Check(Check),
-    /// Print the least-privilege IAM policy for a document.
+    /// Print the least-privilege IAM policy for a config.
     ///
     /// It is what the identity that starts the session needs: the role where `aws.assume_role` names one,
     /// else the user or role that the keys belong to. `ssm:StartSession` alone is enough to work; the
@@ -57,14 +56,14 @@ pub enum Command {
         /// Such as `http://127.0.0.1:9090/readyz`; http only.
         url: http::Uri,
     },
-    /// Be the worker of a sidecar, which alone can start one.
+    /// The worker process; only the sidecar itself can start it.
     #[command(hide = true)]
     Worker(Worker),
-    /// Print the JSON Schema of the document.
+    /// Print the JSON Schema of the config.
     Schema,
     /// Print a completion script for a shell.
     Completions {
-        /// The shell that is to complete.
+        /// For which shell.
         shell: Shell,
     },
     /// Print the manual page, in roff.
@@ -74,10 +73,10 @@ pub enum Command {
 /// How the tunnel is opened.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Run {
-    /// Take the document from this file; then stdin is not looked at, and signals end the tunnel.
+    /// Read the config from this file; then stdin is not read, and signals end the tunnel.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// How log lines on stderr look; by default text on a terminal, JSON otherwise.
+    /// The form of log lines on stderr; by default text on a terminal, JSON otherwise.
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
     /// Seconds for which the service leaves a data channel open; where sessions cannot be resumed a
@@ -87,7 +86,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// What is given here, else what `outer` gives.
+    /// The options given here, else those of `outer`.
     #[must_use]
     pub fn or(self, outer: Self) -> Self {
         Self {
@@ -98,57 +97,35 @@ impl Run {
     }
 }
 
-/// How a worker logs.
+/// The logs of a worker.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct Worker {
-    /// The form of the log, the same as the monitor's.
+    /// The form of log lines, the same as the monitor's.
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
-    /// Nothing, unless `RUST_LOG` says otherwise.
+    /// No logs, unless `RUST_LOG` asks for them.
     #[arg(long)]
     pub quiet: bool,
 }
 
-impl Worker {
-    /// The name of the command.
-    pub const NAME: &str = "worker";
-
-    /// The arguments that say so.
-    pub fn arguments(self) -> Vec<OsString> {
-        let format = self.log_format.map(|format| ["--log-format", format.name()]);
-        let quiet = self.quiet.then_some("--quiet");
-        let words = [Self::NAME].into_iter().chain(format.into_iter().flatten()).chain(quiet);
-        words.map(OsString::from).collect()
-    }
-}
-
-/// How to check.
+/// Options of `check`.
 #[derive(Args, Clone, Debug)]
 pub struct Check {
-    /// Take the document from this file instead of stdin.
+    /// Read the config from this file instead of stdin.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// How the steps are told.
+    /// The form of the steps.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub output: OutputFormat,
 }
 
-/// How the steps of a check are told.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, clap::ValueEnum)]
-pub enum OutputFormat {
-    /// For people; coloured on a terminal, unless `NO_COLOR` is set.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
-/// What to run with a tunnel.
+/// Options of `exec`.
 #[derive(Args, Clone, Debug)]
 pub struct Exec {
-    /// Take the document from this file.
+    /// Read the config from this file.
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
-    /// How the sidecar's log lines on stderr look; warnings only, unless `RUST_LOG` says otherwise.
+    /// The form of the sidecar's log lines on stderr; warnings only, unless `RUST_LOG` asks for more.
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
     /// Program and arguments.
@@ -156,13 +133,13 @@ pub struct Exec {
     pub command: Vec<OsString>,
 }
 
-/// Whose policy to print.
+/// Options of `policy`.
 #[derive(Args, Clone, Debug)]
 pub struct Policy {
-    /// Take the document from this file instead of stdin.
+    /// Read the config from this file instead of stdin.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Print what the keys of the document need to assume `aws.assume_role`, instead of what the role needs.
+    /// Print what the keys of the config need to assume `aws.assume_role`, instead of what the role needs.
     #[arg(long)]
     pub caller: bool,
 }

@@ -1,9 +1,9 @@
 //! `exec`: the tunnel for as long as a command runs.
 //!
-//! A runner like any other, in front of the same binary: it starts a sidecar with a pipe on its stdin, waits
-//! for `ready` on its stdout, starts the command, and closes the pipe when that has ended. So the command is no
-//! child of the process that holds the secrets, inherits none of its restrictions, and its stdout is its own;
-//! and should this process be killed, the pipe closes and the sidecar ends the session.
+//! A runner in front of the same binary: it starts a sidecar with a pipe as stdin, waits for `ready` on its stdout,
+//! starts the command, and closes the pipe when the command has ended. So the command is no child of the process that
+//! holds the secrets, inherits none of its restrictions, and has stdout for itself; and if this process is killed, the
+//! pipe closes and the sidecar ends the session.
 
 mod reaper;
 mod signals;
@@ -13,6 +13,7 @@ use std::{
     ffi::{OsStr, OsString},
     io,
     os::unix::{ffi::OsStrExt as _, process::ExitStatusExt as _},
+    panic::resume_unwind,
     path::PathBuf,
     process::{ExitStatus as Ended, Stdio},
     time::Duration,
@@ -26,64 +27,66 @@ use runner_protocol::{Failure, Line};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
     process::{Child, ChildStdin, ChildStdout, Command},
-    runtime,
     time::timeout,
 };
 
+use super::cli;
 use crate::{
-    commands::{
-        error::Error,
-        run::{read_document_bytes, write_termination_log},
+    runner::{config_reader, termination_log},
+    runtime::{
+        executor,
+        failure::{InternalError, ToFailure as _},
+        hardening,
+        phase::Phase,
+        stop, terminal,
     },
-    runtime::{hardening, phase::Phase, terminal},
 };
 
 use reaper::Reaper;
 use signals::Signals;
 
-/// What to run, and with what tunnel.
-#[derive(Clone, Debug)]
-pub struct Exec {
-    /// The document.
-    pub config: PathBuf,
-    /// Program and arguments; `{port}` in them becomes the tunnel's port.
-    pub command: Vec<OsString>,
-    /// For the sidecar's own command line, such as `--log-format json`.
-    pub options: Vec<OsString>,
-}
-
-/// Runs the command with the tunnel up and returns the status to exit with: the command's own, 128 and the
-/// number of the signal that ended it, or that of the tunnel's failure, which is told on stderr. Blocks.
-pub fn run(exec: &Exec) -> u8 {
-    hardening::hide();
-    let outcome = match runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => {
-            let outcome = runtime.block_on(supervise(exec));
-            runtime.shutdown_background();
-            outcome
-        }
-        Err(error) => Err(defect(&format!("no runtime: {error}"))),
+/// Runs the command with the tunnel up; returns the exit status: the command's own, 128 and the number of the signal
+/// that ended it, or that of the tunnel's failure, which is printed on stderr. Blocks.
+pub fn command(arguments: cli::Exec) -> u8 {
+    let cli::Exec { config, log_format, command } = arguments;
+    let format = log_format.map(|format| ["--log-format", format.name()].map(Into::into));
+    let options = format.into_iter().flatten().collect();
+    let exec = Exec { config, command, options };
+    hardening::disable_dump();
+    let outcome = match executor::block_on(supervise(&exec)) {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(panic)) => resume_unwind(panic),
+        Err(error) => Err(internal(&format!("no runtime: {error}"))),
     };
     outcome.unwrap_or_else(|failure| {
-        terminal::print(&failure);
-        write_termination_log(&failure);
+        terminal::print_failure(&failure);
+        termination_log::write(&failure);
         failure.exit_status().code()
     })
 }
 
+/// What to run, and with what tunnel.
+struct Exec {
+    config: PathBuf,
+    /// Program and arguments; `{port}` in them becomes the tunnel's port.
+    command: Vec<OsString>,
+    /// Options for the sidecar, such as `--log-format json`.
+    options: Vec<OsString>,
+}
+
 async fn supervise(exec: &Exec) -> Result<u8, Failure> {
-    let mut signals = Signals::listen().map_err(|error| defect(&error.to_string()))?;
+    let mut signals = Signals::listen().map_err(|error| internal(&error.to_string()))?;
     let reaper = Reaper::start();
-    let document =
-        read_document_bytes(&exec.config).map_err(|error| error.into_failure(Phase::Config))?;
-    let mut tunnel = Tunnel::start(&exec.options).map_err(|error| defect(&error.to_string()))?;
+    let config =
+        config_reader::read_bytes(&exec.config).map_err(|error| error.to_failure(Phase::Config))?;
+    let mut tunnel = Tunnel::start(&exec.options).map_err(|error| internal(&error.to_string()))?;
     reaper.leave(&tunnel.process);
     tokio::select! {
-        // A sidecar that is gone says why on its stdout.
-        _ = tunnel.give(&document) => (),
+        // A sidecar that has ended reports why on its stdout.
+        _ = tunnel.send_config(&config) => (),
         signal = signals.next() => return Ok(tunnel.end_after(signal).await),
     }
-    drop(document);
+    drop(config);
     let port = tokio::select! {
         port = tunnel.ready() => port?,
         signal = signals.next() => return Ok(tunnel.end_after(signal).await),
@@ -99,7 +102,7 @@ async fn supervise(exec: &Exec) -> Result<u8, Failure> {
     status
 }
 
-/// Waits for the command; ends it when the tunnel is lost, since nothing that it could still do would succeed.
+/// Waits for the command; ends it when the tunnel is lost, since the command cannot succeed then.
 async fn attend(
     mut command: Child,
     tunnel: &mut Tunnel,
@@ -108,7 +111,7 @@ async fn attend(
     let failure = loop {
         tokio::select! {
             biased;
-            ended = command.wait() => return ended.map(status_of).map_err(|error| defect(&error.to_string())),
+            ended = command.wait() => return ended.map(status_of).map_err(|error| internal(&error.to_string())),
             signal = signals.next() => forward(&command, signal),
             failure = tunnel.lost() => break failure,
         }
@@ -116,7 +119,7 @@ async fn attend(
     forward(&command, Signal::SIGTERM);
     if timeout(AFTER_LOSS, command.wait()).await.is_err() {
         forward(&command, Signal::SIGKILL);
-        // Whatever it ended with, the loss is what there is to tell.
+        // Its status does not matter: the loss is reported.
         let _ended = command.wait().await;
     }
     Err(failure)
@@ -142,10 +145,10 @@ fn with_port(word: &OsStr, port: &str) -> OsString {
     OsStr::from_bytes(&result).to_owned()
 }
 
-/// As `env` and shells say it: 127 where there is no such program, 126 where it cannot be run.
+/// The status of `env` and shells: 127 where there is no such program, 126 where it cannot be run.
 fn not_started(command: &[OsString], error: &io::Error) -> u8 {
     let program = command.first().map(|program| program.to_string_lossy()).unwrap_or_default();
-    terminal::say(&format!("ssm-sidecar: `{program}` cannot be started: {error}"));
+    terminal::print_line(&format!("ssm-sidecar: `{program}` cannot be started: {error}"));
     if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 }
 }
 
@@ -156,12 +159,12 @@ fn status_of(ended: Ended) -> u8 {
 
 fn forward(command: &Child, signal: Signal) {
     let Some(pid) = command.id().and_then(|pid| i32::try_from(pid).ok()) else { return };
-    // It may just have ended.
+    // Fails if it has just ended.
     let _gone = kill(Pid::from_raw(pid), signal);
 }
 
-fn defect(what: &str) -> Failure {
-    Error::Internal(what.to_owned()).into_failure(Phase::Config)
+fn internal(what: &str) -> Failure {
+    InternalError::new(what).to_failure(Phase::Config)
 }
 
 /// The sidecar that holds the tunnel.
@@ -183,7 +186,7 @@ impl Tunnel {
             .process_group(0)
             .kill_on_drop(true);
         if env::var_os(LEVEL).is_none() {
-            // The screen is the command's.
+            // The terminal belongs to the command.
             command.env(LEVEL, "warn");
         }
         let mut process = command.spawn()?;
@@ -192,11 +195,11 @@ impl Tunnel {
         Ok(Self { process, lease, lines: BufReader::new(lines).lines() })
     }
 
-    async fn give(&mut self, document: &[u8]) -> io::Result<()> {
+    async fn send_config(&mut self, config: &[u8]) -> io::Result<()> {
         let lease = self.lease.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
-        lease.write_all(document).await?;
-        // A document without its last brace is found out at the end of input.
-        if !document.trim_ascii_end().ends_with(b"}") {
+        lease.write_all(config).await?;
+        // An incomplete config is reported at the end of input.
+        if !config.trim_ascii_end().ends_with(b"}") {
             self.lease = None;
         }
         Ok(())
@@ -208,7 +211,7 @@ impl Tunnel {
                 Some(Line::Ready(port)) => return Ok(port),
                 Some(Line::Failed(failure)) => return Err(failure),
                 Some(_) => (),
-                None => return Err(self.vanished().await),
+                None => return Err(self.exited().await),
             }
         }
     }
@@ -219,7 +222,7 @@ impl Tunnel {
             match self.line().await {
                 Some(Line::Failed(failure)) => return failure,
                 Some(_) => (),
-                None => return self.vanished().await,
+                None => return self.exited().await,
             }
         }
     }
@@ -234,39 +237,36 @@ impl Tunnel {
         }
     }
 
-    async fn vanished(&mut self) -> Failure {
+    async fn exited(&mut self) -> Failure {
         match self.process.wait().await {
-            Ok(ended) => defect(&format!("the tunnel's process has gone: {ended}")),
-            Err(error) => defect(&error.to_string()),
+            Ok(ended) => internal(&format!("the tunnel's process has ended: {ended}")),
+            Err(error) => internal(&error.to_string()),
         }
     }
 
     /// Ends the session and waits for that.
     async fn end(&mut self) {
         self.lease = None;
-        if timeout(END, self.process.wait()).await.is_err() {
-            terminal::say("ssm-sidecar: the tunnel did not end in time and is killed");
+        if timeout(stop::EXEC, self.process.wait()).await.is_err() {
+            terminal::print_line("ssm-sidecar: the tunnel did not end in time and is killed");
         }
     }
 
-    /// The same when `signal` came before there was a command to have it.
+    /// The same, for a `signal` before the command was started.
     async fn end_after(&mut self, signal: Signal) -> u8 {
         self.end().await;
         u8::try_from(128 + signal as i32).unwrap_or(u8::MAX)
     }
 }
 
-/// Names the port to the command.
+/// Environment variable of the command with the port.
 const PORT: &str = "SSM_SIDECAR_PORT";
 
-/// Becomes the port in the command's arguments.
+/// Replaced by the port in the command's arguments.
 const PLACE: &[u8] = b"{port}";
 
-/// Sets the level of the logs.
+/// Environment variable with the level of the logs.
 const LEVEL: &str = "RUST_LOG";
-
-/// For the sidecar to end: its own limit is 5 s.
-const END: Duration = Duration::from_secs(8);
 
 /// For the command to end after SIGTERM when its tunnel is lost.
 const AFTER_LOSS: Duration = Duration::from_secs(10);

@@ -1,48 +1,53 @@
-//! `probe URL`: asks a health endpoint once, for exec probes in an image without shell.
+//! `probe URL`: one request to a health endpoint, for exec probes in an image without shell.
 
-use std::time::Duration;
+use std::{panic::resume_unwind, process::ExitCode, time::Duration};
 
 use http::{Request, StatusCode, Uri, header};
 use http_body_util::Empty;
 use hyper::{body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, runtime, time::timeout};
+use tokio::{net::TcpStream, time::timeout};
+
+use crate::runtime::{executor, terminal};
 
 /// Why a probe has failed.
 #[derive(Debug, thiserror::Error)]
-pub enum ProbeError {
+enum ProbeError {
     /// Not `http://host[:port]/path`.
     #[error("`{0}` is no http URL with a host, such as http://127.0.0.1:9090/readyz")]
     Url(Uri),
-    /// Nobody listens there, or what listens does not speak HTTP.
+    /// Nothing listens there, or it does not speak HTTP.
     #[error("no answer: {0}")]
-    Unanswered(String),
-    /// The time is used up.
+    NoAnswer(String),
     #[error("no answer within {} s", LIMIT.as_secs())]
     TimedOut,
-    /// It says that it is not well.
+    /// A status other than 200.
     #[error("it answers {0}")]
-    Unwell(StatusCode),
+    Status(StatusCode),
 }
 
-/// Succeeds when `url` answers 200 within 3 s. Blocks.
-///
-/// # Errors
-///
-/// [`ProbeError`].
-pub fn run(url: &Uri) -> Result<(), ProbeError> {
+/// Runs the command of the command line: status 0 when `url` answers 200 within 3 s, else 1. Blocks.
+pub fn command(url: &Uri) -> ExitCode {
+    match probe(url) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            terminal::print_line(&format!("ssm-sidecar probe: {url}: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn probe(url: &Uri) -> Result<(), ProbeError> {
     let host = url.host().filter(|host| !host.is_empty());
     let (Some("http"), Some(host)) = (url.scheme_str(), host) else {
         return Err(ProbeError::Url(url.clone()));
     };
-    let runtime = runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| ProbeError::Unanswered(error.to_string()))?;
-    let status = runtime.block_on(async { timeout(LIMIT, ask(url, host)).await });
-    // A name that is still being looked up must not hold up the exit.
-    runtime.shutdown_background();
-    match status.map_err(|_| ProbeError::TimedOut)?.map_err(ProbeError::Unanswered)? {
+    let outcome = executor::block_on(async { timeout(LIMIT, ask(url, host)).await });
+    let outcome = outcome.map_err(|error| ProbeError::NoAnswer(error.to_string()))?;
+    let status = outcome.unwrap_or_else(|panic| resume_unwind(panic));
+    match status.map_err(|_| ProbeError::TimedOut)?.map_err(ProbeError::NoAnswer)? {
         StatusCode::OK => Ok(()),
-        status => Err(ProbeError::Unwell(status)),
+        status => Err(ProbeError::Status(status)),
     }
 }
 
@@ -59,7 +64,7 @@ async fn ask(url: &Uri, host: &str) -> Result<StatusCode, String> {
         .header(header::CONNECTION, "close")
         .body(Empty::new())
         .map_err(|error| error.to_string())?;
-    // Polled together: the connection carries what the request waits for, and may end with the answer in hand.
+    // Polled together: the response arrives on the connection, which may end with it.
     let (response, _ended) =
         tokio::join!(async move { sender.send_request(request).await }, connection);
     response.map(|response| response.status()).map_err(|error| error.to_string())

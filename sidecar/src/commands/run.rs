@@ -1,49 +1,37 @@
-//! The process that the runner starts: the document, the worker, the end, top to bottom.
+//! `run`: the process that the runner starts. Reads the config, starts the worker, and ends it.
 //!
-//! What the worker does is in [`job`](crate::tunnel). Here is what it must not have a hand in: the lease, stdout, the
-//! exit status, the keys of AWS, and that every session is ended, however the worker does.
+//! Here is what the worker must not decide: the lease, stdout, the exit status, the AWS keys, and that every session is
+//! ended however the worker ends. What the worker does is in [`tunnel`](crate::tunnel).
 
 use std::{
-    ffi::OsString,
-    fs::OpenOptions,
-    future::pending,
-    io::Write as _,
-    net::TcpListener,
-    panic::{self, AssertUnwindSafe},
-    path::{Path, PathBuf},
-    pin::pin,
-    process::Stdio,
-    time::Duration,
+    ffi::OsString, future::pending, net::TcpListener, panic::AssertUnwindSafe, path::PathBuf,
+    pin::pin, process::Stdio, time::Duration,
 };
 
-use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
-use runner_protocol::{ExitStatus, Failure, Line, Request};
-use tokio::{
-    runtime,
-    signal::unix::{SignalKind, signal},
-    time::Instant,
-};
-use tracing::{debug, error, info, warn};
-use zeroize::Zeroizing;
+use futures_util::FutureExt as _;
+use runner_protocol::{Config, ExitStatus, Failure, Line};
+use tokio::time::Instant;
+use tracing::{error, info, warn};
 
+use super::{cli, error::Error, supervise::prepare, worker};
 use crate::{
-    commands::error::Error,
-    ipc::message::{Begin, Stop, Task},
-    monitor::{Ended, GRACE, Monitor, Orders, Service},
-    net::{proxy::Proxy, tls::Trust},
-    runner::{config_reader, stdin::Stdin, stdout},
+    aws::to_keys,
+    ipc::message::{StartMessage, WorkerTask},
+    monitor::{Monitor, WorkerOutcome},
+    runner::{config_reader, signals::stop_signal, stdin::Stdin, stdout, termination_log},
     runtime::{
-        hardening::{self, Unprotected},
+        executor,
+        failure::InternalError,
+        hardening::{self, MissingProtection},
         panics::Panics,
         phase::Phase,
-        telemetry::Telemetry,
+        stop::{self, StopReason},
+        telemetry::{LogFormat, Telemetry},
     },
-    tunnel::{health, listener},
+    tunnel::{health, lanes::CHANNEL_LIFE, listener},
 };
 
-pub use crate::tunnel::CHANNEL_LIFE;
-
-/// Where the document comes from.
+/// Where the config comes from.
 #[derive(Clone, Debug)]
 pub enum Source {
     /// Stdin, which is the lease from then on.
@@ -55,64 +43,56 @@ pub enum Source {
 /// How to run.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where the document comes from.
+    /// Where the config comes from.
     pub source: Source,
-    /// For how long the service leaves a data channel open, [`CHANNEL_LIFE`].
-    pub channel_life: Duration,
-    /// The arguments with which this program runs as a worker.
+    /// For how long the service leaves a data channel open; `None`: an hour.
+    pub channel_life: Option<Duration>,
+    /// The arguments with which this program runs as the worker.
     pub worker: Vec<OsString>,
+    /// The form of log lines; `None`: text on a terminal, JSON otherwise.
+    pub log_format: Option<LogFormat>,
     /// When the process began.
     pub started: Instant,
 }
 
-/// Reads the whole document from stdin or from `file`, for commands that open no tunnel. Blocks.
-///
-/// # Errors
-///
-/// [`Error::File`], [`Error::Stdin`] and [`Error::Config`].
-pub fn read_document(file: Option<&Path>) -> Result<Request, Error> {
-    config_reader::read_whole(file)
+/// Runs the command of the command line. Blocks. `started`: when the process began.
+pub fn command(arguments: cli::Run, started: Instant) -> ExitStatus {
+    run(&Options {
+        source: arguments.config.map_or(Source::Stdin, Source::File),
+        channel_life: arguments.channel_life.map(Duration::from_secs),
+        worker: worker::arguments(arguments.log_format, false),
+        log_format: arguments.log_format,
+        started,
+    })
 }
 
-/// Reads what stands in the file of `--config`, unexamined, to be handed on. Blocks.
-///
-/// # Errors
-///
-/// [`Error::File`].
-pub fn read_document_bytes(file: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
-    config_reader::read_bytes(file)
-}
-
-/// Does the job and says how it ended, on stdout and as exit status. Blocks.
-pub fn run(options: &Options, telemetry: &Telemetry) -> ExitStatus {
-    let refused = hardening::apply();
+/// Does the job, and reports how it ended on stdout and as exit status. Blocks.
+pub fn run(options: &Options) -> ExitStatus {
+    let telemetry = Telemetry::start(options.log_format);
+    let missing = hardening::apply();
     let panics = Panics::watch();
-    let outcome = runtime::Builder::new_current_thread().enable_all().build().map(|runtime| {
-        let job = supervise(options, refused, &panics);
-        let outcome = panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(job)));
-        // Threads that look up names must not hold up the exit.
-        runtime.shutdown_background();
-        // Before there was a session, or after the sessions were ended.
-        outcome.unwrap_or_else(|_| Err(defect(&panics).into_failure(Phase::Config)))
-    });
-    let lost_lines = telemetry.lost_lines().count();
-    if lost_lines > 0 {
-        warn!(lost_lines, "log lines were dropped because nobody read stderr");
+    let outcome = executor::block_on(supervise(options, missing, &panics));
+    let dropped_lines = telemetry.dropped_lines().count();
+    if dropped_lines > 0 {
+        warn!(dropped_lines, "log lines were dropped because nobody read stderr");
     }
-    let status = match outcome {
-        Ok(Ok(())) => ExitStatus::Ended,
-        Ok(Err(failure)) => fail(&options.source, &failure),
-        Err(error) => {
-            let error = Error::Internal(format!("no runtime: {error}"));
-            fail(&options.source, &error.into_failure(Phase::Config))
-        }
+    let internal = |error: InternalError| Err(Error::from(error).into_failure(Phase::Config));
+    let outcome = match outcome {
+        Ok(Ok(outcome)) => outcome,
+        // Before there was a session, or after the sessions were ended.
+        Ok(Err(_)) => internal(first_panic(&panics)),
+        Err(error) => internal(InternalError::new(format!("no runtime: {error}"))),
     };
-    stdout::flush(LAST_LINES);
+    let status = match outcome {
+        Ok(()) => ExitStatus::Ok,
+        Err(failure) => fail(&options.source, &failure),
+    };
+    stdout::flush(stop::STDOUT_FLUSH);
     status
 }
 
-fn defect(panics: &Panics) -> Error {
-    panics.error().unwrap_or_else(|| Error::Internal("panic".to_owned()))
+fn first_panic(panics: &Panics) -> InternalError {
+    panics.first().map_or_else(|| InternalError::new("panic"), InternalError::from)
 }
 
 fn fail(source: &Source, failure: &Failure) -> ExitStatus {
@@ -124,184 +104,142 @@ fn fail(source: &Source, failure: &Failure) -> ExitStatus {
         failure.message
     );
     if let Source::File(_) = source {
-        write_termination_log(failure);
+        termination_log::write(failure);
     }
-    if let Err(error) = stdout::print(&Line::Failed(failure.clone())) {
-        warn!(%error, "nobody reads stdout");
-    }
+    print(&Line::Failed(failure.clone()));
     failure.exit_status()
 }
 
-/// Leaves `failure` where Kubernetes takes the reason of a container's end from; not everywhere is there
-/// such a file.
-pub fn write_termination_log(failure: &Failure) {
-    if let Ok(json) = serde_json::to_string(failure)
-        && let Err(error) = OpenOptions::new()
-            .write(true)
-            .truncate(true)
-            .open(TERMINATION_LOG)
-            .and_then(|mut file| file.write_all(json.as_bytes()))
-    {
-        debug!(%error, "no termination message");
+fn print(line: &Line) {
+    if let Err(error) = stdout::print(line) {
+        warn!(%error, "stdout is not read, a line is lost");
     }
 }
 
 async fn supervise(
     options: &Options,
-    mut refused: Vec<Unprotected>,
+    mut missing: Vec<MissingProtection>,
     panics: &Panics,
 ) -> Result<(), Failure> {
-    let mut signals = pin!(stopping_signal());
-    let at_first = |error: Error| error.into_failure(Phase::Config);
-    // At once, so that it locks itself up while the document is on its way.
+    let mut signals = pin!(stop_signal());
+    let at_start = |error: Error| error.into_failure(Phase::Config);
+    // First, so that the worker is sandboxed while the config is being read.
     let mut monitor = Monitor::start(&options.worker, Stdio::null())
-        .map_err(|error| at_first(Error::NoWorker(error)))?;
-    let mut lease = None;
-    let document = async {
-        match &options.source {
-            Source::File(path) => config_reader::read_file(path),
-            Source::Stdin => {
-                let mut stdin = Stdin::open().map_err(Error::Stdin)?;
-                let (request, rest) = config_reader::read(&mut stdin).await?;
-                lease = Some((stdin, rest));
-                Ok(request)
-            }
-        }
+        .map_err(|error| at_start(Error::NoWorker(error)))?;
+    let start = async {
+        let (config, lease) = read_config(&options.source).await?;
+        let listeners = Listeners::bind(&config).await?;
+        let (handler, client, worker_missing) =
+            prepare(&mut monitor, &config, Some(listeners.port)).await?;
+        missing.extend(worker_missing);
+        hardening::enforce(config.hardening, missing)?;
+        let (task, descriptors) = listeners.into_task(options);
+        let message = StartMessage { task, elapsed: options.started.elapsed() };
+        monitor.send_task(message, descriptors, &config)?;
+        Ok((handler, client, lease))
     };
-    let begun = async {
-        let request = document.await?;
-        // Meanwhile the worker locks itself up.
-        let doors = Doors::open(&request).await?;
-        let service = Service::new(&request, Some(doors.port), Trust::load(), Proxy::from_env()?)?;
-        refused.extend(monitor.locked_up().await?);
-        hardening::enforce(request.hardening, refused)?;
-        monitor.begin(doors.orders(options), &request)?;
-        Ok(service)
-    };
-    let begun = tokio::select! {
-        begun = begun => begun,
+    let started = tokio::select! {
+        started = start => started,
         signal = &mut signals => {
-            info!(signal, "stopped before the worker could begin");
-            monitor.finish(None, Instant::now() + GRACE).await;
+            info!(signal, "stopped before the worker was started");
+            monitor.finish(None, Instant::now() + stop::MONITOR).await;
             return Ok(());
         }
     };
-    let mut service = match begun {
-        Ok(service) => service,
+    let (mut handler, client, lease) = match started {
+        Ok(started) => started,
         Err(error) => {
-            monitor.finish(None, Instant::now() + GRACE).await;
-            return Err(at_first(error));
+            monitor.finish(None, Instant::now() + stop::MONITOR).await;
+            return Err(at_start(error));
         }
     };
 
-    let plane = service.plane();
-    let mut asked = None;
+    let mut stop_requested = None;
     let stop = async {
-        let stop = tokio::select! {
-            () = config_reader::watch(lease, &plane) => Stop::StdinClosed,
-            () = stdout::closed() => Stop::StdoutClosed,
-            signal = &mut signals => Stop::Signal(signal.into()),
-            () = panics.noticed() => Stop::Panic,
+        let lease_ended = async {
+            match lease {
+                Some((stdin, rest)) => {
+                    let replace = |keys| client.replace_credentials(&to_keys(keys));
+                    config_reader::watch_lease(stdin, rest, replace).await;
+                }
+                None => pending().await,
+            }
         };
-        asked = Some(Instant::now());
-        stop
+        let reason = tokio::select! {
+            () = lease_ended => StopReason::StdinClosed,
+            () = stdout::closed() => StopReason::StdoutClosed,
+            signal = &mut signals => StopReason::Signal(signal.into()),
+            () = panics.occurred() => StopReason::Panic,
+        };
+        stop_requested = Some(Instant::now());
+        reason
     };
-    // Not unwound through here: the sessions are still to be ended.
-    let attended = AssertUnwindSafe(monitor.attend(&mut service, stop, say)).catch_unwind().await;
-    let attended = if let Ok(attended) = attended {
-        attended
-    } else {
-        asked = Some(Instant::now());
-        monitor.attend(&mut service, async { Stop::Panic }, say).await
-    };
-    let deadline = asked.map_or_else(|| Instant::now() + AFTER_LOSS, |asked| asked + GRACE);
-    let phase = monitor.phase();
-    monitor.finish(Some(service), deadline).await;
-    if let Some(error) = panics.error() {
-        return Err(error.into_failure(phase));
-    }
-    match attended {
-        Ok(Ended::Tunnel(None)) => Ok(()),
-        Ok(Ended::Tunnel(Some(failure))) => Err(failure),
-        Ok(Ended::Check(..)) => {
-            Err(Error::Internal("a check was not asked for".to_owned()).into_failure(phase))
+    // A panic is caught here: the sessions are still to be ended.
+    let running = AssertUnwindSafe(monitor.run(&mut handler, stop, print)).catch_unwind();
+    let outcome = match running.await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            stop_requested = Some(Instant::now());
+            monitor.run(&mut handler, async { StopReason::Panic }, print).await
         }
-        Err(lost) => Err(Error::Worker(lost).into_failure(phase)),
+    };
+    let deadline = match stop_requested {
+        Some(requested) => requested + stop::MONITOR,
+        None => Instant::now() + stop::AFTER_WORKER_LOST,
+    };
+    let phase = handler.phase();
+    monitor.finish(Some(handler), deadline).await;
+    let error = match (panics.first(), outcome) {
+        (Some(location), _) => InternalError::from(location).into(),
+        (None, Ok(WorkerOutcome::Tunnel(None))) => return Ok(()),
+        (None, Ok(WorkerOutcome::Tunnel(Some(failure)))) => return Err(failure),
+        (None, Ok(WorkerOutcome::Check(..))) => {
+            Error::from(InternalError::new("a check was not asked for"))
+        }
+        (None, Err(failure)) => failure.into(),
+    };
+    Err(error.into_failure(phase))
+}
+
+/// The lease: stdin, and the bytes that came behind the config.
+type Lease = (Stdin, zeroize::Zeroizing<Vec<u8>>);
+
+async fn read_config(source: &Source) -> Result<(Config, Option<Lease>), Error> {
+    match source {
+        Source::File(path) => Ok((config_reader::read_file(path)?, None)),
+        Source::Stdin => {
+            let mut stdin = Stdin::open().map_err(config_reader::ReadError::Stdin)?;
+            let (config, rest) = config_reader::read(&mut stdin).await?;
+            Ok((config, Some((stdin, rest))))
+        }
     }
 }
 
-/// Where others arrive. The worker cannot open a door any more.
-struct Doors {
+/// Listening sockets. Bound here, because the sandboxed worker may not bind.
+struct Listeners {
     clients: listener::Bound,
     port: u16,
-    probes: Option<TcpListener>,
+    health: Option<TcpListener>,
 }
 
-impl Doors {
-    async fn open(request: &Request) -> Result<Self, Error> {
-        let clients = listener::bind(&request.listen).await?;
-        let probes = request.health.listen.map(health::bind).transpose()?;
+impl Listeners {
+    async fn bind(config: &Config) -> Result<Self, Error> {
+        let clients = listener::bind(&config.listen).await?;
+        let health = config.health.listen.map(health::bind).transpose()?;
         let address = clients.socket.local_addr();
-        let port = address.map_err(|error| Error::Internal(error.to_string()))?.port();
-        Ok(Self { clients, port, probes })
+        let port = address.map_err(|error| InternalError::new(error.to_string()))?.port();
+        Ok(Self { clients, port, health })
     }
 
-    /// Hands them to the worker.
-    fn orders(self, options: &Options) -> Orders {
-        let Self { clients, probes, .. } = self;
-        let begin = Begin {
-            task: Task::Run {
-                channel_life_s: options.channel_life.as_secs(),
-                diagnosis: clients.diagnosis.is_some(),
-                health: probes.is_some(),
-            },
-            elapsed_ms: u64::try_from(options.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+    /// Returns the worker's task, and the sockets in its order.
+    fn into_task(self, options: &Options) -> (WorkerTask, Vec<std::os::fd::OwnedFd>) {
+        let Self { clients, health, .. } = self;
+        let task = WorkerTask::Run {
+            channel_life: options.channel_life.unwrap_or(CHANNEL_LIFE),
+            sock_diag: clients.sock_diag.is_some(),
+            health: health.is_some(),
         };
-        let descriptors = [Some(clients.socket.into()), clients.diagnosis, probes.map(Into::into)];
-        Orders { begin, descriptors: descriptors.into_iter().flatten().collect() }
+        let sockets = [Some(clients.socket.into()), clients.sock_diag, health.map(Into::into)];
+        (task, sockets.into_iter().flatten().collect())
     }
 }
-
-fn say(line: &Line) {
-    if let Err(error) = stdout::print(line) {
-        warn!(%error, "nobody reads stdout, a line is lost");
-    }
-}
-
-/// Handles the signals that ask to stop from now on, and completes with the name of the first. A closed terminal
-/// and Ctrl-\ ask as well: by default they would end the process and leave its sessions.
-pub(crate) fn stopping_signal() -> impl Future<Output = &'static str> {
-    let signals = [
-        ("SIGTERM", SignalKind::terminate()),
-        ("SIGINT", SignalKind::interrupt()),
-        ("SIGHUP", SignalKind::hangup()),
-        ("SIGQUIT", SignalKind::quit()),
-    ];
-    let mut asked = FuturesUnordered::new();
-    for (name, kind) in signals {
-        match signal(kind) {
-            Ok(mut signal) => asked.push(async move {
-                match signal.recv().await {
-                    Some(()) => name,
-                    None => pending().await,
-                }
-            }),
-            Err(error) => warn!(name, %error, "the signal cannot be handled"),
-        }
-    }
-    async move {
-        match asked.next().await {
-            Some(name) => name,
-            None => pending().await,
-        }
-    }
-}
-
-/// Kubernetes shows what is written here as the reason of a container's end.
-const TERMINATION_LOG: &str = "/dev/termination-log";
-
-/// How long the exit waits for a runner to read what was said.
-const LAST_LINES: Duration = Duration::from_millis(500);
-
-/// From the loss of the worker to the exit: its sessions are ended in that time.
-const AFTER_LOSS: Duration = Duration::from_secs(4);

@@ -1,4 +1,4 @@
-//! What only decoding finds wrong with a document's keys.
+//! Mistakes in keys and pins, which only decoding finds.
 
 use runner_protocol::{Mistake, Mistakes};
 use serde::Deserialize;
@@ -6,8 +6,8 @@ use serde_json::Value;
 use ssh_client::{HostKeyPin, KeyError};
 use zeroize::Zeroizing;
 
-/// Adds what is wrong with the keys in the document `text`, as far as they can be found in it, to what is wrong
-/// with it anyway. A passphrase is not tried: that may take seconds.
+/// Adds the mistakes in the keys of the config `text`, as far as keys are found in it, to its other mistakes. A
+/// passphrase is not tried: that may take seconds.
 pub(super) fn with_decoded(mut mistakes: Mistakes, text: &[u8]) -> Mistakes {
     let Ok(Draft { bastion: Some(bastion) }) = serde_json::from_slice(text) else {
         return mistakes;
@@ -32,14 +32,14 @@ pub(super) fn with_decoded(mut mistakes: Mistakes, text: &[u8]) -> Mistakes {
     mistakes
 }
 
-/// Adds `mistake`, unless there is one with that field already.
+/// Adds `mistake`, unless there is one for that field already.
 fn add(mistakes: &mut Mistakes, mistake: Mistake) {
     if mistakes.iter().all(|known| known.path != mistake.path) {
         mistakes.push(mistake);
     }
 }
 
-/// What is looked for in a document that is refused.
+/// The fields that are looked at in a config with mistakes.
 #[derive(Deserialize)]
 struct Draft {
     bastion: Option<DraftBastion>,

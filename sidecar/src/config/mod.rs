@@ -1,7 +1,7 @@
-//! From the runner's [`Request`] to what each part of the sidecar needs.
+//! The config, decoded: what the other rooms work with.
 //!
-//! The request holds what the contract allows already. What is left is to decode: the private key, which takes
-//! CPU time when it has a passphrase, the host keys and the URLs.
+//! `runner-protocol` has checked the fields. What is decoded here are the private key, which takes CPU time when it
+//! has a passphrase, the pinned host keys and the URLs.
 
 mod decode_errors;
 
@@ -9,48 +9,40 @@ use std::sync::Arc;
 
 use http::Uri;
 use runner_protocol::{
-    EndpointUrl, ErrorCode, Failure, Mistake, Mistakes, RequestError,
-    request::{self, Request},
+    ConfigError, EndpointUrl, ErrorCode, Mistake, Mistakes,
+    config::{self, Config},
 };
 use ssh_client::{HostKeyPin, KeyError, PrivateKey};
 
-use crate::runtime::hardening;
+use crate::runtime::{failure::ToFailure, hardening};
 
-pub use runner_protocol::request::{AssumeRole, Hardening, Identity, Target, Timeouts};
+pub(crate) use runner_protocol::config::{AssumeRole, Identity, Target, Timeouts};
 
-/// What one sidecar does, from start to end.
+/// The settings of one job.
 #[derive(Debug)]
-pub struct Config {
-    /// Label of the connection.
-    pub name: String,
-    /// The runner's own id of the transfer.
-    pub job_id: Option<String>,
-    /// Who calls AWS, and where.
-    pub aws: Aws,
-    /// The instance to go through.
-    pub bastion: Bastion,
-    /// The database, as the bastion sees it.
-    pub target: Target,
-    /// User ids that may connect, where not everybody may.
-    pub allowed_uids: Option<Vec<u32>>,
-    /// How bytes are carried.
-    pub tunnel: Tunnel,
-    /// How long things may take.
-    pub timeouts: Timeouts,
-    /// Whether the runner wants more lines than `ready` and `failed`.
-    pub events: bool,
+pub(crate) struct Settings {
+    pub(crate) name: String,
+    /// The runner's id of the transfer.
+    pub(crate) job_id: Option<String>,
+    pub(crate) aws: Aws,
+    pub(crate) bastion: Bastion,
+    /// As the bastion resolves it.
+    pub(crate) target: Target,
+    /// User ids that may connect; `None`: all.
+    pub(crate) allowed_uids: Option<Vec<u32>>,
+    pub(crate) tunnel: Tunnel,
+    pub(crate) timeouts: Timeouts,
 }
 
-impl Config {
-    /// Decodes what `request` holds. Blocks: an encrypted private key is slow to open by design, up to some
-    /// seconds.
+impl Settings {
+    /// Decodes `request`. Blocks: opening an encrypted private key takes up to some seconds, by design of its KDF.
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Key`] if the private key cannot be used, [`ConfigError::Mistakes`] if host keys or URLs
-    /// are wrong; then a wrong private key is among the mistakes.
-    pub fn from_request(request: Request) -> Result<Self, ConfigError> {
-        let Request { name, memo: _, job_id, aws, bastion, target, listen, .. } = request;
+    /// [`SettingsError::Key`] if the private key cannot be used; [`SettingsError::Mistakes`] if host keys or URLs are
+    /// wrong, with a wrong private key among the mistakes.
+    pub(crate) fn from_config(config: Config) -> Result<Self, SettingsError> {
+        let Config { name, memo: _, job_id, aws, bastion, target, listen, .. } = config;
         let mut mistakes = Vec::new();
         let aws = Aws::decode(aws, &mut mistakes);
         let bastion = Bastion::decode(bastion, &mut mistakes);
@@ -67,43 +59,41 @@ impl Config {
             bastion: bastion?,
             target,
             allowed_uids: listen.allowed_uids,
-            tunnel: request.tunnel.into(),
-            timeouts: request.timeouts,
-            events: request.events,
+            tunnel: config.tunnel.into(),
+            timeouts: config.timeouts,
         })
     }
 }
 
-/// Who calls AWS, and where.
+/// The identity and the endpoints of calls to AWS.
 #[derive(Debug)]
-pub struct Aws {
-    /// The identity of every call.
-    pub identity: Identity,
-    /// A role to assume first, with that identity.
-    pub assume_role: Option<AssumeRole>,
+pub(crate) struct Aws {
+    pub(crate) identity: Identity,
+    /// Assumed with `identity` before other calls.
+    pub(crate) assume_role: Option<AssumeRole>,
     /// Such as `ap-northeast-1`.
-    pub region: String,
+    pub(crate) region: String,
     /// SSM endpoint in place of the region's public one; `http` only at loopback.
-    pub endpoint_url: Option<Uri>,
+    pub(crate) endpoint_url: Option<Uri>,
     /// Host in place of the `StreamUrl`'s; `ws` only at loopback.
-    pub stream_endpoint_url: Option<Uri>,
-    /// Whether `endpoint_url` is at loopback, so that a `StreamUrl` may be so, too.
-    pub is_loopback: bool,
+    pub(crate) stream_endpoint_url: Option<Uri>,
+    /// Whether `endpoint_url` is at loopback; then a `StreamUrl` may be, too.
+    pub(crate) is_loopback: bool,
 }
 
 impl Aws {
-    /// Decodes it alone, for whoever calls AWS and has no use for the rest.
+    /// Decodes this section alone.
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Mistakes`] if URLs are wrong.
-    pub fn from_request(aws: request::Aws) -> Result<Self, ConfigError> {
+    /// [`SettingsError::Mistakes`] if URLs are wrong.
+    pub(crate) fn from_config(aws: config::Aws) -> Result<Self, SettingsError> {
         let mut mistakes = Vec::new();
         let aws = Self::decode(aws, &mut mistakes);
         Mistakes::new(mistakes).map_or(Ok(aws), |mistakes| Err(mistakes.into()))
     }
 
-    fn decode(aws: request::Aws, mistakes: &mut Vec<Mistake>) -> Self {
+    fn decode(aws: config::Aws, mistakes: &mut Vec<Mistake>) -> Self {
         let is_loopback = aws.endpoint_url.as_ref().is_some_and(EndpointUrl::is_loopback);
         Self {
             identity: aws.identity,
@@ -116,23 +106,21 @@ impl Aws {
     }
 }
 
-/// The instance to go through, and how to log in there.
+/// The bastion, and how to log in there.
 #[derive(Debug)]
-pub struct Bastion {
+pub(crate) struct Bastion {
     /// `i-…` or `mi-…`.
-    pub instance_id: String,
-    /// Port of sshd at the instance's loopback.
-    pub ssh_port: u16,
-    /// User to log in as.
-    pub ssh_user: String,
-    /// Key to log in with.
-    pub key: Arc<PrivateKey>,
-    /// Host keys that are accepted; none: every key is.
-    pub pins: Vec<HostKeyPin>,
+    pub(crate) instance_id: String,
+    /// Port of sshd on the instance's loopback.
+    pub(crate) ssh_port: u16,
+    pub(crate) ssh_user: String,
+    pub(crate) key: Arc<PrivateKey>,
+    /// Accepted host keys; empty: every host key is accepted.
+    pub(crate) pins: Vec<HostKeyPin>,
 }
 
 impl Bastion {
-    fn decode(bastion: request::Bastion, mistakes: &mut Vec<Mistake>) -> Result<Self, KeyError> {
+    fn decode(bastion: config::Bastion, mistakes: &mut Vec<Mistake>) -> Result<Self, KeyError> {
         let written = bastion.ssh_host_key;
         let mut pins = Vec::new();
         for (index, text) in written.iter().enumerate() {
@@ -158,38 +146,37 @@ impl Bastion {
     }
 }
 
-/// How bytes are carried.
+/// Limits and form of the tunnel.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Tunnel {
+pub(crate) struct Tunnel {
     /// SSM sessions that may carry connections at once, 1–16.
-    pub sessions: usize,
-    /// SSH compression.
-    pub compression: ssh_client::Compression,
+    pub(crate) sessions: usize,
+    pub(crate) compression: ssh_client::Compression,
     /// Payload of each message towards the agent, 256–65,536 bytes.
-    pub message_bytes: usize,
-    /// Connections at once, 1–65,535.
-    pub max_connections: usize,
+    pub(crate) message_bytes: usize,
+    /// Client connections at once, 1–65,535.
+    pub(crate) max_connections: usize,
 }
 
-impl From<request::Tunnel> for Tunnel {
-    fn from(tunnel: request::Tunnel) -> Self {
-        let request::Tunnel { sessions, compression, message_bytes, max_connections } = tunnel;
+impl From<config::Tunnel> for Tunnel {
+    fn from(tunnel: config::Tunnel) -> Self {
+        let config::Tunnel { sessions, compression, message_bytes, max_connections } = tunnel;
         let compression = match compression {
-            request::Compression::Auto => ssh_client::Compression::Auto,
-            request::Compression::On => ssh_client::Compression::On,
-            request::Compression::Off => ssh_client::Compression::Off,
+            config::Compression::Auto => ssh_client::Compression::Auto,
+            config::Compression::On => ssh_client::Compression::On,
+            config::Compression::Off => ssh_client::Compression::Off,
         };
         Self { sessions, compression, message_bytes, max_connections }
     }
 }
 
-/// Why there is no configuration; its text quotes no value that could be secret.
+/// Why the config is refused. The text quotes no value that could be secret.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum ConfigError {
-    /// The document is refused.
+pub(crate) enum SettingsError {
+    /// The text is not a valid config.
     #[error(transparent)]
-    Request(#[from] RequestError),
-    /// Fields cannot be decoded.
+    Config(#[from] ConfigError),
+    /// Host keys or URLs cannot be decoded.
     #[error(transparent)]
     Mistakes(#[from] Mistakes),
     /// The private key cannot be used.
@@ -197,20 +184,21 @@ pub enum ConfigError {
     Key(#[from] KeyError),
 }
 
-impl ConfigError {
-    /// For a document, `text`, in which fields are wrong: with what else is wrong that only decoding finds, so that
-    /// nobody hears of it after another try.
-    pub fn of_document(error: RequestError, text: &[u8]) -> Self {
+impl SettingsError {
+    /// For a config, `text`, with wrong fields: adds what only decoding finds wrong, so that all mistakes are
+    /// reported at once.
+    pub(crate) fn of_config(error: ConfigError, text: &[u8]) -> Self {
         match error {
-            RequestError::Mistakes(mistakes) => decode_errors::with_decoded(mistakes, text).into(),
+            ConfigError::Mistakes(mistakes) => decode_errors::with_decoded(mistakes, text).into(),
             other => other.into(),
         }
     }
+}
 
-    /// The code of the `failed` line.
-    pub const fn code(&self) -> ErrorCode {
+impl ToFailure for SettingsError {
+    fn code(&self) -> ErrorCode {
         match self {
-            Self::Request(error) => error.code(),
+            Self::Config(error) => error.code(),
             Self::Mistakes(_) => ErrorCode::ConfigInvalid,
             Self::Key(KeyError::PassphraseRequired) => ErrorCode::ConfigPassphraseRequired,
             Self::Key(KeyError::PassphraseWrong) => ErrorCode::ConfigPassphraseWrong,
@@ -220,19 +208,12 @@ impl ConfigError {
         }
     }
 
-    /// What to do about it.
-    pub fn hint(&self) -> String {
+    fn hint(&self) -> String {
         match self {
-            Self::Request(error) => error.hint(),
+            Self::Config(error) => error.hint(),
             Self::Mistakes(mistakes) => mistakes.hint(),
             Self::Key(error) => decode_errors::key_hint(error).to_owned(),
         }
-    }
-}
-
-impl From<ConfigError> for Failure {
-    fn from(error: ConfigError) -> Self {
-        Self::new(error.code(), error.to_string(), error.hint(), "config")
     }
 }
 
@@ -249,4 +230,4 @@ fn uri(path: &str, url: Option<EndpointUrl>, mistakes: &mut Vec<Mistake>) -> Opt
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,12 +1,12 @@
 use std::time::Duration;
 
-use runner_protocol::Blame;
+use runner_protocol::{Blame, Failure, Phase};
 
 use super::*;
 
 #[test]
-fn smallest_document_gets_every_default() {
-    let config = config(&Document::default()).unwrap();
+fn smallest_config_gets_every_default() {
+    let config = config(&Draft::default()).unwrap();
     assert_eq!((config.name.as_str(), config.job_id), ("a \"test\"", None));
     assert!(matches!(config.aws.identity, Identity::Static(_)));
     assert_eq!(config.aws.region, "ap-northeast-1");
@@ -23,18 +23,17 @@ fn smallest_document_gets_every_default() {
         max_connections: 64,
     };
     assert_eq!(config.tunnel, tunnel);
-    assert!(!config.events);
 }
 
 #[test]
 fn every_field_reaches_its_consumer() {
-    let config = config(&Document {
+    let config = config(&Draft {
         aws: r#", "endpoint_url": "http://127.0.0.1:4566/ssm", "stream_endpoint_url": "wss://gate.example:8443", "region": "eu-west-1""#,
         bastion: r#", "ssh_port": 2222, "ssh_user": "admin""#,
         host_key: &format!(r#"["{FINGERPRINT}", "{PUBLIC_KEY}"]"#),
         rest: r#", "job_id": "7", "events": true, "listen": {"allowed_uids": [7]},
             "tunnel": {"compression": "off", "sessions": 4, "message_bytes": 4096, "max_connections": 9}"#,
-        ..Document::default()
+        ..Draft::default()
     })
     .unwrap();
     let uri = |uri: &Option<Uri>| uri.as_ref().unwrap().to_string();
@@ -52,13 +51,13 @@ fn every_field_reaches_its_consumer() {
         max_connections: 9,
     };
     assert_eq!(config.tunnel, tunnel);
-    assert_eq!((config.job_id.as_deref(), config.events), (Some("7"), true));
+    assert_eq!(config.job_id.as_deref(), Some("7"));
     assert_eq!(config.allowed_uids, Some(vec![7]));
 }
 
 #[test]
-fn wrong_private_keys_are_told_apart() {
-    let with = |key, passphrase| Document { key, passphrase, ..Document::default() };
+fn wrong_private_keys_are_distinguished() {
+    let with = |key, passphrase| Draft { key, passphrase, ..Draft::default() };
     let damaged = KEY.replace("b3BlbnNzaC1rZXktdjE", "b3BlbnNzaC1rZXktdjF");
     let cases = [
         ("plain", with(KEY, None), None),
@@ -78,8 +77,8 @@ fn wrong_private_keys_are_told_apart() {
         ("public half", with(PUBLIC_KEY, None), Some(ErrorCode::ConfigKeyUnreadable)),
         ("damaged", with(&damaged, None), Some(ErrorCode::ConfigKeyUnreadable)),
     ];
-    for (name, document, expected) in cases {
-        let failure = config(&document).err().map(Failure::from);
+    for (name, draft, expected) in cases {
+        let failure = config(&draft).err().map(|error| failed(&error));
         assert_eq!(failure.as_ref().map(|failure| failure.code), expected, "case: {name}");
         let Some(failure) = failure else { continue };
         assert!(failure.message.starts_with("bastion.ssh_private_key: "), "{}", failure.message);
@@ -97,8 +96,8 @@ fn wrong_host_keys_are_named_by_their_place() {
         (r#"["ssh-ed25519 hunter2", "{}"]"#, "bastion.ssh_host_key[0]: "),
     ];
     for (host_key, path) in cases {
-        let error = config(&Document { host_key, ..Document::default() }).unwrap_err();
-        let failure = Failure::from(error);
+        let error = config(&Draft { host_key, ..Draft::default() }).unwrap_err();
+        let failure = failed(&error);
         assert_eq!(failure.code, ErrorCode::ConfigInvalid);
         assert!(failure.message.starts_with(path), "{}", failure.message);
         assert!(!format!("{failure:?}").contains("hunter2"), "{failure:?}");
@@ -106,9 +105,9 @@ fn wrong_host_keys_are_named_by_their_place() {
 }
 
 #[test]
-fn wrong_host_key_and_wrong_private_key_are_told_at_once() {
-    let document = Document { host_key: r#""MD5:00""#, key: "no key", ..Document::default() };
-    let failure = Failure::from(config(&document).unwrap_err());
+fn wrong_host_key_and_wrong_private_key_are_reported_at_once() {
+    let draft = Draft { host_key: r#""MD5:00""#, key: "no key", ..Draft::default() };
+    let failure = failed(&config(&draft).unwrap_err());
     assert_eq!(failure.code, ErrorCode::ConfigInvalid);
     for path in ["bastion.ssh_host_key: ", "bastion.ssh_private_key: "] {
         assert!(failure.message.contains(path), "{}", failure.message);
@@ -116,28 +115,28 @@ fn wrong_host_key_and_wrong_private_key_are_told_at_once() {
 }
 
 #[test]
-fn refused_document_keeps_its_own_code_and_hint() {
+fn refused_config_keeps_its_own_code_and_hint() {
     let rest = r#", "version": 2"#;
-    let failure = Failure::from(config(&Document { rest, ..Document::default() }).unwrap_err());
+    let failure = failed(&config(&Draft { rest, ..Draft::default() }).unwrap_err());
     assert_eq!(failure.code, ErrorCode::ConfigVersion);
     let rest = r#", "ssh_tunnel": {}"#;
-    let failure = Failure::from(config(&Document { rest, ..Document::default() }).unwrap_err());
+    let failure = failed(&config(&Draft { rest, ..Draft::default() }).unwrap_err());
     assert_eq!(failure.code, ErrorCode::ConfigInvalid);
     assert!(failure.hint.contains("`ssh_tunnel`"), "{}", failure.hint);
 }
 
 #[test]
-fn debug_of_a_configuration_shows_no_secret() {
+fn debug_of_settings_shows_no_secret() {
     let passphrase = Some("right passphrase");
-    let document = Document { key: ENCRYPTED_KEY, passphrase, ..Document::default() };
-    let shown = format!("{:?}", config(&document).unwrap());
+    let draft = Draft { key: ENCRYPTED_KEY, passphrase, ..Draft::default() };
+    let shown = format!("{:?}", config(&draft).unwrap());
     for secret in ["AKIDUMMY", "hunter2", "right passphrase", "b3BlbnNza"] {
         assert!(!shown.contains(secret), "{shown}");
     }
 }
 
-/// The parts of a document that tests vary.
-struct Document<'a> {
+/// The parts of a draft that tests vary.
+struct Draft<'a> {
     /// Further fields of `aws`.
     aws: &'a str,
     /// Further fields of `bastion`.
@@ -150,14 +149,23 @@ struct Document<'a> {
     rest: &'a str,
 }
 
-impl Default for Document<'_> {
+impl Default for Draft<'_> {
     fn default() -> Self {
         Self { aws: "", bastion: "", key: KEY, passphrase: None, host_key: "null", rest: "" }
     }
 }
 
-fn config(document: &Document<'_>) -> Result<Config, ConfigError> {
-    let Document { aws, bastion, key, passphrase, host_key, rest } = document;
+/// The settings of a config with `rest` after its other fields.
+pub(crate) fn settings(rest: &str) -> Settings {
+    config(&Draft { rest, ..Draft::default() }).unwrap()
+}
+
+fn failed(error: &SettingsError) -> Failure {
+    error.to_failure(Phase::Config)
+}
+
+fn config(draft: &Draft<'_>) -> Result<Settings, SettingsError> {
+    let Draft { aws, bastion, key, passphrase, host_key, rest } = draft;
     let text = format!(
         r#"{{
             "name": "a \"test\"",
@@ -173,11 +181,11 @@ fn config(document: &Document<'_>) -> Result<Config, ConfigError> {
         key = serde_json::json!(key),
         passphrase = serde_json::json!(passphrase),
     );
-    Config::from_request(Request::from_json(&text)?)
+    Settings::from_config(Config::from_json(&text)?)
 }
 
-/// Made for this test.
-const KEY: &str = "\
+/// Created for these tests.
+pub(crate) const KEY: &str = "\
 -----BEGIN OPENSSH PRIVATE KEY-----
 b3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQAAAAAAAAABAAAAMwAAAAtzc2gtZW
 QyNTUxOQAAACA4MvPGGHTp8qgEOvAQzCHRx6aF3l7YihEHguRh2rJvPAAAAIh6FAQvehQE
@@ -187,7 +195,7 @@ poXeXtiKEQeC5GHasm88AAAABHRlc3QB
 -----END OPENSSH PRIVATE KEY-----
 ";
 
-/// Made for this test; its passphrase is `right passphrase`.
+/// Created for these tests; its passphrase is `right passphrase`.
 const ENCRYPTED_KEY: &str = "\
 -----BEGIN OPENSSH PRIVATE KEY-----
 b3BlbnNzaC1rZXktdjEAAAAACmFlczI1Ni1jdHIAAAAGYmNyeXB0AAAAGAAAABBxgGae6V

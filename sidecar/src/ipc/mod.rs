@@ -1,10 +1,10 @@
-//! The socket between monitor and worker: whole frames, with the descriptors that go along.
+//! The Unix socket between monitor and worker: frames, with descriptors.
 //!
-//! A frame is four bytes of length and one that counts descriptors, then that many bytes; descriptors
-//! travel with the first byte of their frame. Each end says how long a frame it takes, and whether it takes
-//! descriptors at all: the monitor takes none.
+//! A frame is a header of four bytes of length (little endian) and one byte with the number of descriptors, then the
+//! message. Descriptors travel with the first byte of their frame. Each end limits the length of the frames that it
+//! receives and the number of descriptors; the monitor accepts none.
 
-pub mod message;
+pub(crate) mod message;
 
 use std::{
     collections::VecDeque,
@@ -27,58 +27,51 @@ use tokio::{
 };
 use zeroize::Zeroizing;
 
-/// What is sent at once; its bytes are wiped when dropped.
+/// A message and its descriptors. The bytes are wiped when dropped.
 #[derive(Debug, Default)]
-pub struct Frame {
-    /// The message.
-    pub bytes: Zeroizing<Vec<u8>>,
-    /// Given away with it; at most [`MAX_DESCRIPTORS`].
-    pub descriptors: Vec<OwnedFd>,
-    /// Hears when it is sent.
-    pub sent: Option<oneshot::Sender<()>>,
+pub(crate) struct Frame {
+    pub(crate) bytes: Zeroizing<Vec<u8>>,
+    /// At most [`MAX_DESCRIPTORS`].
+    pub(crate) descriptors: Vec<OwnedFd>,
+    /// Notified when the frame is sent.
+    pub(crate) sent: Option<oneshot::Sender<()>>,
 }
 
-/// One end of the socket.
 #[derive(Debug)]
-pub struct Link {
+pub(crate) struct IpcSocket {
     stream: UnixStream,
     longest: usize,
     descriptors: usize,
 }
 
-/// What has arrived of the next frame.
+/// The part of the next frame that has arrived.
 #[derive(Debug, Default)]
-pub struct Inbox {
+pub(crate) struct ReceiveBuffer {
     header: [u8; HEADER_BYTES],
     bytes: Zeroizing<Vec<u8>>,
-    /// Bytes so far, the header's included.
+    /// Bytes so far, with the header.
     filled: usize,
     descriptors: VecDeque<OwnedFd>,
 }
 
-impl Link {
-    /// The monitor's end, and the worker's to be inherited.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel says.
-    pub fn pair() -> io::Result<(Self, OwnedFd)> {
+impl IpcSocket {
+    /// Returns the monitor's end, and the worker's end to be inherited.
+    pub(crate) fn pair() -> io::Result<(Self, OwnedFd)> {
         let (ours, theirs) = Socket::pair()?;
         Ok((Self::from_socket(ours, MAX_TO_MONITOR, 0)?, theirs.into()))
     }
 
-    /// The worker's end, which is its stdin.
+    /// Returns the worker's end, which is its stdin.
     ///
     /// # Errors
     ///
-    /// Where stdin is none of [`Self::pair`].
-    pub fn inherited() -> io::Result<Self> {
+    /// When stdin is no connected Unix socket.
+    pub(crate) fn inherited() -> io::Result<Self> {
         let socket = Socket::from(io::stdin().as_fd().try_clone_to_owned()?);
         socket.peer_addr()?;
         Self::from_socket(socket, MAX_TO_WORKER, MAX_DESCRIPTORS)
     }
 
-    /// One end of any pair.
     pub(crate) fn from_socket(
         socket: Socket,
         longest: usize,
@@ -92,8 +85,8 @@ impl Link {
     ///
     /// # Errors
     ///
-    /// When the other end is gone.
-    pub async fn send(&self, frame: &Frame) -> io::Result<()> {
+    /// When the other end is closed.
+    pub(crate) async fn send(&self, frame: &Frame) -> io::Result<()> {
         let Frame { bytes, descriptors, .. } = frame;
         let length = u32::try_from(bytes.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
         let count = u8::try_from(descriptors.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
@@ -123,34 +116,33 @@ impl Link {
         Ok(())
     }
 
-    /// Sends what is queued, in its order; completes only when the other end, or every sender, is gone.
-    pub async fn send_all(&self, queue: &mut mpsc::Receiver<Frame>) -> io::Error {
+    /// Sends queued frames in order. Completes only when the other end is closed or every sender is dropped.
+    pub(crate) async fn send_all(&self, queue: &mut mpsc::Receiver<Frame>) -> io::Error {
         while let Some(frame) = queue.recv().await {
             if let Err(error) = self.send(&frame).await {
                 return error;
             }
             if let Some(sent) = frame.sent {
-                // Whoever asked may have gone on.
-                let _heard = sent.send(());
+                // The sender may not wait any more.
+                let _waiting = sent.send(());
             }
         }
         io::ErrorKind::BrokenPipe.into()
     }
 
-    /// Receives the next frame; `None` when the other end is gone. Cancel-safe: what has come so far is in
-    /// `inbox`.
+    /// Receives the next frame; `None` when the other end is closed. Cancel-safe: a partial frame stays in `buffer`.
     ///
     /// # Errors
     ///
-    /// When the other end ends in the middle of a frame, or sends one that it may not.
-    pub async fn receive(&self, inbox: &mut Inbox) -> io::Result<Option<Frame>> {
+    /// `UnexpectedEof` when the other end closes within a frame, `InvalidData` for a frame beyond the limits.
+    pub(crate) async fn receive(&self, buffer: &mut ReceiveBuffer) -> io::Result<Option<Frame>> {
         loop {
-            if let Some(frame) = inbox.take(self.longest, self.descriptors)? {
+            if let Some(frame) = buffer.take(self.longest, self.descriptors)? {
                 return Ok(Some(frame));
             }
-            let began = inbox.filled > 0;
+            let began = buffer.filled > 0;
             let read =
-                self.stream.async_io(Interest::READABLE, || inbox.read(&self.stream)).await?;
+                self.stream.async_io(Interest::READABLE, || buffer.read(&self.stream)).await?;
             if read == 0 {
                 return if began { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(None) };
             }
@@ -158,8 +150,8 @@ impl Link {
     }
 }
 
-impl Inbox {
-    /// The frame, if all of it is here.
+impl ReceiveBuffer {
+    /// Returns the frame once it is complete.
     fn take(&mut self, longest: usize, descriptors: usize) -> io::Result<Option<Frame>> {
         if self.descriptors.len() > descriptors {
             return Err(io::ErrorKind::InvalidData.into());
@@ -173,7 +165,7 @@ impl Inbox {
             return Err(io::ErrorKind::InvalidData.into());
         }
         if self.filled == HEADER_BYTES {
-            // In its whole length at once, so that no piece of a secret is left behind by growing.
+            // Allocated at full length, so that growing leaves no piece of a secret behind.
             self.bytes = Zeroizing::new(vec![0; length]);
         }
         if self.filled < HEADER_BYTES + length {
@@ -204,18 +196,18 @@ impl Inbox {
     }
 }
 
-/// Most descriptors of one frame: listener, diagnosis, health endpoint.
-pub const MAX_DESCRIPTORS: usize = 3;
+/// Most descriptors in one frame: the clients' listener, the sock_diag socket, the health listener.
+pub(crate) const MAX_DESCRIPTORS: usize = 3;
 
-/// Longest frame to the worker: a document of a megabyte, written anew.
+/// Longest frame to the worker, in bytes: a config of 1 MiB (its limit), in which JSON escapes may grow.
 const MAX_TO_WORKER: usize = 4 << 20;
 
-/// Longest frame to the monitor.
+/// Longest frame to the monitor, in bytes.
 const MAX_TO_MONITOR: usize = 64 << 10;
 
 const HEADER_BYTES: usize = 5;
 
-/// For one more than there may be, so that too many are seen as such.
+/// Space for one descriptor more than allowed, so that an excess is noticed.
 const ANCILLARY_BYTES: usize = rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS + 1));
 
 #[cfg(target_os = "linux")]
@@ -233,9 +225,9 @@ mod tests {
 
     use super::*;
 
-    fn pair(longest: usize, descriptors: usize) -> (Link, Link) {
+    fn pair(longest: usize, descriptors: usize) -> (IpcSocket, IpcSocket) {
         let (one, other) = Socket::pair().unwrap();
-        let link = |socket| Link::from_socket(socket, longest, descriptors).unwrap();
+        let link = |socket| IpcSocket::from_socket(socket, longest, descriptors).unwrap();
         (link(one), link(other))
     }
 
@@ -254,11 +246,11 @@ mod tests {
             near.send(&Frame { descriptors: vec![read.into()], ..frame(&long) }).await.unwrap();
             near.send(&frame(b"behind")).await.unwrap();
         };
-        let mut inbox = Inbox::default();
+        let mut buffer = ReceiveBuffer::default();
         let receiving = async {
             let mut frames = Vec::new();
             for _ in 0..3 {
-                frames.push(far.receive(&mut inbox).await.unwrap().unwrap());
+                frames.push(far.receive(&mut buffer).await.unwrap().unwrap());
             }
             frames
         };
@@ -274,20 +266,20 @@ mod tests {
         Socket::from(descriptor).read_exact(&mut byte).unwrap();
         assert_eq!(byte, *b"x");
         drop(near);
-        assert!(far.receive(&mut inbox).await.unwrap().is_none());
+        assert!(far.receive(&mut buffer).await.unwrap().is_none());
     }
 
     #[tokio::test]
-    async fn what_may_not_be_sent_is_refused() {
+    async fn frames_beyond_the_limits_are_refused() {
         let (near, far) = pair(8, 0);
         near.send(&frame(b"nine bytes")).await.unwrap();
-        let error = far.receive(&mut Inbox::default()).await.unwrap_err();
+        let error = far.receive(&mut ReceiveBuffer::default()).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData, "too long");
 
         let (near, far) = pair(8, 0);
         let (descriptor, _) = Socket::pair().unwrap();
         near.send(&Frame { descriptors: vec![descriptor.into()], ..frame(b"x") }).await.unwrap();
-        let error = far.receive(&mut Inbox::default()).await.unwrap_err();
+        let error = far.receive(&mut ReceiveBuffer::default()).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData, "a descriptor");
 
         let (near, far) = pair(8, 0);
@@ -299,7 +291,7 @@ mod tests {
         )
         .unwrap();
         drop(near);
-        let error = far.receive(&mut Inbox::default()).await.unwrap_err();
+        let error = far.receive(&mut ReceiveBuffer::default()).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "a half frame");
     }
 }

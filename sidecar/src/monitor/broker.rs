@@ -1,64 +1,66 @@
-//! What the worker asks for, judged and done.
+//! Checks the worker's requests, and carries them out.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use http::Uri;
+use parking_lot::{Mutex, MutexGuard};
+use runner_protocol::Failure;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use super::sessions::Wards;
+use super::sessions::SessionRegistry;
 use crate::{
-    aws::ControlPlane,
-    commands::error::REPORT,
     ipc::{
         Frame,
-        message::{Answer, Call, ToWorker, encode},
+        message::{Request, Response, ToWorker, encode},
     },
-    net::dial::{connect_tcp, first_hop},
-    session::{ApiError, ApiErrorKind, SessionApi as _},
+    net::dial::connect_tcp,
+    session::{ApiError, ApiErrorKind, SessionApi, Started},
 };
 
-/// Does calls; clones share what they know of the sessions.
+/// Carries out requests. Clones share the registry of sessions.
 #[derive(Clone, Debug)]
-pub(super) struct Clerk {
-    plane: Arc<ControlPlane>,
-    wards: Arc<Mutex<Wards>>,
+pub(super) struct Broker {
+    api: Arc<dyn SessionApi>,
+    sessions: Arc<Mutex<SessionRegistry>>,
 }
 
-impl Clerk {
-    pub(super) fn new(plane: Arc<ControlPlane>, wards: Wards) -> Self {
-        Self { plane, wards: Arc::new(Mutex::new(wards)) }
+impl Broker {
+    pub(super) fn new(api: Arc<dyn SessionApi>, sessions: SessionRegistry) -> Self {
+        Self { api, sessions: Arc::new(Mutex::new(sessions)) }
     }
 
-    /// The sessions.
-    pub(super) fn wards(&self) -> MutexGuard<'_, Wards> {
-        self.wards.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn sessions(&self) -> MutexGuard<'_, SessionRegistry> {
+        self.sessions.lock()
     }
 
-    /// The way to AWS.
-    pub(super) fn plane(&self) -> &Arc<ControlPlane> {
-        &self.plane
+    pub(super) fn api(&self) -> &dyn SessionApi {
+        &*self.api
     }
 
-    /// Does `call` and returns the frame that answers it. What is not the worker's to ask is refused.
-    pub(super) async fn answer(self, number: u64, call: Call) -> Frame {
+    /// Carries out `request`, or refuses what the worker may not ask for; returns the frame with the response.
+    pub(super) async fn respond(self, id: u64, request: Request) -> Frame {
         let mut descriptors = Vec::new();
-        let answer = match call {
-            Call::Start => Answer::Started(self.start().await),
-            Call::Resume { session } => Answer::Resumed(match self.own(&session) {
-                Ok(()) => self.plane.resume(&session).await.inspect(|resumed| {
-                    self.wards().resumed(&session, resumed);
-                }),
-                Err(error) => Err(error),
-            }),
-            Call::Terminate { session } => Answer::Terminated(match self.own(&session) {
-                Ok(()) => self.terminate(&session).await,
-                // Ended from here before, or never begun: in either case there is nothing to end.
-                Err(_) => Ok(()),
-            }),
-            Call::Sign { uri } => Answer::Signed(self.sign(&uri).await),
-            Call::Caller => Answer::Caller(self.plane.caller().await),
-            Call::Dial { uri } => Answer::Dialled(match self.dial(&uri).await {
+        let response = match request {
+            Request::StartSession => Response::Started(self.start().await),
+            Request::ResumeSession { session_id } => {
+                Response::Resumed(match self.check(&session_id) {
+                    Ok(()) => self.api.resume(&session_id).await.inspect(|resumed| {
+                        self.sessions().resumed(&session_id, resumed);
+                    }),
+                    Err(error) => Err(error),
+                })
+            }
+            Request::TerminateSession { session_id } => {
+                Response::Terminated(match self.check(&session_id) {
+                    Ok(()) => self.terminate(&session_id).await,
+                    // Never started, or forgotten since its end: nothing to terminate.
+                    Err(_) => Ok(()),
+                })
+            }
+            Request::SignOpening { uri } => Response::Signed(self.sign(&uri).await),
+            Request::Caller => Response::Caller(self.api.caller().await),
+            Request::Connect { uri } => Response::Connected(match self.connect(&uri).await {
                 Ok(stream) => {
                     descriptors.push(stream.into());
                     Ok(())
@@ -66,98 +68,100 @@ impl Clerk {
                 Err(cause) => Err(cause),
             }),
         };
-        let frame = encode(&ToWorker::Answer { number, answer }).unwrap_or_default();
+        let frame = encode(&ToWorker::Response { id, response }).unwrap_or_default();
         Frame { descriptors, ..frame }
     }
 
-    /// Ends a session, once; the worker tries again what may pass.
+    async fn start(&self) -> Result<Started, ApiError> {
+        // A statement of its own, so that the lock is not held during the call.
+        let reserved = self.sessions().try_reserve();
+        if !reserved {
+            warn!("the worker has too many sessions open to start another");
+            return Err(refused("too many sessions are open"));
+        }
+        let reservation = StartReservation { broker: self, is_finished: false };
+        reservation.finish(self.api.start().await)
+    }
+
+    /// Calls TerminateSession once; the worker retries.
     async fn terminate(&self, id: &str) -> Result<(), ApiError> {
-        let outcome = self.plane.terminate(id).await;
-        if outcome.as_ref().err().is_none_or(|error| !error.may_pass()) {
-            // Ended, gone, or not ours to end: nothing is left to do about it here.
-            self.wards().close(id);
+        let outcome = self.api.terminate(id).await;
+        if outcome.as_ref().err().is_none_or(|error| !error.is_transient()) {
+            // Terminated, or not to be terminated by this process.
+            self.sessions().mark_ended(id);
         }
         outcome
     }
 
-    async fn start(&self) -> Result<crate::session::Started, ApiError> {
-        // Bound to a name, so that the lock is not held while the call is under way.
-        let may_begin = self.wards().begin();
-        if !may_begin {
-            warn!("the worker has too many sessions open to start another");
-            return Err(refusal("too many sessions are open"));
-        }
-        let starting = Starting { clerk: self, started: false };
-        starting.finish(self.plane.start().await)
-    }
-
     async fn sign(&self, uri: &str) -> Result<Vec<(String, String)>, ApiError> {
-        let uri = self.channel(uri)?;
-        let headers = self.plane.sign_opening(&uri).await?;
+        let uri = self.check_channel(uri)?;
+        let headers = self.api.sign_opening(&uri).await?;
         let text = |(name, value): (http::HeaderName, http::HeaderValue)| {
             let value = value.to_str().ok()?.to_owned();
             Some((name.as_str().to_owned(), value))
         };
         let headers: Option<_> = headers.into_iter().map(text).collect();
-        headers.ok_or_else(|| refusal("a header of the signature is no text"))
+        headers.ok_or_else(|| refused("a header of the signature is not text"))
     }
 
-    async fn dial(&self, uri: &str) -> Result<std::net::TcpStream, String> {
-        let expected = uri.parse().ok().filter(|uri| self.wards().expects(uri));
+    async fn connect(&self, uri: &str) -> Result<std::net::TcpStream, String> {
+        let expected = uri.parse().ok().filter(|uri| self.sessions().is_stream_host(uri));
         let uri = match expected {
             Some(uri) => uri,
-            None => self.channel(uri).map_err(|error| error.to_string())?,
+            None => self.check_channel(uri).map_err(|error| error.to_string())?,
         };
-        let (host, port, _) = first_hop(&uri, self.wards().settings());
-        let limit = self.wards().settings().timeout;
+        let (host, port, limit) = {
+            let sessions = self.sessions();
+            let endpoint = sessions.endpoint();
+            let (host, port, _) = endpoint.connector.first_hop(&uri);
+            (host, port, endpoint.timeout)
+        };
         let connected = timeout(limit, connect_tcp(&host, port)).await;
         let stream = connected.map_err(|_| "no answer".to_owned())?;
         stream.and_then(tokio::net::TcpStream::into_std).map_err(|error| error.to_string())
     }
 
-    fn own(&self, session: &str) -> Result<(), ApiError> {
-        if self.wards().knows(session) {
+    fn check(&self, session_id: &str) -> Result<(), ApiError> {
+        if self.sessions().contains(session_id) {
             return Ok(());
         }
-        warn!("the worker asks for a session that it has not started");
-        Err(ApiError::new(ApiErrorKind::SessionGone, "no such session was started here", REPORT))
+        warn!("the worker names a session that was not started for it");
+        let message = "no such session was started here";
+        Err(ApiError::new(ApiErrorKind::SessionGone, message, Failure::REPORT_HINT))
     }
 
-    fn channel(&self, uri: &str) -> Result<Uri, ApiError> {
-        let known = uri.parse().ok().filter(|uri| self.wards().leads_to(uri));
-        known.ok_or_else(|| {
-            warn!("the worker asks for a data channel that is none of its sessions'");
-            refusal("it is no data channel of a session that was started here")
+    fn check_channel(&self, uri: &str) -> Result<Uri, ApiError> {
+        let allowed = uri.parse().ok().filter(|uri| self.sessions().allows_channel(uri));
+        allowed.ok_or_else(|| {
+            warn!("the worker names a data channel of no session that was started for it");
+            refused("it is no data channel of a session that was started here")
         })
     }
 }
 
-/// A call that may bring a session; it counts as such until it is over, even by a panic.
-struct Starting<'a> {
-    clerk: &'a Clerk,
-    started: bool,
+/// A StartSession call under way. Dropped without an answer, as by a panic, it ends the reservation.
+struct StartReservation<'a> {
+    broker: &'a Broker,
+    is_finished: bool,
 }
 
-impl Starting<'_> {
-    fn finish(
-        mut self,
-        outcome: Result<crate::session::Started, ApiError>,
-    ) -> Result<crate::session::Started, ApiError> {
-        self.started = true;
-        self.clerk.wards().began(outcome.as_ref().ok());
+impl StartReservation<'_> {
+    fn finish(mut self, outcome: Result<Started, ApiError>) -> Result<Started, ApiError> {
+        self.is_finished = true;
+        self.broker.sessions().start_finished(outcome.as_ref().ok());
         debug!(ok = outcome.is_ok(), "StartSession answered");
         outcome
     }
 }
 
-impl Drop for Starting<'_> {
+impl Drop for StartReservation<'_> {
     fn drop(&mut self) {
-        if !self.started {
-            self.clerk.wards().began(None);
+        if !self.is_finished {
+            self.broker.sessions().start_finished(None);
         }
     }
 }
 
-fn refusal(why: &str) -> ApiError {
-    ApiError::new(ApiErrorKind::Aborted, why, REPORT)
+fn refused(why: &str) -> ApiError {
+    ApiError::new(ApiErrorKind::Aborted, why, Failure::REPORT_HINT)
 }

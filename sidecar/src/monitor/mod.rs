@@ -1,420 +1,253 @@
-//! The monitor: the process that the runner has started. It holds the keys of AWS, and parses nothing that
-//! comes from the customer's side.
+//! The monitor: the process that the runner starts. It holds the AWS keys, and parses nothing that comes from the
+//! customer's side.
 //!
-//! It starts the worker, hands it the document without those keys, and does for it what it cannot do by
-//! itself: start, resume and end sessions, sign, connect. It alone writes to stdout. However the worker ends,
-//! the monitor ends what sessions are left; however the monitor ends, the worker does.
+//! It starts the worker and does for it what the sandbox forbids: start, resume and terminate sessions, sign, connect.
+//! It alone writes to stdout. However the worker ends, the monitor terminates the sessions that are left; however the
+//! monitor ends, the worker ends its sessions.
+//!
+//! Call order: [`Monitor::start`], [`Monitor::sandboxed`], [`Monitor::send_task`], [`Monitor::run`],
+//! [`Monitor::finish`]; the last one after any of them.
 
 mod broker;
+mod error;
+mod service;
 mod sessions;
+mod stop_state;
 mod worker_config;
 
 use std::{
     ffi::OsString,
-    future::Future,
+    future::{Future, pending},
     io,
-    os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
+    os::fd::OwnedFd,
     pin::pin,
-    process::{ExitStatus, Stdio},
-    sync::Arc,
-    time::Duration,
+    process::Stdio,
 };
 
 use futures_util::{
-    StreamExt as _,
-    future::{BoxFuture, join_all},
+    FutureExt as _, StreamExt as _,
+    future::{BoxFuture, FusedFuture as _, join_all},
     stream::FuturesUnordered,
 };
-use runner_protocol::{Failure, Line, Request};
+use runner_protocol::{Config, Line};
 use tokio::{
     process::{Child, Command},
     sync::mpsc,
-    time::{Instant, sleep_until, timeout, timeout_at},
+    time::{Duration, Instant, sleep_until, timeout, timeout_at},
 };
 use tracing::{debug, warn};
 
-use self::{broker::Clerk, sessions::Wards};
+use self::{
+    service::MAX_REQUESTS,
+    stop_state::{Action, StopState},
+};
 use crate::{
-    aws::{ControlPlane, settings},
-    channel::websocket::Settings,
-    commands::error::{Error, REPORT},
-    config::Aws,
     ipc::{
-        Frame, Inbox, Link,
-        message::{Begin, Stop, ToMonitor, ToWorker, decode, encode},
+        Frame, IpcSocket, ReceiveBuffer,
+        message::{StartMessage, ToMonitor, ToWorker, decode, encode},
     },
-    net::{proxy::Proxy, tls::Trust},
-    runtime::{hardening::Unprotected, memory, phase::Phase, shutdown::Shutdown},
-    session::terminate_with_retries,
+    runtime::{
+        clock::now,
+        failure::InternalError,
+        hardening::MissingProtection,
+        stop::{self, StopReason},
+    },
 };
 
-/// The worker, as its monitor sees it. Killed when dropped.
+pub(crate) use error::WorkerFailure;
+pub(crate) use service::{RequestHandler, WorkerOutcome};
+
+/// The worker process and the socket to it. Dropping it kills the worker.
 #[derive(Debug)]
-pub struct Monitor {
+pub(crate) struct Monitor {
     process: Child,
-    link: Link,
-    inbox: Inbox,
+    socket: IpcSocket,
+    buffer: ReceiveBuffer,
     outbox: mpsc::Sender<Frame>,
     queue: mpsc::Receiver<Frame>,
-    phase: Phase,
-}
-
-/// How the worker ended as it should.
-#[derive(Debug)]
-pub enum Ended {
-    /// The tunnel, with or without a failure.
-    Tunnel(Option<Failure>),
-    /// The check, with this status and, where a step has failed, by what.
-    Check(u8, Option<Failure>),
-}
-
-/// How it did not.
-#[derive(Debug, thiserror::Error)]
-pub enum Lost {
-    /// It is gone, by a signal or of itself.
-    #[error("the worker process has gone{0}")]
-    Gone(Manner),
-    /// It sent what it may not, or cannot be heard.
-    #[error("the worker process broke its protocol: {0}")]
-    Protocol(String),
-    /// It did not end when it was asked to.
-    #[error("the worker process did not end in time")]
-    Stuck,
-}
-
-/// How a process ended, as far as is known.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Manner(Option<ExitStatus>);
-
-impl std::fmt::Display for Manner {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
-            Some(status) => write!(formatter, ": {status}"),
-            None => Ok(()),
-        }
-    }
-}
-
-impl Lost {
-    /// What to do about it.
-    pub fn hint(&self) -> &'static str {
-        match self {
-            Self::Gone(Manner(Some(status))) if status.signal() == Some(KILLED) => {
-                "give the sidecar more memory, if the kernel's log says that it ran out; if not, find out who kills \
-                 processes on this host"
-            }
-            Self::Gone(_) | Self::Protocol(_) | Self::Stuck => REPORT,
-        }
-    }
-}
-
-/// What the worker is to do.
-#[derive(Debug)]
-pub struct Orders {
-    /// What goes along, see [`Begin`].
-    pub begin: Begin,
-    /// In the order of [`Begin`].
-    pub descriptors: Vec<OwnedFd>,
 }
 
 impl Monitor {
-    /// Starts the worker: this program anew, with `arguments`, and of the environment what is listed here.
+    /// Starts the worker: this program again, with `arguments`, and with [`ENVIRONMENT`] of the environment.
     ///
     /// # Errors
     ///
-    /// What keeps the host from starting it.
-    pub fn start(arguments: &[OsString], stdout: Stdio) -> io::Result<Self> {
-        let (link, theirs) = Link::pair()?;
+    /// When the host does not start it.
+    pub(crate) fn start(arguments: &[OsString], stdout: Stdio) -> io::Result<Self> {
+        let (socket, theirs) = IpcSocket::pair()?;
         let mut command = Command::new(program()?);
         command.arg0(NAME).args(arguments).env_clear();
         command.envs(ENVIRONMENT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         command.stdin(Stdio::from(theirs)).stdout(stdout).kill_on_drop(true);
-        let process = command.spawn()?;
+        Ok(Self::new(command.spawn()?, socket))
+    }
+
+    fn new(process: Child, socket: IpcSocket) -> Self {
         let (outbox, queue) = mpsc::channel(QUEUE);
-        Ok(Self { process, link, inbox: Inbox::default(), outbox, queue, phase: Phase::Config })
+        Self { process, socket, buffer: ReceiveBuffer::default(), outbox, queue }
     }
 
-    /// The phase of the start that the worker has reached.
-    pub fn phase(&self) -> Phase {
-        self.phase
-    }
-
-    /// Waits until the worker has locked itself up; returns what it could not do.
+    /// Waits until the worker is sandboxed; returns the protections that are missing. Cancel-safe.
     ///
     /// # Errors
     ///
-    /// [`Lost`] when it ends first. Cancel-safe.
-    pub async fn locked_up(&mut self) -> Result<Vec<Unprotected>, Lost> {
-        let Ok(received) = timeout(LOCK_UP, self.link.receive(&mut self.inbox)).await else {
-            return Err(Lost::Stuck);
+    /// [`WorkerFailure`] when it ends first.
+    pub(crate) async fn sandboxed(&mut self) -> Result<Vec<MissingProtection>, WorkerFailure> {
+        let receiving = self.socket.receive(&mut self.buffer);
+        let Ok(received) = timeout(SANDBOX_TIMEOUT, receiving).await else {
+            return Err(WorkerFailure::Stuck);
         };
         match received {
             Ok(Some(frame)) => match decode(&frame) {
-                Ok(ToMonitor::Hello(refused)) => Ok(refused),
-                Ok(other) => Err(Lost::Protocol(format!("{other:?} came first"))),
-                Err(error) => Err(Lost::Protocol(error.to_string())),
+                Ok(ToMonitor::Sandboxed(missing)) => Ok(missing),
+                Ok(other) => Err(WorkerFailure::Protocol(format!("{other:?} came first"))),
+                Err(error) => Err(WorkerFailure::Protocol(error.to_string())),
             },
-            Ok(None) | Err(_) => Err(Lost::Gone(manner(&mut self.process).await)),
+            Ok(None) | Err(_) => Err(WorkerFailure::Exited(exit_info(&mut self.process).await)),
         }
     }
 
-    /// Hands over the document and what else `orders` say.
+    /// Sends the task, with its `descriptors` in the order of [`WorkerTask`](crate::ipc::message::WorkerTask), and the
+    /// config.
     ///
     /// # Errors
     ///
-    /// Where the worker is gone.
-    pub fn begin(&mut self, orders: Orders, request: &Request) -> Result<(), Error> {
-        let internal = |error: serde_json::Error| Error::Internal(error.to_string());
-        let document = worker_config::document(request).map_err(internal)?;
-        let begin = encode(&ToWorker::Begin(orders.begin)).map_err(internal)?;
-        for frame in [Frame { descriptors: orders.descriptors, ..begin }, document] {
+    /// [`InternalError`] when the messages cannot be queued.
+    pub(crate) fn send_task(
+        &mut self,
+        message: StartMessage,
+        descriptors: Vec<OwnedFd>,
+        config: &Config,
+    ) -> Result<(), InternalError> {
+        let internal = |error: serde_json::Error| InternalError::new(error.to_string());
+        let config = worker_config::frame(config).map_err(internal)?;
+        let start = encode(&ToWorker::Start(message)).map_err(internal)?;
+        for frame in [Frame { descriptors, ..start }, config] {
             self.outbox
                 .try_send(frame)
-                .map_err(|_| Error::Internal("the worker's queue is full".to_owned()))?;
+                .map_err(|_| InternalError::new("the worker's queue is full"))?;
         }
         Ok(())
     }
 
-    /// Does what the worker asks for until it ends, and passes on what it says to `say`; once `stop`
-    /// completes, the worker is to end within [`GRACE`]. One that is busy with its document then, which may take
-    /// seconds, is not waited for.
+    /// Handles the worker's messages until it ends; `on_line` gets the lines for stdout. Once `stop` completes, the
+    /// worker is to end within [`stop::MONITOR`].
     ///
     /// # Errors
     ///
-    /// [`Lost`] when it does not end as it should.
-    pub async fn attend(
+    /// [`WorkerFailure`].
+    pub(crate) async fn run(
         &mut self,
-        service: &mut Service,
-        stop: impl Future<Output = Stop>,
-        mut say: impl FnMut(&Line),
-    ) -> Result<Ended, Lost> {
-        let Self { process, link, inbox, outbox, queue, phase } = self;
-        let mut stop = pin!(stop);
-        let mut sending = pin!(link.send_all(queue));
-        let mut asked: Option<Instant> = None;
-        let mut helped = false;
-        let mut deaf = false;
-        let mut endings: FuturesUnordered<BoxFuture<'static, ()>> = FuturesUnordered::new();
-        let lost = loop {
-            let far = Instant::now() + FAR;
-            let (take_over, give_up) =
-                asked.map_or((far, far), |asked| (asked + PATIENCE, asked + GRACE));
+        handler: &mut RequestHandler,
+        stop: impl Future<Output = StopReason>,
+        mut on_line: impl FnMut(&Line),
+    ) -> Result<WorkerOutcome, WorkerFailure> {
+        let Self { process, socket, buffer, outbox, queue } = self;
+        let mut stop = pin!(stop.fuse());
+        let mut sending = pin!(socket.send_all(queue).fuse());
+        let mut state = StopState::Running;
+        let mut terminations: FuturesUnordered<BoxFuture<'static, ()>> = FuturesUnordered::new();
+        let does_not_read = || WorkerFailure::Protocol("it does not read".to_owned());
+        let failure = loop {
             tokio::select! {
-                received = link.receive(inbox) => match received {
+                received = socket.receive(buffer) => match received {
                     Ok(Some(frame)) => {
                         let message = match decode(&frame) {
                             Ok(message) => message,
-                            Err(error) => break Lost::Protocol(error.to_string()),
+                            Err(error) => break WorkerFailure::Protocol(error.to_string()),
                         };
-                        match service.take(message, phase, &mut say) {
-                            Ok(Some(ended)) => return Ok(ended),
+                        match handler.handle_message(message, &mut on_line) {
+                            Ok(Some(outcome)) => return Ok(outcome),
                             Ok(None) => (),
-                            Err(lost) => break lost,
+                            Err(failure) => break failure,
                         }
                     }
                     Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                        break Lost::Protocol(error.to_string());
+                        break WorkerFailure::Protocol(error.to_string());
                     }
-                    Ok(None) | Err(_) => break Lost::Gone(Manner::default()),
+                    Ok(None) | Err(_) => {
+                        return Err(WorkerFailure::Exited(exit_info(process).await));
+                    }
                 },
-                Some(answer) = service.calls.next() => {
-                    if outbox.try_send(answer).is_err() {
-                        break Lost::Protocol("it does not read".to_owned());
-                    }
-                    if service.ready.is_none() && asked.is_none() && service.calls.is_empty() {
-                        // The next call may come in an hour.
-                        memory::shrink();
+                Some(response) = handler.next_response() => {
+                    if outbox.try_send(response).is_err() {
+                        break does_not_read();
                     }
                 }
-                // Just gone it may have said its last word before, which `receive` comes to.
-                _ = &mut sending, if !deaf => deaf = true,
-                reason = &mut stop, if asked.is_none() => {
-                    debug!(reason = reason.reason(), "the worker is asked to end");
+                // The worker may have exited after sending its final message; keep receiving until EOF.
+                _ = &mut sending, if !sending.is_terminated() => (),
+                reason = &mut stop, if !stop.is_terminated() => {
+                    debug!(reason = reason.as_str(), "the worker is asked to stop");
                     let frame = encode(&ToWorker::Stop(reason)).unwrap_or_default();
                     if outbox.try_send(frame).is_err() {
-                        break Lost::Protocol("it does not read".to_owned());
+                        break does_not_read();
                     }
-                    asked = Some(Instant::now());
+                    state.on_stop(now());
                 }
-                () = sleep_until(take_over), if asked.is_some() && !helped => {
-                    if *phase == Phase::Config && service.has_begun_nothing() {
-                        debug!("the worker still decodes its key, which nobody needs any more");
+                Some(()) = terminations.next() => (),
+                () = until(state.poll_timeout()) => match state.on_timeout(handler.has_begun()) {
+                    Action::TakeOver => terminations.extend(handler.terminations()),
+                    Action::Abandon => {
+                        debug!("the worker still opens its key, which is not needed any more");
                         drop(process.start_kill());
-                        return Ok(Ended::Tunnel(None));
+                        return Ok(WorkerOutcome::Tunnel(None));
                     }
-                    // It may be stuck: what it was to end is ended from here, and its own try does no harm.
-                    helped = true;
-                    endings.extend(service.endings());
-                }
-                Some(()) = endings.next() => (),
-                () = sleep_until(give_up), if asked.is_some() => break Lost::Stuck,
+                    Action::GiveUp => break WorkerFailure::Stuck,
+                },
             }
         };
-        Err(match lost {
-            Lost::Gone(_) => Lost::Gone(manner(process).await),
-            lost => {
-                // Nothing that it does from now on is wanted. Just gone, it needs no killing.
-                drop(process.start_kill());
-                lost
-            }
-        })
+        // If it has just exited, this fails.
+        drop(process.start_kill());
+        Err(failure)
     }
 
-    /// Sees to it that no worker and no session is left. Whatever is still open is ended by API until
-    /// `deadline`.
-    pub async fn finish(self, service: Option<Service>, deadline: Instant) {
-        let Self { mut process, link, .. } = self;
-        // It has said its last word, or is not to be heard any more; without this it ends.
-        drop(link);
-        let leaving = async move {
-            let gone = timeout(LEAVING, process.wait()).await;
-            if gone.is_err() {
+    /// Ends the worker, and until `deadline` every session that is left.
+    pub(crate) async fn finish(self, handler: Option<RequestHandler>, deadline: Instant) {
+        let Self { mut process, socket, .. } = self;
+        // It has sent its last message, or is not read any more; the closed socket makes it exit.
+        drop(socket);
+        let exit = async move {
+            if timeout(stop::WORKER_EXIT, process.wait()).await.is_err() {
                 debug!("the worker is killed");
-                // Just gone, it needs no killing.
+                // If it has just exited, this fails.
                 drop(process.kill().await);
             }
         };
-        let ending = async {
-            let Some(mut service) = service else { return };
-            let seen_through = async {
-                while service.clerk.wards().is_starting() && service.calls.next().await.is_some() {}
-            };
-            if timeout_at(deadline, seen_through).await.is_err() {
+        let sessions = async {
+            let Some(mut handler) = handler else { return };
+            if timeout_at(deadline, handler.starts_finished()).await.is_err() {
                 warn!(
                     "StartSession is not answered yet: a session may be left to its idle time-out"
                 );
             }
-            drop(timeout_at(deadline, join_all(service.endings())).await);
+            drop(timeout_at(deadline, join_all(handler.terminations())).await);
         };
-        tokio::join!(leaving, ending);
+        tokio::join!(exit, sessions);
     }
 }
 
-/// What is done for the worker.
-#[derive(Debug)]
-pub struct Service {
-    clerk: Clerk,
-    calls: FuturesUnordered<BoxFuture<'static, Frame>>,
-    /// Whether the runner wants more lines than `ready` and `failed`.
-    events: bool,
-    /// The port of that line, until it was said.
-    ready: Option<u16>,
-}
-
-impl Service {
-    /// Makes ready to do what `request` will take, for a tunnel whose clients arrive at `port`. Connects to
-    /// nobody, and takes milliseconds: best done while the worker locks itself up.
-    ///
-    /// # Errors
-    ///
-    /// Where the document cannot be used.
-    pub fn new(
-        request: &Request,
-        port: Option<u16>,
-        trust: Trust,
-        proxy: Proxy,
-    ) -> Result<Self, Error> {
-        let aws = Aws::from_request(request.aws.clone())?;
-        let plane = ControlPlane::new(settings::settings(request, &aws), &trust, &proxy);
-        let wards = Wards::new(Settings::of(&aws, trust, proxy));
-        Ok(Self {
-            clerk: Clerk::new(Arc::new(plane), wards),
-            calls: FuturesUnordered::new(),
-            events: request.events,
-            ready: port,
-        })
-    }
-
-    /// The way to AWS, for keys that are renewed.
-    pub fn plane(&self) -> Arc<ControlPlane> {
-        Arc::clone(self.clerk.plane())
-    }
-
-    /// Whether no session is there to be ended, and none on its way.
-    fn has_begun_nothing(&self) -> bool {
-        let wards = self.clerk.wards();
-        !wards.is_starting() && wards.open().is_empty()
-    }
-
-    /// Takes a message; returns how the worker ended, if it has.
-    fn take(
-        &mut self,
-        message: ToMonitor,
-        phase: &mut Phase,
-        say: &mut impl FnMut(&Line),
-    ) -> Result<Option<Ended>, Lost> {
-        let broken = |what: &str| Err(Lost::Protocol(what.to_owned()));
-        match message {
-            ToMonitor::Hello(_) => return broken("a second greeting"),
-            ToMonitor::Call { number, call } => {
-                if self.calls.len() >= MAX_CALLS {
-                    return broken("too many calls at once");
-                }
-                self.calls.push(Box::pin(self.clerk.clone().answer(number, call)));
-            }
-            ToMonitor::Over { session } => self.clerk.wards().close(&session),
-            ToMonitor::Phase(name) => {
-                let Some(begun) = Phase::from_name(&name) else { return broken("unknown phase") };
-                *phase = begun;
-                if self.events {
-                    say(&Line::Phase(name));
-                }
-            }
-            ToMonitor::Line(text) => match Line::parse(&text) {
-                // At the listener that was made here: no other may be given out as the tunnel.
-                Some(line @ Line::Ready(port)) if self.ready == Some(port) => {
-                    self.ready = None;
-                    say(&line);
-                    memory::shrink();
-                }
-                Some(Line::Ready(_) | Line::Failed(_) | Line::Phase(_)) | None => {
-                    return broken("a line that is not its to say");
-                }
-                Some(line) if self.events => say(&line),
-                Some(_) => (),
-            },
-            ToMonitor::Ended(failure) => return Ok(Some(Ended::Tunnel(failure))),
-            ToMonitor::Checked { status, failure } => {
-                return Ok(Some(Ended::Check(status, failure)));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Ends every session that is open, each tried again while that may help, for seconds.
-    fn endings(&self) -> impl Iterator<Item = BoxFuture<'static, ()>> + use<> {
-        let shutdown = Shutdown::default();
-        shutdown.stop();
-        let clerk = self.clerk.clone();
-        let open = clerk.wards().open();
-        open.into_iter().map(move |id| {
-            let (clerk, shutdown) = (clerk.clone(), shutdown.clone());
-            let ending: BoxFuture<'static, ()> = Box::pin(async move {
-                match terminate_with_retries(&**clerk.plane(), &shutdown, &id).await {
-                    Ok(()) => debug!(session = id, "session terminated"),
-                    Err(error) => warn!(session = id, %error, "session left to its idle time-out"),
-                }
-                clerk.wards().close(&id);
-            });
-            ending
-        })
+/// Completes at `deadline`; never without one.
+async fn until(deadline: Option<std::time::Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline.into()).await,
+        None => pending().await,
     }
 }
 
-/// How the worker has ended, which was noticed by its socket; killed if it has not.
-async fn manner(process: &mut Child) -> Manner {
-    if let Ok(status) = timeout(LEAVING, process.wait()).await {
-        return Manner(status.ok());
+/// How the process ended whose socket is closed; it is killed if it has not.
+async fn exit_info(process: &mut Child) -> error::ExitInfo {
+    if let Ok(status) = timeout(stop::WORKER_EXIT, process.wait()).await {
+        return error::ExitInfo(status.ok());
     }
-    // What it ends with then says nothing.
+    // Its status after this kill says nothing.
     drop(process.kill().await);
-    Manner::default()
+    error::ExitInfo::default()
 }
 
 #[cfg(target_os = "linux")]
-#[expect(clippy::unnecessary_wraps, reason = "the same shape as elsewhere")]
+#[expect(clippy::unnecessary_wraps, reason = "the same signature as on other systems")]
 fn program() -> io::Result<std::path::PathBuf> {
-    // The file that runs, even where another stands at its path by now.
+    // The file that runs, even if another one is at its path by now.
     Ok("/proc/self/exe".into())
 }
 
@@ -423,34 +256,16 @@ fn program() -> io::Result<std::path::PathBuf> {
     std::env::current_exe()
 }
 
-/// From a stop to the end of the worker; it gives itself 4.5 s.
-pub const GRACE: Duration = Duration::from_millis(4700);
+/// For the worker to be sandboxed; most of it is the reading of root certificates.
+const SANDBOX_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// From a stop to where its sessions are ended from here.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// More than the responses to all requests, in frames.
+const QUEUE: usize = 2 * MAX_REQUESTS;
 
-/// From its last word to its end.
-const LEAVING: Duration = Duration::from_millis(500);
-
-/// For a worker to start; most of it is the loading of root certificates.
-const LOCK_UP: Duration = Duration::from_secs(20);
-
-/// While nothing is asked.
-const FAR: Duration = Duration::from_hours(1);
-
-/// More than the answers to all calls.
-const QUEUE: usize = 2 * MAX_CALLS;
-
-/// At once; sixteen lanes that all open, close and resume need fewer.
-const MAX_CALLS: usize = 128;
-
-/// SIGKILL.
-const KILLED: i32 = 9;
-
-/// The worker's name for itself, the first of its arguments.
+/// The worker's first argument.
 const NAME: &str = "ssm-sidecar";
 
-/// What of the environment the worker gets: nothing of AWS is among it.
+/// The environment variables that the worker gets: none of AWS.
 const ENVIRONMENT: &[&str] = &[
     "RUST_LOG",
     "NO_COLOR",

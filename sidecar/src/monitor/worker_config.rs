@@ -1,30 +1,28 @@
-//! The document as the worker gets it: without the keys of AWS, and without what the monitor has done already.
+//! The config for the worker: without the AWS keys, and without what the monitor has done already.
 
 use runner_protocol::{
-    EndpointUrl, Request, Secret,
-    request::{Compression, Engine},
+    Config, EndpointUrl, Secret,
+    config::{Compression, Engine},
 };
 use serde::Serialize;
 use zeroize::Zeroizing;
 
 use crate::ipc::Frame;
 
-/// Writes it. The worker calls nobody at AWS, so whoever it is told to be there does not matter.
-pub(super) fn document(request: &Request) -> serde_json::Result<Frame> {
-    // Every text in it, and ample for names and escapes, so that no piece of the key is left behind by growing.
-    let secrets = [
-        Some(&request.bastion.ssh_private_key),
-        request.bastion.ssh_private_key_passphrase.as_ref(),
-    ];
+/// Serializes it. The worker does not call AWS, so its `aws.credentials` do not matter.
+pub(super) fn frame(config: &Config) -> serde_json::Result<Frame> {
+    // Large enough for the secrets with JSON escapes, so that growing leaves no piece of a key behind.
+    let secrets =
+        [Some(&config.bastion.ssh_private_key), config.bastion.ssh_private_key_passphrase.as_ref()];
     let length: usize = secrets.into_iter().flatten().map(|secret| secret.expose().len()).sum();
-    let mut bytes = Zeroizing::new(Vec::with_capacity(2 * length + ROOM));
-    serde_json::to_writer(&mut *bytes, &Handed::from(request))?;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(2 * length + OTHER_FIELDS_BYTES));
+    serde_json::to_writer(&mut *bytes, &WorkerConfig::from(config))?;
     Ok(Frame { bytes, ..Frame::default() })
 }
 
 #[derive(Serialize)]
-struct Handed<'a> {
-    // First, before anything of a length that is not known.
+struct WorkerConfig<'a> {
+    // First, before fields of unknown length.
     bastion: Bastion<'a>,
     name: &'a str,
     job_id: Option<&'a str>,
@@ -55,7 +53,7 @@ struct Aws<'a> {
     stream_endpoint_url: Option<&'a str>,
 }
 
-/// For the text of a policy.
+/// For the policy that a check prints.
 #[derive(Serialize)]
 struct Role<'a> {
     role_arn: &'a str,
@@ -81,7 +79,7 @@ struct Tunnel {
     max_connections: usize,
 }
 
-#[expect(clippy::struct_field_names, reason = "the document's names")]
+#[expect(clippy::struct_field_names, reason = "the config's names")]
 #[derive(Serialize)]
 struct Timeouts {
     ready_s: u64,
@@ -89,9 +87,9 @@ struct Timeouts {
     reconnect_s: u64,
 }
 
-impl<'a> From<&'a Request> for Handed<'a> {
-    fn from(request: &'a Request) -> Self {
-        let Request { aws, bastion, target, tunnel, timeouts, .. } = request;
+impl<'a> From<&'a Config> for WorkerConfig<'a> {
+    fn from(config: &'a Config) -> Self {
+        let Config { aws, bastion, target, tunnel, timeouts, .. } = config;
         Self {
             bastion: Bastion {
                 ssh_private_key: bastion.ssh_private_key.expose(),
@@ -104,8 +102,8 @@ impl<'a> From<&'a Request> for Handed<'a> {
                 ssh_user: &bastion.ssh_user,
                 ssh_host_key: Some(&*bastion.ssh_host_key).filter(|keys| !keys.is_empty()),
             },
-            name: &request.name,
-            job_id: request.job_id.as_deref(),
+            name: &config.name,
+            job_id: config.job_id.as_deref(),
             aws: Aws {
                 credentials: "environment",
                 assume_role: aws.assume_role.as_ref().map(|role| Role { role_arn: &role.role_arn }),
@@ -118,7 +116,7 @@ impl<'a> From<&'a Request> for Handed<'a> {
                 host: &target.host,
                 port: target.port,
             },
-            listen: Listen { allowed_uids: request.listen.allowed_uids.as_deref() },
+            listen: Listen { allowed_uids: config.listen.allowed_uids.as_deref() },
             tunnel: Tunnel {
                 sessions: tunnel.sessions,
                 compression: match tunnel.compression {
@@ -134,29 +132,30 @@ impl<'a> From<&'a Request> for Handed<'a> {
                 connect_s: timeouts.connect.as_secs(),
                 reconnect_s: timeouts.reconnect.as_secs(),
             },
-            events: request.events,
+            events: config.events,
         }
     }
 }
 
-const ROOM: usize = 16 << 10;
+/// For all fields without secrets, with JSON escapes.
+const OTHER_FIELDS_BYTES: usize = 16 << 10;
 
 #[cfg(test)]
 mod tests {
-    use runner_protocol::request::Identity;
+    use runner_protocol::config::Identity;
 
     use super::*;
 
     const LARGEST: &str =
-        include_str!("../../../runner-protocol/tests/golden/documents/largest.json");
+        include_str!("../../../runner-protocol/tests/golden/configs/largest.json");
     const SMALLEST: &str =
-        include_str!("../../../runner-protocol/tests/golden/documents/smallest.json");
+        include_str!("../../../runner-protocol/tests/golden/configs/smallest.json");
 
     #[test]
-    fn the_worker_gets_all_that_it_needs_and_no_key_of_aws() {
+    fn worker_gets_all_that_it_needs_and_no_aws_key() {
         for written in [SMALLEST, LARGEST] {
-            let given = Request::from_json(written).unwrap();
-            let frame = document(&given).unwrap();
+            let given = Config::from_json(written).unwrap();
+            let frame = frame(&given).unwrap();
             let text = str::from_utf8(&frame.bytes).unwrap();
             if let Identity::Static(keys) = &given.aws.identity {
                 let all = [Some(&keys.access_key_id), Some(&keys.secret_access_key)];
@@ -164,20 +163,20 @@ mod tests {
                     assert!(!text.contains(key.expose()), "{written}");
                 }
             }
-            let mut got = Request::from_json(text).unwrap();
+            let mut got = Config::from_json(text).unwrap();
             assert_eq!(
                 got.bastion.ssh_private_key.expose(),
                 given.bastion.ssh_private_key.expose()
             );
-            let passphrase = |request: &Request| {
-                let passphrase = request.bastion.ssh_private_key_passphrase.as_ref();
+            let passphrase = |config: &Config| {
+                let passphrase = config.bastion.ssh_private_key_passphrase.as_ref();
                 passphrase.map(|passphrase| passphrase.expose().to_owned())
             };
             assert_eq!(passphrase(&got), passphrase(&given));
-            // The rest is what it was, but for what is the monitor's alone.
+            // The rest is unchanged, except for what only the monitor uses.
             got.aws.identity = given.aws.identity.clone();
             let role = given.aws.assume_role.clone();
-            let arn = |role: &runner_protocol::request::AssumeRole| role.role_arn.clone();
+            let arn = |role: &runner_protocol::config::AssumeRole| role.role_arn.clone();
             assert_eq!(got.aws.assume_role.as_ref().map(arn), role.as_ref().map(arn));
             got.aws.assume_role = role;
             (got.memo, got.hardening, got.health) =

@@ -1,9 +1,10 @@
-//! The connection below the WebSocket: both address families, through the proxy if need be, with TLS.
+//! Connections to AWS: TCP to both address families, through the proxy where one is set, with TLS.
 
-use std::{fmt, io, net::SocketAddr, time::Duration};
+use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use http::Uri;
+use runner_protocol::ErrorCode;
 use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -12,33 +13,31 @@ use tokio::{
 };
 use tracing::debug;
 
-use crate::{
-    channel::websocket::{OpenError, Settings},
-    net::{
-        proxy::{Via, bare_host},
-        tls::distrust,
-    },
+use super::{
+    proxy::{Proxy, ProxyRoute, TunnelError, unbracketed},
+    tls::{CERTIFICATE_HINT, RootCertificates, certificate_error},
 };
+use crate::runtime::failure::ToFailure;
 
-/// Any byte stream that leads to the service.
+/// A connected byte stream.
 pub(crate) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
 
-/// Makes TCP connections: where there are two processes, not the one that parses what comes over them.
-pub trait Dial: fmt::Debug + Send + Sync {
-    /// Connects to `host`, the first on the way to the data channel at `uri`. Cancel-safe.
+/// Opens TCP connections. In the worker this asks the monitor, which sends the socket back.
+pub(crate) trait Dial: fmt::Debug + Send + Sync {
+    /// Connects to `host`, the first hop towards `uri`. Cancel-safe.
     fn dial<'a>(
         &'a self,
         uri: &'a Uri,
         host: &'a str,
         port: u16,
-    ) -> BoxFuture<'a, io::Result<TcpStream>>;
+    ) -> BoxFuture<'a, io::Result<Box<dyn Transport>>>;
 }
 
-/// Connects by itself.
+/// Opens TCP connections from this process.
 #[derive(Clone, Copy, Debug)]
-pub struct Direct;
+pub(crate) struct Direct;
 
 impl Dial for Direct {
     fn dial<'a>(
@@ -46,84 +45,145 @@ impl Dial for Direct {
         _: &'a Uri,
         host: &'a str,
         port: u16,
-    ) -> BoxFuture<'a, io::Result<TcpStream>> {
-        Box::pin(connect_tcp(host, port))
+    ) -> BoxFuture<'a, io::Result<Box<dyn Transport>>> {
+        Box::pin(async move {
+            let stream: Box<dyn Transport> = Box::new(connect_tcp(host, port).await?);
+            Ok(stream)
+        })
     }
 }
 
-/// Host and port that a connection to `uri` is made to, and whether it is the proxy's.
-pub(crate) fn first_hop(uri: &Uri, settings: &Settings) -> (String, u16, Option<Via>) {
-    let tls = uri.scheme_str() == Some("wss");
-    let host = uri.host().unwrap_or_default();
-    match if tls { settings.proxy.towards(host) } else { None } {
-        Some(via) => (via.host.clone(), via.port, Some(via)),
-        None => (bare_host(host).to_owned(), port_of(uri), None),
-    }
+/// Opens connections to URIs. Clones share its parts.
+#[derive(Clone, Debug)]
+pub(crate) struct Connector {
+    pub(crate) roots: RootCertificates,
+    pub(crate) proxy: Proxy,
+    pub(crate) dial: Arc<dyn Dial>,
 }
 
-fn port_of(uri: &Uri) -> u16 {
-    let usual = if uri.scheme_str() == Some("wss") { 443 } else { 80 };
-    uri.port_u16().unwrap_or(usual)
+/// Why no connection was opened. Free of secrets.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    #[error("`{host}` cannot be reached: {cause}")]
+    Unreachable {
+        /// The host, or the proxy before it.
+        host: String,
+        /// From the operating system or the TLS library.
+        cause: String,
+    },
+    #[error("the proxy `{host}` does not open a tunnel: {cause}")]
+    Proxy {
+        host: String,
+        #[source]
+        cause: TunnelError,
+    },
+    #[error("the certificate of `{host}` is not accepted: {reason}")]
+    Untrusted { host: String, reason: String },
 }
 
-/// Connects to the host of `uri`, up to and with TLS where it is `wss`.
-pub(crate) async fn connect(
-    uri: &Uri,
-    settings: &Settings,
-) -> Result<Box<dyn Transport>, OpenError> {
-    let tls = uri.scheme_str() == Some("wss");
-    let host = uri.host().unwrap_or_default();
-    let (first, port, via) = first_hop(uri, settings);
-    let stream = settings.dial.dial(uri, &first, port).await;
-    let stream =
-        stream.map_err(|error| OpenError::Unreachable { host: first, cause: error.to_string() })?;
-    let Some(via) = via else {
-        return if tls { with_tls(stream, host, settings).await } else { Ok(Box::new(stream)) };
-    };
-    debug!(proxy = via.host, "going through the proxy");
-    if via.tls {
-        let stream = with_tls(stream, &via.host, settings).await?;
-        through(&via, stream, host, port_of(uri), settings).await
-    } else {
-        through(&via, stream, host, port_of(uri), settings).await
-    }
-}
-
-async fn through<S: Transport + 'static>(
-    via: &Via,
-    mut stream: S,
-    host: &str,
-    port: u16,
-    settings: &Settings,
-) -> Result<Box<dyn Transport>, OpenError> {
-    via.open_tunnel(&mut stream, host, port)
-        .await
-        .map_err(|cause| OpenError::Proxy { host: via.host.clone(), cause })?;
-    with_tls(stream, host, settings).await
-}
-
-async fn with_tls<S: Transport + 'static>(
-    stream: S,
-    host: &str,
-    settings: &Settings,
-) -> Result<Box<dyn Transport>, OpenError> {
-    let host = bare_host(host);
-    let unreachable = |cause: String| OpenError::Unreachable { host: host.to_owned(), cause };
-    let name =
-        ServerName::try_from(host.to_owned()).map_err(|error| unreachable(error.to_string()))?;
-    match settings.trust.connector().connect(name, stream).await {
-        Ok(stream) => Ok(Box::new(stream)),
-        Err(error) => {
-            let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-            Err(match inner.and_then(distrust) {
-                Some(reason) => OpenError::Untrusted { host: host.to_owned(), reason },
-                None => unreachable(error.to_string()),
-            })
+impl ConnectError {
+    /// Whether the same attempt may succeed later.
+    pub(crate) const fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Proxy { .. } => true,
+            Self::Untrusted { .. } => false,
         }
     }
 }
 
-/// Connects to whichever address of `host` answers first. Cancel-safe.
+impl ToFailure for ConnectError {
+    fn code(&self) -> ErrorCode {
+        ErrorCode::AwsUnreachable
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            Self::Unreachable { host, .. } => unreachable_hint(host),
+            Self::Proxy { cause: TunnelError::Refused(407), .. } => {
+                "put the proxy's user and password into `HTTPS_PROXY`".to_owned()
+            }
+            Self::Proxy { .. } => {
+                "let the proxy of `HTTPS_PROXY` pass CONNECT to the `ssmmessages` host, or \
+                                   except that host in `NO_PROXY`"
+                    .to_owned()
+            }
+            Self::Untrusted { .. } => CERTIFICATE_HINT.to_owned(),
+        }
+    }
+}
+
+/// The hint for a stream `host` that does not answer.
+pub(crate) fn unreachable_hint(host: &str) -> String {
+    format!(
+        "allow outgoing HTTPS to `{host}`, or name a proxy in `HTTPS_PROXY`; for a private endpoint \
+         set `aws.stream_endpoint_url`"
+    )
+}
+
+impl Connector {
+    /// Connects to the host of `uri`, with TLS where its scheme is `wss`. Cancel-safe.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`].
+    pub(crate) async fn connect(&self, uri: &Uri) -> Result<Box<dyn Transport>, ConnectError> {
+        let tls = uri.scheme_str() == Some("wss");
+        let host = uri.host().unwrap_or_default();
+        let (first, port, route) = self.first_hop(uri);
+        let stream = self.dial.dial(uri, &first, port).await;
+        let stream = stream
+            .map_err(|error| ConnectError::Unreachable { host: first, cause: error.to_string() })?;
+        let Some(route) = route else {
+            return if tls { self.with_tls(stream, host).await } else { Ok(stream) };
+        };
+        debug!(proxy = route.host, "connecting through the proxy");
+        let mut stream = if route.tls { self.with_tls(stream, &route.host).await? } else { stream };
+        route
+            .open_tunnel(&mut stream, host, port_of(uri))
+            .await
+            .map_err(|cause| ConnectError::Proxy { host: route.host.clone(), cause })?;
+        self.with_tls(stream, host).await
+    }
+
+    /// The host and port that a connection to `uri` goes to first, and the proxy if it is the proxy's.
+    pub(crate) fn first_hop(&self, uri: &Uri) -> (String, u16, Option<ProxyRoute>) {
+        let tls = uri.scheme_str() == Some("wss");
+        let host = uri.host().unwrap_or_default();
+        match if tls { self.proxy.route_for(host) } else { None } {
+            Some(route) => (route.host.clone(), route.port, Some(route)),
+            None => (unbracketed(host).to_owned(), port_of(uri), None),
+        }
+    }
+
+    async fn with_tls(
+        &self,
+        stream: Box<dyn Transport>,
+        host: &str,
+    ) -> Result<Box<dyn Transport>, ConnectError> {
+        let host = unbracketed(host);
+        let unreachable =
+            |cause: String| ConnectError::Unreachable { host: host.to_owned(), cause };
+        let name = ServerName::try_from(host.to_owned())
+            .map_err(|error| unreachable(error.to_string()))?;
+        match self.roots.connector().connect(name, stream).await {
+            Ok(stream) => Ok(Box::new(stream)),
+            Err(error) => {
+                let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+                Err(match inner.and_then(certificate_error) {
+                    Some(reason) => ConnectError::Untrusted { host: host.to_owned(), reason },
+                    None => unreachable(error.to_string()),
+                })
+            }
+        }
+    }
+}
+
+fn port_of(uri: &Uri) -> u16 {
+    let default = if uri.scheme_str() == Some("wss") { 443 } else { 80 };
+    uri.port_u16().unwrap_or(default)
+}
+
+/// Connects to the address of `host` that answers first. Cancel-safe.
 pub(crate) async fn connect_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
     let addresses = lookup_host((host, port)).await?;
     let stream = race(alternate(addresses.collect())).await?;
@@ -132,7 +192,7 @@ pub(crate) async fn connect_tcp(host: &str, port: u16) -> io::Result<TcpStream> 
     Ok(stream)
 }
 
-/// Sorts addresses so that the families take turns, beginning with the resolver's first choice
+/// Sorts addresses so that the families alternate, beginning with the family of the resolver's first address
 /// (RFC 8305, section 4).
 fn alternate(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let first_is_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
@@ -148,8 +208,8 @@ fn alternate(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     sorted
 }
 
-/// Connects to whichever address answers first; the next one is tried when one fails, or has not answered
-/// within [`STAGGER`].
+/// Connects to the address that answers first. The next one is tried when one fails, or has not answered within
+/// [`STAGGER`].
 async fn race(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
     let mut attempts = FuturesUnordered::new();
     let mut addresses = addresses.into_iter();
@@ -179,7 +239,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn address_families_take_turns() {
+    fn address_families_alternate() {
         let parse = |list: &[&str]| -> Vec<SocketAddr> {
             list.iter().map(|address| address.parse().unwrap()).collect()
         };
@@ -191,8 +251,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_that_refuses_does_not_keep_from_the_next() {
-        // Bound, so that nobody else listens there, and silent itself.
+    async fn after_an_address_that_refuses_the_next_is_tried() {
+        // Bound but not listening.
         let silent = TcpSocket::new_v4().unwrap();
         silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let refusing = silent.local_addr().unwrap();

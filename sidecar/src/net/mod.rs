@@ -1,5 +1,6 @@
-//! Connections to AWS: addresses, proxy, TLS.
+//! Connections to AWS: TCP, proxy, TLS.
 
-pub mod dial;
-pub mod proxy;
-pub mod tls;
+pub(crate) mod accept;
+pub(crate) mod dial;
+pub(crate) mod proxy;
+pub(crate) mod tls;

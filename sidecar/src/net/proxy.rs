@@ -1,53 +1,59 @@
-//! The way out through an HTTP proxy: which connections take it, and the tunnel through it.
+//! The HTTP proxy: which connections use it, and the CONNECT tunnel through it.
 //!
-//! The same rules hold for the SDK's calls and for the WebSocket: `HTTPS_PROXY`, else `ALL_PROXY`, except
-//! for the hosts of `NO_PROXY` and for loopback. Plain `http` never takes a proxy: it is loopback here,
-//! or a credential service of the host.
+//! The same rules hold for the SDK's calls and for the WebSocket: `HTTPS_PROXY`, else `ALL_PROXY`, except for the
+//! hosts of `NO_PROXY` and for loopback. Plain `http` never uses a proxy: here it is loopback, or the host's own
+//! credential service.
 
 use std::{io, sync::Arc};
 
-use aws_smithy_http_client::proxy::ProxyConfig;
 use http::{HeaderValue, Uri};
 use hyper_util::client::proxy::matcher::Matcher;
+use runner_protocol::ErrorCode;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tracing::warn;
 
-/// The proxy of this process, if there is one.
+use crate::runtime::failure::ToFailure;
+
+/// The proxy settings of this process.
 #[derive(Clone, Debug, Default)]
-pub struct Proxy {
-    /// With the credentials in it, so never shown.
+pub(crate) struct Proxy {
     setting: Option<Setting>,
 }
 
 #[derive(Clone)]
 struct Setting {
+    /// Holds the proxy's password: never shown.
     url: String,
     exceptions: String,
     matcher: Arc<Matcher>,
 }
 
-/// A setting of `HTTPS_PROXY` that cannot be used.
+/// `HTTPS_PROXY` is not the URL of an HTTP proxy.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("the proxy setting is not the URL of an HTTP proxy")]
-pub struct InvalidProxy;
+pub(crate) struct InvalidProxy;
 
-impl InvalidProxy {
-    /// What to do about it.
-    pub const fn hint(self) -> &'static str {
+impl ToFailure for InvalidProxy {
+    fn code(&self) -> ErrorCode {
+        ErrorCode::AwsUnreachable
+    }
+
+    fn hint(&self) -> String {
         "set `HTTPS_PROXY` to `http://[user:password@]host:port` (or `https://…`), or unset it; other \
          kinds of proxy, such as SOCKS, are not supported"
+            .to_owned()
     }
 }
 
 impl Proxy {
     /// Reads `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`, or their lower-case forms.
     ///
-    /// An `ALL_PROXY` of another kind, as set for programs that speak SOCKS, is passed over with a warning.
+    /// An `ALL_PROXY` of another kind, such as SOCKS, is ignored with a warning.
     ///
     /// # Errors
     ///
-    /// [`InvalidProxy`] for an `HTTPS_PROXY` that is anything but an HTTP proxy.
-    pub fn from_env() -> Result<Self, InvalidProxy> {
+    /// [`InvalidProxy`] for an `HTTPS_PROXY` that is not an HTTP proxy.
+    pub(crate) fn from_env() -> Result<Self, InvalidProxy> {
         let first = |names: [&str; 2]| {
             names
                 .into_iter()
@@ -60,21 +66,23 @@ impl Proxy {
         }
         let url = first(["ALL_PROXY", "all_proxy"]);
         Self::new(url.as_deref(), exceptions.as_deref()).or_else(|InvalidProxy| {
-            warn!("`ALL_PROXY` is no HTTP proxy and not used; set `HTTPS_PROXY` if one is needed");
+            warn!("`ALL_PROXY` is not an HTTP proxy and is ignored; set `HTTPS_PROXY` if one is needed");
             Self::new(None, None)
         })
     }
 
-    /// Takes the values of `HTTPS_PROXY` and `NO_PROXY`.
+    /// Parses the values of `HTTPS_PROXY` and `NO_PROXY`.
     ///
     /// # Errors
     ///
-    /// [`InvalidProxy`] for anything but an HTTP proxy.
-    pub fn new(url: Option<&str>, exceptions: Option<&str>) -> Result<Self, InvalidProxy> {
+    /// [`InvalidProxy`] where `url` is not the URL of an HTTP proxy.
+    pub(crate) fn new(url: Option<&str>, exceptions: Option<&str>) -> Result<Self, InvalidProxy> {
         let Some(url) = url else { return Ok(Self::default()) };
-        // A setting without scheme means plain HTTP, as in curl.
+        // Without a scheme it is plain HTTP, as in curl.
         let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
-        ProxyConfig::https(url.as_str()).map_err(|_| InvalidProxy)?;
+        if !is_http_url(&url) {
+            return Err(InvalidProxy);
+        }
         let exceptions = match exceptions {
             Some(exceptions) => format!("{exceptions},{LOOPBACK}"),
             None => LOOPBACK.to_owned(),
@@ -83,25 +91,21 @@ impl Proxy {
         Ok(Self { setting: Some(Setting { url, exceptions, matcher }) })
     }
 
-    /// For the SDK's HTTP client.
-    pub fn sdk_config(&self) -> ProxyConfig {
-        let Some(setting) = &self.setting else { return ProxyConfig::disabled() };
-        match ProxyConfig::https(setting.url.as_str()) {
-            Ok(config) => config.no_proxy(&setting.exceptions),
-            Err(_) => ProxyConfig::disabled(), // was checked in `new`
-        }
+    /// The proxy's URL, with its password, and the exceptions in the form of `NO_PROXY`; `None` without a proxy.
+    pub(crate) fn url_and_exceptions(&self) -> Option<(&str, &str)> {
+        self.setting.as_ref().map(|setting| (&*setting.url, &*setting.exceptions))
     }
 
-    /// The proxy that a TLS connection to `host` has to take, `None` for the direct way.
-    pub(crate) fn towards(&self, host: &str) -> Option<Via> {
+    /// The proxy for a TLS connection to `host`; `None` for a direct connection.
+    pub(crate) fn route_for(&self, host: &str) -> Option<ProxyRoute> {
         let setting = self.setting.as_ref()?;
         let destination = Uri::builder().scheme("https").authority(host).path_and_query("/");
         let intercept = setting.matcher.intercept(&destination.build().ok()?)?;
         let uri = intercept.uri();
         let tls = uri.scheme_str() == Some("https");
-        Some(Via {
+        Some(ProxyRoute {
             tls,
-            host: bare_host(uri.host()?).to_owned(),
+            host: unbracketed(uri.host()?).to_owned(),
             port: uri.port_u16().unwrap_or(if tls { 443 } else { 80 }),
             authorization: intercept.basic_auth().cloned(),
         })
@@ -117,27 +121,26 @@ impl std::fmt::Debug for Setting {
     }
 }
 
-/// A proxy on the way to a host.
+/// A proxy before a host.
 #[derive(Clone, Debug)]
-pub(crate) struct Via {
-    /// Whether the proxy itself is spoken to over TLS.
+pub(crate) struct ProxyRoute {
+    /// Whether the connection to the proxy itself uses TLS.
     pub(crate) tls: bool,
     pub(crate) host: String,
     pub(crate) port: u16,
-    /// Marked sensitive by who makes it, so not shown by `Debug`.
+    /// Marked as sensitive, so that `Debug` does not show it.
     authorization: Option<HeaderValue>,
 }
 
-/// Why the proxy did not open the tunnel.
+/// Why the proxy did not open a tunnel.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum TunnelError {
-    /// It answered something other than 2xx.
+pub(crate) enum TunnelError {
+    /// A status other than 2xx.
     #[error("the proxy answered {0}")]
     Refused(u16),
-    /// What it answered is not HTTP.
+    /// The answer is not HTTP.
     #[error("the proxy's answer is not HTTP")]
     NotHttp,
-    /// The connection to it broke.
     #[error("the connection to the proxy broke")]
     Io(#[source] Arc<io::Error>),
 }
@@ -148,8 +151,8 @@ impl From<io::Error> for TunnelError {
     }
 }
 
-impl Via {
-    /// Asks the proxy for a tunnel to `host:port`; afterwards `stream` leads there.
+impl ProxyRoute {
+    /// Asks the proxy for a tunnel to `host:port`; afterwards `stream` carries the connection to it.
     pub(crate) async fn open_tunnel<S>(
         &self,
         stream: &mut S,
@@ -190,6 +193,14 @@ async fn read_head<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Vec<u8>, Tunn
     Ok(head)
 }
 
+/// Whether `url` is `http://` or `https://` with a host.
+fn is_http_url(url: &str) -> bool {
+    url.parse::<Uri>().is_ok_and(|uri| {
+        matches!(uri.scheme_str(), Some("http" | "https"))
+            && uri.host().is_some_and(|host| !host.is_empty())
+    })
+}
+
 fn status(head: &[u8]) -> Option<u16> {
     let line = std::str::from_utf8(head.split(|&byte| byte == b'\r').next()?).ok()?;
     let (version, rest) = line.split_once(' ')?;
@@ -201,21 +212,21 @@ fn status(head: &[u8]) -> Option<u16> {
 }
 
 /// The host of a URI without the brackets of an IPv6 address.
-pub(crate) fn bare_host(host: &str) -> &str {
+pub(crate) fn unbracketed(host: &str) -> &str {
     host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
 
 /// Whether a connection to `host`, as it stands in a URI, stays on this machine.
 pub(crate) fn is_loopback(host: &str) -> bool {
-    let host = bare_host(host);
+    let host = unbracketed(host);
     host.eq_ignore_ascii_case("localhost")
         || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// Never through a proxy, which would look for it on its own machine.
+/// Exceptions that always hold: a proxy would connect to its own loopback.
 const LOOPBACK: &str = "localhost,127.0.0.0/8,::1";
 
-/// Longest answer to CONNECT that is read; such answers have a few hundred bytes.
+/// Longest answer to CONNECT, in bytes; usual ones have a few hundred.
 const MAX_HEAD: usize = 8 * 1024;
 
 #[cfg(any(test, fuzzing))]
@@ -229,7 +240,7 @@ mod tests {
     use super::*;
 
     fn via(url: &str, exceptions: Option<&str>, host: &str) -> Option<String> {
-        let via = Proxy::new(Some(url), exceptions).unwrap().towards(host)?;
+        let via = Proxy::new(Some(url), exceptions).unwrap().route_for(host)?;
         Some(format!("{}:{}{}", via.host, via.port, if via.tls { " tls" } else { "" }))
     }
 
@@ -276,7 +287,7 @@ mod tests {
     #[test]
     fn the_proxys_password_is_not_shown() {
         let proxy = Proxy::new(Some("http://user:hunter2@proxy.example:3128"), None).unwrap();
-        let shown = format!("{proxy:?} {:?}", proxy.towards("a.example"));
+        let shown = format!("{proxy:?} {:?}", proxy.route_for("a.example"));
         assert!(!shown.contains("hunter2") && !shown.contains("aHVudGVy"), "{shown}");
         // base64 of user:hunter2
         assert!(!shown.contains("dXNlcjpodW50ZXIy"), "{shown}");
@@ -302,8 +313,8 @@ mod tests {
     #[ignore = "started by the test above, in an environment of its own"]
     fn from_environment() {
         let proxy = Proxy::from_env().unwrap();
-        assert_eq!(proxy.towards("a.example").unwrap().host, "proxy.example");
-        assert!(proxy.towards("excepted.example").is_none());
+        assert_eq!(proxy.route_for("a.example").unwrap().host, "proxy.example");
+        assert!(proxy.route_for("excepted.example").is_none());
     }
 
     #[tokio::test]
@@ -319,7 +330,7 @@ mod tests {
             let (mut near, mut far) = tokio::io::duplex(1024);
             far.write_all(answer.as_bytes()).await.unwrap();
             far.shutdown().await.unwrap();
-            let via = Via { tls: false, host: String::new(), port: 0, authorization: None };
+            let via = ProxyRoute { tls: false, host: String::new(), port: 0, authorization: None };
             let found = match via.open_tunnel(&mut near, "a.example", 443).await {
                 Ok(()) => "ok".to_owned(),
                 Err(error) => error.to_string(),

@@ -1,50 +1,47 @@
-//! Whom we believe: one set of root certificates for the SDK and the WebSocket, read once.
+//! Root certificates for the SDK and the WebSocket, and the TLS client configuration.
 //!
-//! Reading must be done before a process gives up its files and costs little; making sense of 150 certificates
-//! takes milliseconds, and is left to when a connection needs them.
+//! The files are read before the process gives up its file system. Parsing 150 certificates takes milliseconds, and
+//! is left to the first connection.
 
 use std::{
     env, fmt,
     sync::{Arc, OnceLock},
 };
 
-use aws_smithy_http_client::tls::{TlsContext, TrustStore};
-use base64::{Engine as _, prelude::BASE64_STANDARD};
-use rustls::{
-    CertificateError, ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, pem::PemObject as _},
-};
+use rustls::{CertificateError, ClientConfig, RootCertStore, pki_types::CertificateDer};
 use rustls_native_certs::{CertificateResult, load_certs_from_paths, load_native_certs};
 use tokio_rustls::TlsConnector;
 use tracing::warn;
 
-/// The root certificates that are trusted; clones share them.
+/// Trusted root certificates. Clones share them.
 #[derive(Clone)]
-pub struct Trust(Arc<Inner>);
+pub(crate) struct RootCertificates(Arc<Inner>);
 
 struct Inner {
-    /// As they were read; not all of them need be certificates.
+    /// As they were read, not parsed yet: some may be unusable.
     found: Vec<CertificateDer<'static>>,
     client: OnceLock<Arc<ClientConfig>>,
 }
 
-impl Trust {
-    /// Takes the bundle named by `SSL_CERT_FILE` (and the directories of `SSL_CERT_DIR`) if set, else the
-    /// system's roots. Reads files; call it before the process gives up its rights.
+impl RootCertificates {
+    /// Reads the bundle of `SSL_CERT_FILE` (and the directories of `SSL_CERT_DIR`) if set, else the system's roots.
+    /// Call it before the process is sandboxed.
     ///
-    /// Certificates that cannot be read are logged and left out. An empty store is no error here: a
-    /// loopback endpoint needs none, and every other connection then fails with the hint to set
-    /// `SSL_CERT_FILE`.
-    pub fn load() -> Self {
+    /// Unreadable certificates are logged and left out. An empty set is no error: a loopback endpoint needs none, and
+    /// every other connection then fails with the hint to set `SSL_CERT_FILE`.
+    pub(crate) fn load() -> Self {
         let read = bundle().filter(|read| !read.certs.is_empty()).unwrap_or_else(load_native_certs);
         for error in &read.errors {
-            warn!(%error, "root certificates are missing");
+            warn!(%error, "root certificates cannot be read");
         }
         Self::new(read.certs)
     }
 
-    /// Takes the certificates of a PEM text, and nothing from the system.
-    pub fn from_pem(pem: &[u8]) -> Self {
+    /// Parses a PEM text, without the system's certificates.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn from_pem(pem: &[u8]) -> Self {
+        use rustls::pki_types::pem::PemObject as _;
+
         let certificates = CertificateDer::pem_slice_iter(pem).filter_map(|outcome| {
             outcome.map_err(|error| warn!(%error, "root certificate cannot be read")).ok()
         });
@@ -53,42 +50,32 @@ impl Trust {
 
     fn new(found: Vec<CertificateDer<'static>>) -> Self {
         if found.is_empty() {
-            warn!("no root certificates: TLS will be refused");
+            warn!("no root certificates: every TLS connection will fail");
         }
         Self(Arc::new(Inner { found, client: OnceLock::new() }))
     }
 
-    /// For connections of our own: HTTP/1.1, no client certificate.
-    pub fn connector(&self) -> TlsConnector {
-        let client = self.0.client.get_or_init(|| Arc::new(client_config(self.accepted().0)));
+    /// Returns the connector for HTTP/1.1 without client certificate.
+    pub(crate) fn connector(&self) -> TlsConnector {
+        let client = self.0.client.get_or_init(|| Arc::new(client_config(self.usable().0)));
         TlsConnector::from(Arc::clone(client))
     }
 
-    /// For the SDK's HTTP client. Takes a few milliseconds, each time.
-    pub fn sdk_context(&self) -> TlsContext {
-        let mut pem = String::new();
-        // The SDK takes PEM alone, and panics on a certificate that is none.
-        for certificate in self.accepted().1 {
-            push_pem(&mut pem, certificate);
-        }
-        sdk_context(pem)
-    }
-
-    /// What can be used of what was found.
-    fn accepted(&self) -> (RootCertStore, Vec<&CertificateDer<'static>>) {
+    /// Returns the usable certificates, as a store and as they were read. Takes a few milliseconds.
+    pub(crate) fn usable(&self) -> (RootCertStore, Vec<&CertificateDer<'static>>) {
         let mut roots = RootCertStore::empty();
-        let accept = |certificate: &&CertificateDer<'static>| {
+        let is_usable = |certificate: &&CertificateDer<'static>| {
             let added = roots.add((*certificate).clone());
             added.inspect_err(|error| warn!(%error, "root certificate cannot be used")).is_ok()
         };
-        let accepted = self.0.found.iter().filter(accept).collect();
-        (roots, accepted)
+        let usable = self.0.found.iter().filter(is_usable).collect();
+        (roots, usable)
     }
 }
 
-/// The system's certificates from the one file that holds them all. The directory beside it holds the same
-/// ones, each in a file of its own: to read both takes ten times as long. One that was put there by hand
-/// is found with `SSL_CERT_DIR`. `None` where the environment names what to read, or there is no such file.
+/// Reads the system's certificates from its one bundle file. The directory beside it holds the same certificates as
+/// single files, and reading both takes ten times as long; a certificate that is only in the directory needs
+/// `SSL_CERT_DIR`. `None` where the environment names what to read, or there is no such file.
 #[cfg(target_os = "linux")]
 fn bundle() -> Option<CertificateResult> {
     if [BUNDLE, DIRECTORY].iter().any(|name| env::var_os(name).is_some()) {
@@ -98,20 +85,23 @@ fn bundle() -> Option<CertificateResult> {
     Some(load_certs_from_paths(Some(&file), None))
 }
 
-/// Elsewhere the system has other ways.
+/// Other systems keep certificates elsewhere.
 #[cfg(not(target_os = "linux"))]
 fn bundle() -> Option<CertificateResult> {
     None
 }
 
-impl fmt::Debug for Trust {
+impl fmt::Debug for RootCertificates {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Trust").field("found", &self.0.found.len()).finish_non_exhaustive()
+        formatter
+            .debug_struct("RootCertificates")
+            .field("found", &self.0.found.len())
+            .finish_non_exhaustive()
     }
 }
 
-/// Why a server's certificate was not believed, in words for a person.
-pub fn distrust(error: &rustls::Error) -> Option<String> {
+/// Why a server's certificate is not accepted, for a message; `None` where the error is another one.
+pub(crate) fn certificate_error(error: &rustls::Error) -> Option<String> {
     let rustls::Error::InvalidCertificate(reason) = error else { return None };
     Some(match reason {
         CertificateError::UnknownIssuer => "its issuer is not trusted".to_owned(),
@@ -128,8 +118,8 @@ pub fn distrust(error: &rustls::Error) -> Option<String> {
     })
 }
 
-/// What to do about [`distrust`].
-pub const DISTRUST_HINT: &str = "set `SSL_CERT_FILE` to a PEM bundle that holds the issuer: where a proxy opens TLS \
+/// The hint for [`certificate_error`].
+pub(crate) const CERTIFICATE_HINT: &str = "set `SSL_CERT_FILE` to a PEM bundle that holds the issuer: where a proxy opens TLS \
      it is the proxy's own authority, in a bare image the bundle may be missing altogether";
 
 fn client_config(roots: RootCertStore) -> ClientConfig {
@@ -144,37 +134,11 @@ fn client_config(roots: RootCertStore) -> ClientConfig {
     config
 }
 
-fn sdk_context(pem: String) -> TlsContext {
-    let mut store = TrustStore::empty();
-    if !pem.is_empty() {
-        store = store.with_pem_certificate(pem);
-    }
-    #[expect(
-        clippy::expect_used,
-        reason = "fails for a broken certificate alone, and none is left"
-    )]
-    TlsContext::builder().with_trust_store(store).build().expect("every certificate was accepted")
-}
-
-fn push_pem(pem: &mut String, certificate: &CertificateDer<'_>) {
-    pem.push_str("-----BEGIN CERTIFICATE-----\n");
-    let mut rest = BASE64_STANDARD.encode(certificate);
-    while !rest.is_empty() {
-        let line: String = rest.drain(..rest.len().min(PEM_LINE)).collect();
-        pem.push_str(&line);
-        pem.push('\n');
-    }
-    pem.push_str("-----END CERTIFICATE-----\n");
-}
-
-/// Names a file of certificates in place of the system's, as with OpenSSL.
+/// Environment variable with a bundle in place of the system's, as in OpenSSL.
 const BUNDLE: &str = "SSL_CERT_FILE";
 
-/// Names directories of them.
+/// Environment variable with directories of certificates, as in OpenSSL.
 const DIRECTORY: &str = "SSL_CERT_DIR";
-
-/// Characters in a line of PEM (RFC 7468, section 2).
-const PEM_LINE: usize = 64;
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -198,7 +162,7 @@ mod tests {
     #[test]
     #[ignore = "started by the test above, in an environment of its own"]
     fn two_roots() {
-        assert_eq!(Trust::load().accepted().1.len(), 2);
+        assert_eq!(RootCertificates::load().usable().1.len(), 2);
     }
 
     #[test]
@@ -228,11 +192,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_certificate_is_left_out() {
+    fn unusable_certificates_are_left_out() {
         let good = Authority::new();
         let mut pem = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_vec();
         pem.extend_from_slice(good.pem());
-        assert_eq!(Trust::from_pem(&pem).accepted().1.len(), 1);
-        assert_eq!(Trust::from_pem(b"no PEM at all").accepted().1.len(), 0);
+        assert_eq!(RootCertificates::from_pem(&pem).usable().1.len(), 1);
+        assert_eq!(RootCertificates::from_pem(b"no PEM at all").usable().1.len(), 0);
     }
 }

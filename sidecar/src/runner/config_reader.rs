@@ -1,102 +1,136 @@
-//! The document, from stdin or from a file, and the runner's messages after it.
+//! Reads the config from stdin or from a file, and the runner's messages that follow it.
 
 use std::{fs::File, io::Read as _, path::Path};
 
 use runner_protocol::{
-    DocumentReader, MAX_DOCUMENT_BYTES, Message, MessageReader, Request, RequestError,
+    Config, ConfigError, ConfigReader, ErrorCode, Keys, MAX_CONFIG_BYTES, Message, MessageReader,
 };
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
-use crate::{
-    aws::{ControlPlane, settings},
-    commands::error::Error,
-    config::ConfigError,
-    runner::stdin::Stdin,
-};
+use super::stdin::Stdin;
+use crate::{config::SettingsError, runtime::failure::ToFailure};
 
-/// Reads the bytes of `--config`'s file, as far as a document may be long and one further.
-pub(crate) fn read_bytes(path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
+/// Why no config was read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReadError {
+    /// The file of `--config` cannot be read.
+    #[error("cannot read the config from `{path}`")]
+    File {
+        path: String,
+        #[source]
+        cause: std::io::Error,
+    },
+    #[error("cannot read the config from stdin")]
+    Stdin(#[source] std::io::Error),
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+}
+
+impl ToFailure for ReadError {
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::File { .. } | Self::Stdin(_) => ErrorCode::ConfigInvalid,
+            Self::Settings(error) => error.code(),
+        }
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            Self::File { .. } => {
+                "give `--config` the path of a readable file with one JSON config".to_owned()
+            }
+            Self::Stdin(_) => {
+                "let stdin be a pipe with one JSON config, or name a file with `--config`"
+                    .to_owned()
+            }
+            Self::Settings(error) => error.hint(),
+        }
+    }
+}
+
+/// Reads the file of `--config`, without examining it: at most one byte more than a config may have. Blocks.
+///
+/// # Errors
+///
+/// [`ReadError::File`].
+pub(crate) fn read_bytes(path: &Path) -> Result<Zeroizing<Vec<u8>>, ReadError> {
     // Never grown, so that no copy is left behind.
-    let mut document = Zeroizing::new(Vec::with_capacity(MAX_DOCUMENT_BYTES + 1));
-    let limit = MAX_DOCUMENT_BYTES as u64 + 1;
-    let read = File::open(path).and_then(|file| file.take(limit).read_to_end(&mut document));
-    read.map_err(|cause| Error::File { path: path.display().to_string(), cause })?;
-    Ok(document)
+    let mut text = Zeroizing::new(Vec::with_capacity(MAX_CONFIG_BYTES + 1));
+    let limit = MAX_CONFIG_BYTES as u64 + 1;
+    let read = File::open(path).and_then(|file| file.take(limit).read_to_end(&mut text));
+    read.map_err(|cause| ReadError::File { path: path.display().to_string(), cause })?;
+    Ok(text)
 }
 
-/// Reads the document of `--config`.
-pub(crate) fn read_file(path: &Path) -> Result<Request, Error> {
+/// Reads the config of `--config`. Blocks.
+///
+/// # Errors
+///
+/// [`ReadError::File`] and [`ReadError::Settings`].
+pub(crate) fn read_file(path: &Path) -> Result<Config, ReadError> {
     let bytes = read_bytes(path)?;
-    Ok(Request::from_slice(&bytes).map_err(|error| ConfigError::of_document(error, &bytes))?)
+    Ok(Config::from_slice(&bytes).map_err(|error| SettingsError::of_config(error, &bytes))?)
 }
 
-/// Reads a document from a file, or from stdin up to its closing brace, for commands that have no lease. Blocks.
-pub(crate) fn read_whole(file: Option<&Path>) -> Result<Request, Error> {
+/// Reads the config from `file`, or from stdin up to its closing brace, for commands without a lease. Blocks.
+///
+/// # Errors
+///
+/// [`ReadError`].
+pub(crate) fn read_blocking(file: Option<&Path>) -> Result<Config, ReadError> {
     if let Some(path) = file {
         return read_file(path);
     }
-    let mut pieces = Pieces::new();
+    let mut partial = Partial::new();
     loop {
-        let read = std::io::stdin().read(&mut pieces.buffer).map_err(Error::Stdin)?;
-        if let Some((request, _)) = pieces.take(read)? {
-            return Ok(request);
+        let read = std::io::stdin().read(&mut partial.buffer).map_err(ReadError::Stdin)?;
+        if let Some((config, _)) = partial.push(read)? {
+            return Ok(config);
         }
     }
 }
 
-/// Reads up to the closing brace; what came behind it is returned for the lease.
-pub(crate) async fn read(stdin: &mut Stdin) -> Result<Whole, Error> {
-    let mut pieces = Pieces::new();
+/// Reads the config up to its closing brace; returns it with the bytes behind it, which are for [`watch_lease`].
+///
+/// # Errors
+///
+/// [`ReadError::Stdin`] and [`ReadError::Settings`].
+pub(crate) async fn read(stdin: &mut Stdin) -> Result<ConfigAndRest, ReadError> {
+    let mut partial = Partial::new();
     loop {
-        let read = stdin.read(&mut pieces.buffer).await.map_err(Error::Stdin)?;
-        if let Some(whole) = pieces.take(read)? {
-            return Ok(whole);
+        let read = stdin.read(&mut partial.buffer).await.map_err(ReadError::Stdin)?;
+        if let Some(complete) = partial.push(read)? {
+            return Ok(complete);
         }
     }
 }
 
-/// A document, and what came behind it.
-type Whole = (Request, Zeroizing<Vec<u8>>);
-
-/// A document that arrives piece by piece.
-struct Pieces {
-    reader: DocumentReader,
-    /// For the next piece.
-    buffer: Zeroizing<Vec<u8>>,
-}
-
-impl Pieces {
-    fn new() -> Self {
-        Self { reader: DocumentReader::new(), buffer: Zeroizing::new(vec![0; READ_BYTES]) }
-    }
-
-    /// Takes the first `read` bytes of the buffer, none at the end of input; returns the document once it is whole,
-    /// and what came behind it.
-    fn take(&mut self, read: usize) -> Result<Option<Whole>, Error> {
-        let malformed = |error| ConfigError::from(RequestError::from(error));
-        if read == 0 {
-            return Err(malformed(self.reader.end()).into());
-        }
-        let piece = self.buffer.get(..read).unwrap_or_default();
-        let Some(framed) = self.reader.push(piece).map_err(malformed)? else { return Ok(None) };
-        let request = Request::from_json(&framed.document)
-            .map_err(|error| ConfigError::of_document(error, framed.document.as_bytes()))?;
-        Ok(Some((request, Zeroizing::new(framed.rest.to_vec()))))
-    }
-}
-
-/// Takes the runner's messages; completes when stdin closes, never where there is no lease.
-pub(crate) async fn watch(lease: Option<(Stdin, Zeroizing<Vec<u8>>)>, plane: &ControlPlane) {
-    let Some((mut stdin, rest)) = lease else { return std::future::pending().await };
+/// Takes the runner's messages from stdin, behind `rest`; completes when stdin closes, which ends the lease.
+pub(crate) async fn watch_lease(
+    mut stdin: Stdin,
+    rest: Zeroizing<Vec<u8>>,
+    mut on_credentials: impl FnMut(Keys),
+) {
     let mut messages = MessageReader::new();
-    let mut buffer = Zeroizing::new(vec![0; READ_BYTES]);
-    take_messages(&mut messages, &rest, plane);
+    let mut take = |bytes: &[u8]| {
+        for message in messages.push(bytes) {
+            match message {
+                Ok(Message::Credentials(keys)) => {
+                    info!("credentials replaced");
+                    on_credentials(keys);
+                }
+                Err(error) => warn!(%error, "a line on stdin is ignored"),
+            }
+        }
+    };
+    take(&rest);
     drop(rest);
+    let mut buffer = Zeroizing::new(vec![0; READ_BYTES]);
     loop {
         match stdin.read(&mut buffer).await {
             Ok(0) => return,
-            Ok(read) => take_messages(&mut messages, buffer.get(..read).unwrap_or_default(), plane),
+            Ok(read) => take(buffer.get(..read).unwrap_or_default()),
             Err(error) => {
                 warn!(%error, "stdin cannot be read, which ends the lease");
                 return;
@@ -105,15 +139,32 @@ pub(crate) async fn watch(lease: Option<(Stdin, Zeroizing<Vec<u8>>)>, plane: &Co
     }
 }
 
-fn take_messages(messages: &mut MessageReader, bytes: &[u8], plane: &ControlPlane) {
-    for message in messages.push(bytes) {
-        match message {
-            Ok(Message::Credentials(keys)) => {
-                info!("credentials renewed");
-                plane.replace_credentials(&settings::keys(keys));
-            }
-            Err(error) => warn!(%error, "a line on stdin is ignored"),
+/// A config, and the bytes that came behind it.
+type ConfigAndRest = (Config, Zeroizing<Vec<u8>>);
+
+/// A config that arrives in pieces.
+struct Partial {
+    reader: ConfigReader,
+    /// For the next piece.
+    buffer: Zeroizing<Vec<u8>>,
+}
+
+impl Partial {
+    fn new() -> Self {
+        Self { reader: ConfigReader::new(), buffer: Zeroizing::new(vec![0; READ_BYTES]) }
+    }
+
+    /// Takes the first `read` bytes of the buffer, 0 at the end of input; returns the config once it is complete.
+    fn push(&mut self, read: usize) -> Result<Option<ConfigAndRest>, SettingsError> {
+        let malformed = |error| SettingsError::from(ConfigError::from(error));
+        if read == 0 {
+            return Err(malformed(self.reader.end()));
         }
+        let piece = self.buffer.get(..read).unwrap_or_default();
+        let Some(framed) = self.reader.push(piece).map_err(malformed)? else { return Ok(None) };
+        let config = Config::from_json(&framed.text)
+            .map_err(|error| SettingsError::of_config(error, framed.text.as_bytes()))?;
+        Ok(Some((config, Zeroizing::new(framed.rest.to_vec()))))
     }
 }
 

@@ -1,8 +1,8 @@
-//! The open stdin, which is the job's lease.
+//! Stdin, whose end is the end of the job's lease.
 //!
-//! Read by readiness: `tokio::io::stdin` parks a thread in `read(2)` that can hold up the exit. The
-//! descriptor stays in blocking mode, since its open file description may be shared with the shell that
-//! started us; `poll(2)` is asked before each read instead.
+//! Read by readiness: `tokio::io::stdin` parks a thread in `read(2)` that can delay the exit. The descriptor stays in
+//! blocking mode, since its open file description may be shared with the parent's shell; `poll(2)` comes before each
+//! read instead.
 
 use std::{
     io,
@@ -20,7 +20,7 @@ use tokio::io::{
 
 /// Stdin, read without a thread.
 #[derive(Debug)]
-pub struct Stdin {
+pub(crate) struct Stdin {
     source: Source,
 }
 
@@ -28,17 +28,17 @@ pub struct Stdin {
 enum Source {
     /// A pipe, socket or terminal.
     Pollable(AsyncFd<OwnedFd>),
-    /// A regular file or `/dev/null`, which epoll refuses and which never blocks.
+    /// A regular file or `/dev/null`: epoll refuses it, and it never blocks.
     Immediate(OwnedFd),
 }
 
 impl Stdin {
-    /// Takes the process's stdin.
+    /// Watches the process's stdin.
     ///
     /// # Errors
     ///
     /// When the descriptor is closed or cannot be watched.
-    pub fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         Self::from_descriptor(io::stdin().as_fd())
     }
 
@@ -47,7 +47,7 @@ impl Stdin {
     /// # Errors
     ///
     /// When it cannot be duplicated or watched.
-    pub fn from_descriptor(descriptor: BorrowedFd<'_>) -> io::Result<Self> {
+    pub(crate) fn from_descriptor(descriptor: BorrowedFd<'_>) -> io::Result<Self> {
         let source = match watch(dup(descriptor)?, Interest::READABLE) {
             Ok(watched) => Source::Pollable(watched),
             Err(refused) => {
@@ -61,12 +61,12 @@ impl Stdin {
         Ok(Self { source })
     }
 
-    /// Reads what is there; 0 at the end of input. Cancel-safe: nothing is taken before it returns.
+    /// Reads what is available; 0 at the end of input. Cancel-safe.
     ///
     /// # Errors
     ///
-    /// What `read(2)` says.
-    pub async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+    /// Those of `read(2)`.
+    pub(crate) async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match &self.source {
             Source::Immediate(descriptor) => Ok(read(descriptor, buffer)?),
             Source::Pollable(watched) => loop {
@@ -81,8 +81,8 @@ impl Stdin {
     }
 }
 
-/// Asks the kernel to tell of `interest`; the descriptor comes back where it cannot.
-pub(crate) fn watch(
+/// Registers `descriptor` with the runtime. The error returns the descriptor.
+pub(super) fn watch(
     descriptor: OwnedFd,
     interest: Interest,
 ) -> Result<AsyncFd<OwnedFd>, AsyncFdRegisterError<OwnedFd>> {

@@ -1,40 +1,38 @@
-//! Pauses between attempts at what may pass.
+//! Delays between attempts at what is transient.
 
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 
-/// Pauses without end, each twice the one before up to [`LONGEST`].
-///
-/// Up to as much again is added to each by chance: many sidecars lose the same thing at once, and must not
-/// come back for it at once.
+/// Endless delays, each twice the one before up to [`LONGEST`], and each with a random part of up to its own
+/// length: many sidecars lose the same service at once, and must not return to it at once.
 #[derive(Debug)]
-pub(crate) struct Pauses(ExponentialBackoff);
+pub(crate) struct Backoff(ExponentialBackoff);
 
-impl Pauses {
-    /// Begins with `first`, before what is added by chance.
+impl Backoff {
+    /// Begins with `first`, before its random part.
     pub(crate) fn new(first: Duration) -> Self {
-        Self::seeded(first, seed())
+        Self::seeded(first, random_seed())
     }
 
-    /// As [`new`](Self::new), for state machines that know no chance of their own: the same for each `seed`.
+    /// As [`new`](Self::new), for state machines that draw no random numbers: the same delays for each `seed`.
     pub(crate) fn seeded(first: Duration, seed: u64) -> Self {
         let builder = ExponentialBuilder::default().with_min_delay(first).with_max_delay(LONGEST);
         Self(builder.without_max_times().with_jitter().with_jitter_seed(seed).build())
     }
 
-    /// The pause before the next attempt.
-    pub(crate) fn next_pause(&mut self) -> Duration {
+    /// Returns the delay before the next attempt.
+    pub(crate) fn next_delay(&mut self) -> Duration {
         self.0.next().unwrap_or(LONGEST)
     }
 }
 
-/// A seed by chance.
-pub(crate) fn seed() -> u64 {
+/// A seed from the operating system's generator.
+pub(crate) fn random_seed() -> u64 {
     uuid::Uuid::new_v4().as_u64_pair().0
 }
 
-/// Before what is added by chance.
+/// Before the random part.
 const LONGEST: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
@@ -42,11 +40,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_up_to_a_bound_and_up_to_as_much_is_added_by_chance() {
-        let mut pauses = Pauses::new(Duration::from_millis(200));
+    fn delays_double_up_to_a_bound_each_with_a_random_part_of_up_to_its_length() {
+        let mut backoff = Backoff::new(Duration::from_millis(200));
         for least in [200, 400, 800, 1600, 3200, 5000, 5000, 5000].map(Duration::from_millis) {
-            let pause = pauses.next_pause();
-            assert!((least..2 * least).contains(&pause), "{pause:?} instead of {least:?} and more");
+            let delay = backoff.next_delay();
+            assert!((least..2 * least).contains(&delay), "{delay:?} instead of {least:?} and more");
         }
     }
 }

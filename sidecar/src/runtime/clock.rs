@@ -1,8 +1,8 @@
-//! The clock of the process, for the state machines that are told the time.
+//! The process's clock, for state machines that take the time as an argument.
 
 use std::time::Instant;
 
-/// The time as tokio's timers have it, which tests may hold.
+/// The time of tokio's timers, which tests can pause.
 pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }

@@ -1,77 +1,91 @@
-//! What this process gives up before it holds a secret.
+//! Protections of the process and its memory, applied before it holds a secret.
 
 use std::borrow::Cow;
 
-use runner_protocol::request::Hardening;
+use runner_protocol::{ErrorCode, config::Hardening};
 use serde::{Deserialize, Serialize};
 use tracing::{debug, warn};
 
-/// A protection that this host refused.
+use super::failure::ToFailure;
+
+/// A protection that this host does not give.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, thiserror::Error)]
 #[error("this host does not give the protection `{protection}`: {cause}")]
-pub struct Unprotected {
+pub(crate) struct MissingProtection {
     protection: Cow<'static, str>,
     cause: String,
 }
 
-impl Unprotected {
-    /// `protection` was refused for `cause`.
-    pub fn new(protection: &'static str, cause: impl Into<String>) -> Self {
+impl MissingProtection {
+    pub(crate) fn new(protection: &'static str, cause: impl Into<String>) -> Self {
         Self { protection: protection.into(), cause: cause.into() }
+    }
+}
+
+impl ToFailure for MissingProtection {
+    fn code(&self) -> ErrorCode {
+        ErrorCode::LocalHardening
+    }
+
+    fn hint(&self) -> String {
+        "let the host give this protection, or set `hardening` to `best_effort`".to_owned()
     }
 }
 
 /// Applies every protection before a secret is read.
 ///
-/// What is refused comes back, for [`enforce`] to judge by the document that is not read yet.
-pub fn apply() -> Vec<Unprotected> {
+/// Returns those that are missing, for [`enforce`]: the config that says whether they are required is not read yet.
+pub(crate) fn apply() -> Vec<MissingProtection> {
     let mut refused = Vec::new();
     for (protection, outcome) in protections() {
         match outcome {
             Ok(()) => debug!(protection, "applied"),
-            Err(cause) => refused.push(Unprotected::new(protection, cause.to_string())),
+            Err(cause) => refused.push(MissingProtection::new(protection, cause.to_string())),
         }
     }
     refused
 }
 
-/// Keeps others of the same user from looking into this process while it passes a document on. Unlike [`apply`] it
-/// binds nothing that is started from here.
+/// Makes this process undumpable, so that other processes of the same user cannot read its memory while it passes
+/// a config on. Unlike [`apply`] it restricts no child process.
 #[cfg(target_os = "linux")]
-pub fn hide() {
+pub(crate) fn disable_dump() {
     if let Err(error) = nix::sys::prctl::set_dumpable(false) {
-        debug!(%error, "dumpable");
+        debug!(%error, "the process stays dumpable");
     }
 }
 
-/// Elsewhere there is no such call.
+/// Other systems have no such call.
 #[cfg(not(target_os = "linux"))]
-pub fn hide() {}
+pub(crate) fn disable_dump() {}
 
-/// Logs what was refused, or fails where the document wants every protection.
+/// Logs missing protections, or fails where the config requires all of them.
 ///
 /// # Errors
 ///
-/// The first [`Unprotected`], when `hardening` is `required`.
-pub fn enforce(hardening: Hardening, refused: Vec<Unprotected>) -> Result<(), Unprotected> {
-    for unprotected in refused {
+/// The first [`MissingProtection`], when `hardening` is `required`.
+pub(crate) fn enforce(
+    hardening: Hardening,
+    refused: Vec<MissingProtection>,
+) -> Result<(), MissingProtection> {
+    for missing in refused {
         if hardening == Hardening::Required {
-            return Err(unprotected);
+            return Err(missing);
         }
-        warn!(%unprotected, "going on without it");
+        warn!(%missing, "continuing without this protection");
     }
     Ok(())
 }
 
-/// Keeps the pages in which `secrets` stand from being written to swap, for as long as they are mapped.
+/// Locks the pages that hold `secrets`, so that they are not written to swap for as long as they are mapped.
 ///
-/// Those pages alone: to lock all memory takes a limit that few hosts give, and keeps the allocator from giving
-/// any back, since locked pages cannot be discarded. What is refused is logged: whether the host gives this
-/// at all was found out by [`apply`].
-pub fn keep_from_swap<'s>(secrets: impl IntoIterator<Item = &'s [u8]>) {
+/// Only those pages: locking all memory needs a limit that few hosts give, and keeps the allocator from returning
+/// memory, since locked pages cannot be discarded. A refusal is logged: [`apply`] has found out already whether the
+/// host gives this at all.
+pub(crate) fn keep_from_swap<'s>(secrets: impl IntoIterator<Item = &'s [u8]>) {
     for secret in secrets {
         if let Err(cause) = lock(secret) {
-            warn!(unprotected = %Unprotected::new(UNSWAPPED, cause.to_string()), "going on without it");
+            warn!(missing = %MissingProtection::new(UNSWAPPED, cause.to_string()), "continuing without this protection");
             return;
         }
     }
@@ -83,7 +97,7 @@ fn lock(secret: &[u8]) -> rustix::io::Result<()> {
     unsafe { rustix::mm::mlock(secret.as_ptr().cast_mut().cast(), secret.len()) }
 }
 
-/// Locks a page as secrets will be.
+/// Tries the lock on a page without secrets.
 fn try_lock() -> nix::Result<()> {
     let probe = Box::new([0; 1]);
     lock(&*probe).map_err(|error| nix::errno::Errno::from_raw(error.raw_os_error()))
@@ -98,15 +112,15 @@ fn protections() -> [(&'static str, nix::Result<()>); 4] {
         resource::{Resource, setrlimit},
     };
     // No parent-death signal: it follows the parent's *thread*, and runners spawn from threads that end.
-    // The lease says the same, and says it reliably.
+    // The lease does the same, and reliably.
     [
         // A core would hold the customer's keys.
         ("no core dump", setrlimit(Resource::RLIMIT_CORE, 0, 0)),
-        // Neither would a debugger or /proc/PID/mem of another process of the same user get at them.
+        // A debugger, or /proc/PID/mem, of the same user could read them.
         ("not dumpable", prctl::set_dumpable(false)),
-        // Nothing started from here, which is nothing, could gain rights.
+        // No child process can gain privileges.
         ("no new privileges", prctl::set_no_new_privs()),
-        // The disk would keep what memory forgets.
+        // Keep secrets out of swap.
         (UNSWAPPED, try_lock()),
     ]
 }
@@ -122,8 +136,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refused_protection_fails_only_where_it_is_required() {
-        let refused = || vec![Unprotected::new("not dumpable", "EPERM")];
+    fn a_missing_protection_fails_only_where_it_is_required() {
+        let refused = || vec![MissingProtection::new("not dumpable", "EPERM")];
         assert!(enforce(Hardening::BestEffort, refused()).is_ok());
         let error = enforce(Hardening::Required, refused()).unwrap_err();
         assert_eq!(

@@ -1,12 +1,17 @@
-//! What every room stands on: time, tasks, panics, protections, logs.
+//! What every other room stands on: time, tasks, stopping, failures, protections of the process, logs.
 
-pub mod backoff;
-pub mod clock;
-pub mod hardening;
-pub mod memory;
-pub mod panics;
-pub mod phase;
-pub mod shutdown;
-pub mod telemetry;
-pub mod terminal;
-pub mod wakers;
+pub(crate) mod backoff;
+pub(crate) mod clock;
+pub(crate) mod event;
+pub(crate) mod executor;
+pub(crate) mod failure;
+pub(crate) mod hardening;
+pub(crate) mod memory;
+pub(crate) mod panics;
+pub(crate) mod phase;
+pub(crate) mod shared;
+pub(crate) mod shutdown;
+pub(crate) mod stop;
+pub(crate) mod telemetry;
+pub(crate) mod terminal;
+pub(crate) mod wakers;

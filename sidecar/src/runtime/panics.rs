@@ -1,47 +1,62 @@
-//! The first panic of any task ends the job as a defect of ours, after its sessions.
+//! The first panic of any task: it ends the job as an internal error, after its sessions.
 
 use std::{
-    panic,
+    fmt, panic,
     sync::{Arc, OnceLock},
 };
 
 use tokio::sync::Notify;
 use tracing::error;
 
-use crate::commands::error::Error;
+use super::failure::InternalError;
 
-/// Whether a task has panicked, and where.
+/// Whether a task has panicked, and where. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Panics(Arc<Noted>);
+pub(crate) struct Panics(Arc<Inner>);
 
 #[derive(Debug, Default)]
-struct Noted {
-    place: OnceLock<String>,
-    wake: Notify,
+struct Inner {
+    first: OnceLock<PanicLocation>,
+    notify: Notify,
 }
 
+/// File, line and column of a panic. Not its message, which might quote the data that it failed on.
+#[derive(Clone, Debug)]
+pub(crate) struct PanicLocation(String);
+
 impl Panics {
-    /// Notes the first panic from now on, without its text, which might quote what it worked on.
-    pub fn watch() -> Self {
+    /// Installs the process's panic hook, which records the first panic from now on.
+    pub(crate) fn watch() -> Self {
         let panics = Self::default();
-        let noted = panics.clone();
-        panic::set_hook(Box::new(move |panic| {
-            let place = panic.location().map_or_else(String::new, ToString::to_string);
-            error!(place, "panic");
-            noted.0.place.get_or_init(|| place);
-            noted.0.wake.notify_one();
+        let hook = panics.clone();
+        panic::set_hook(Box::new(move |info| {
+            let location = info.location().map_or_else(String::new, ToString::to_string);
+            error!(location, "panic");
+            hook.0.first.get_or_init(|| PanicLocation(location));
+            hook.0.notify.notify_one();
         }));
         panics
     }
 
-    /// Completes when there was one. Cancel-safe.
-    pub async fn noticed(&self) {
-        self.0.wake.notified().await;
+    /// Completes after a panic. Cancel-safe.
+    pub(crate) async fn occurred(&self) {
+        self.0.notify.notified().await;
     }
 
-    /// The failure that it is, if there was one.
-    pub fn error(&self) -> Option<Error> {
-        let place = self.0.place.get()?;
-        Some(Error::Internal(format!("panic at {place}")))
+    /// Where the first panic was, if there was one.
+    pub(crate) fn first(&self) -> Option<PanicLocation> {
+        self.0.first.get().cloned()
+    }
+}
+
+impl fmt::Display for PanicLocation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "panic at {}", self.0)
+    }
+}
+
+impl From<PanicLocation> for InternalError {
+    fn from(location: PanicLocation) -> Self {
+        Self::new(location.to_string())
     }
 }

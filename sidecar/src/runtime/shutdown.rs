@@ -1,7 +1,7 @@
-//! Who may stop the sidecar, what is still running, and how long to wait for it.
+//! Stopping: the token asks tasks to stop, the tracker tells when they have.
 //!
-//! The token says *stop*, the tracker says *stopped*. Every task of the process runs on the tracker,
-//! so that [`Shutdown::finish`] knows when the last session has been terminated.
+//! Every task of the process runs on the tracker, so that [`Shutdown::finish`] returns after the last session was
+//! terminated.
 
 use std::{future::Future, time::Duration};
 
@@ -9,37 +9,44 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Stop signal and task list of the whole process; clones share both.
 #[derive(Clone, Debug, Default)]
-pub struct Shutdown {
+pub(crate) struct Shutdown {
     token: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Shutdown {
-    /// Asks everything to stop; safe to call again.
-    pub fn stop(&self) {
+    /// One that has been stopped already, for what has no time left but that of the stop.
+    pub(crate) fn stopped() -> Self {
+        let shutdown = Self::default();
+        shutdown.stop();
+        shutdown
+    }
+
+    /// Asks all tasks to stop. Idempotent.
+    pub(crate) fn stop(&self) {
         self.token.cancel();
     }
 
-    /// Completes when somebody has called [`stop`](Self::stop). Cancel-safe.
-    pub async fn stopping(&self) {
+    /// Completes after [`stop`](Self::stop). Cancel-safe.
+    pub(crate) async fn stopping(&self) {
         self.token.cancelled().await;
     }
 
-    /// The tasks that [`finish`](Self::finish) waits for.
-    pub fn tasks(&self) -> &TaskTracker {
+    pub(crate) fn tasks(&self) -> &TaskTracker {
         &self.tasks
     }
 
     /// Runs `task` until it ends or the process stops, whichever comes first.
-    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let token = self.token.clone();
         self.tasks.spawn(async move {
             token.run_until_cancelled_owned(task).await;
         });
     }
 
-    /// Runs `task` to its own end, also while the process stops: for what must be seen through.
-    pub fn spawn_to_its_end(&self, task: impl Future<Output = ()> + Send + 'static) {
+    /// Runs `task` to its end even while the process stops: for a `StartSession` that was sent, and for the end of
+    /// sessions.
+    pub(crate) fn spawn_to_its_end(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(task);
     }
 
@@ -48,7 +55,7 @@ impl Shutdown {
     /// # Errors
     ///
     /// [`GraceExceeded`] with the number of tasks that are still running.
-    pub async fn finish(&self, grace: Duration) -> Result<(), GraceExceeded> {
+    pub(crate) async fn finish(&self, grace: Duration) -> Result<(), GraceExceeded> {
         self.token.cancel();
         self.tasks.close();
         tokio::time::timeout(grace, self.tasks.wait())
@@ -57,12 +64,11 @@ impl Shutdown {
     }
 }
 
-/// Some tasks did not end in the time they had.
+/// Tasks did not end within the grace period.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{unfinished} task(s) still running at the end of the grace period")]
-pub struct GraceExceeded {
-    /// How many.
-    pub unfinished: usize,
+pub(crate) struct GraceExceeded {
+    pub(crate) unfinished: usize,
 }
 
 #[cfg(test)]
@@ -70,7 +76,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn finish_stops_what_may_be_stopped_and_waits_for_the_rest() {
+    async fn finish_cancels_what_can_be_cancelled_and_waits_for_the_rest() {
         let shutdown = Shutdown::default();
         let (sender, receiver) = tokio::sync::oneshot::channel();
         shutdown.spawn(std::future::pending());
@@ -83,7 +89,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn finish_says_how_many_tasks_outlived_the_grace_period() {
+    async fn finish_returns_how_many_tasks_outlived_the_grace_period() {
         let shutdown = Shutdown::default();
         shutdown.spawn_to_its_end(std::future::pending());
         let outcome = shutdown.finish(Duration::from_secs(5)).await;

@@ -1,7 +1,7 @@
-//! Logs: tracing to stderr as JSON lines, or as text for a person in front of a terminal.
+//! Logs: tracing to stderr, as JSON lines or as text on a terminal.
 //!
-//! A thread of its own writes them: a stderr that nobody reads must never hold up the tunnel. When its
-//! queue is full, lines are dropped and counted.
+//! A thread writes them: a stderr that is not read must never block the tunnel. When its queue is full, lines are
+//! dropped and counted.
 
 use std::{
     env,
@@ -10,25 +10,24 @@ use std::{
 
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
-    Layer, Registry,
+    Layer,
     filter::{LevelFilter, Targets, filter_fn},
     fmt,
-    layer::Identity,
     prelude::*,
 };
 
-/// How log lines look.
+/// The form of log lines.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
 pub enum LogFormat {
     /// One JSON object a line.
     Json,
-    /// For people; coloured on a terminal.
+    /// Text for people; coloured on a terminal.
     Text,
 }
 
 impl LogFormat {
-    /// The word for it on the command line.
-    pub const fn name(self) -> &'static str {
+    /// The value on the command line.
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Json => "json",
             Self::Text => "text",
@@ -38,36 +37,20 @@ impl LogFormat {
 
 /// Keeps the log writer alive; flushes what it can, within about a second, when dropped.
 #[derive(Debug)]
-pub struct Telemetry {
+pub(crate) struct Telemetry {
     _writer: WorkerGuard,
     lost: ErrorCounter,
 }
 
 impl Telemetry {
-    /// Begins logging to stderr. Without a `format`: text on a terminal, JSON otherwise. The level comes
-    /// from `RUST_LOG`, `info` without it.
-    pub fn start(format: Option<LogFormat>) -> Self {
-        Self::begin(LevelFilter::INFO, format, Identity::new())
+    /// Begins logging to stderr. Without a `format`: text on a terminal, JSON otherwise. The level comes from
+    /// `RUST_LOG`, `info` without it. A subscriber that is installed already stays.
+    pub(crate) fn start(format: Option<LogFormat>) -> Self {
+        Self::start_at(LevelFilter::INFO, format)
     }
 
-    /// The same with another level in place of `info`.
-    pub fn start_at(level: LevelFilter, format: Option<LogFormat>) -> Self {
-        Self::begin(level, format, Identity::new())
-    }
-
-    /// As [`start`](Self::start), with a further layer that sees every event, whatever the level is.
-    pub fn start_with(
-        format: Option<LogFormat>,
-        layer: impl Layer<Registry> + Send + Sync,
-    ) -> Self {
-        Self::begin(LevelFilter::INFO, format, layer)
-    }
-
-    fn begin(
-        level: LevelFilter,
-        format: Option<LogFormat>,
-        layer: impl Layer<Registry> + Send + Sync,
-    ) -> Self {
+    /// As [`start`](Self::start), with `level` instead of `info`.
+    pub(crate) fn start_at(level: LevelFilter, format: Option<LogFormat>) -> Self {
         let terminal = io::stderr().is_terminal();
         let format = format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
         let (writer, guard) = NonBlockingBuilder::default()
@@ -88,47 +71,45 @@ impl Telemetry {
             LogFormat::Text => fmt::layer().with_ansi(terminal).with_writer(writer).boxed(),
         };
         let ours = filter_fn(|metadata| is_ours(metadata.target()));
-        tracing_subscriber::registry()
-            .with(layer)
-            .with(lines.with_filter(ours).with_filter(level))
-            .init();
+        let lines = lines.with_filter(ours).with_filter(level);
+        // Fails only where a test has installed a subscriber of its own, which then sees the events instead.
+        let _installed = tracing_subscriber::registry().with(lines).try_init();
         Self { _writer: guard, lost }
     }
 
-    /// Lines dropped because nobody read them.
-    pub fn lost_lines(&self) -> LostLines {
-        LostLines(Some(self.lost.clone()))
+    /// The counter of lines dropped because stderr was not read.
+    pub(crate) fn dropped_lines(&self) -> DroppedLines {
+        DroppedLines(Some(self.lost.clone()))
     }
 }
 
-/// Counts log lines that were dropped; clones share it. By default there are none.
+/// Counts dropped log lines. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct LostLines(Option<ErrorCounter>);
+pub(crate) struct DroppedLines(Option<ErrorCounter>);
 
-impl LostLines {
-    /// How many so far.
-    pub fn count(&self) -> usize {
+impl DroppedLines {
+    pub(crate) fn count(&self) -> usize {
         self.0.as_ref().map_or(0, ErrorCounter::dropped_lines)
     }
 }
 
-/// Reads `level` or `target=level`, separated by commas; `None` where it says nothing, or nothing that makes sense.
+/// Parses `level` or `target=level`, separated by commas; `None` where the text is empty or malformed.
 fn targets(text: &str) -> Option<Targets> {
     if text.trim().is_empty() { None } else { text.parse().ok() }
 }
 
-/// Only our own targets reach the log, at any level: libraries below print headers, request bodies and
-/// keys when asked to trace, and no `RUST_LOG` may turn that on.
+/// Only our own targets reach the log, at any level: at `trace`, libraries print headers, request bodies and keys,
+/// which no `RUST_LOG` may turn on.
 fn is_ours(target: &str) -> bool {
     ["ssm_sidecar", "data_channel", "ssh_client"].iter().any(|ours| {
         target == *ours || target.strip_prefix(ours).is_some_and(|rest| rest.starts_with("::"))
     })
 }
 
-/// Sets the level, as elsewhere in Rust.
+/// Environment variable with the level.
 const LEVEL: &str = "RUST_LOG";
 
-/// Lines that may wait for a slow reader of stderr.
+/// Lines that may wait for a reader of stderr.
 const QUEUED_LINES: usize = 1024;
 
 #[cfg(test)]
@@ -156,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn no_level_makes_a_library_print_what_it_carries() {
+    fn no_level_lets_a_library_log() {
         for (target, ours) in [
             ("ssm_sidecar", true),
             ("ssm_sidecar::aws", true),

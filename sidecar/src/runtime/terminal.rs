@@ -1,22 +1,21 @@
-//! A failure as a person in front of a terminal reads it.
+//! Text on stderr for a person.
 
 use std::io::{self, Write as _};
 
 use runner_protocol::Failure;
 
-/// Writes message, hint and code to stderr.
-pub fn print(failure: &Failure) {
-    say(&text(failure, is_coloured(&io::stderr())));
+/// Writes code, message and hint to stderr.
+pub(crate) fn print_failure(failure: &Failure) {
+    print_line(&text(failure, is_coloured(&io::stderr())));
 }
 
-/// Writes a line to stderr; where that is gone there is nobody to tell.
-pub fn say(line: &str) {
+/// Writes a line to stderr. A closed stderr is ignored.
+pub(crate) fn print_line(line: &str) {
     drop(writeln!(io::stderr(), "{line}"));
 }
 
-/// Whether to colour what goes to `stream`: it is a terminal, and `NO_COLOR` is not set
-/// (<https://no-color.org>).
-pub fn is_coloured(stream: &impl io::IsTerminal) -> bool {
+/// Whether output to `stream` is coloured: it is a terminal, and `NO_COLOR` is not set (<https://no-color.org>).
+pub(crate) fn is_coloured(stream: &impl io::IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
@@ -33,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failure_is_told_with_its_hint() {
+    fn failure_is_printed_with_its_hint() {
         let failure = Failure::new(ErrorCode::TargetUnreachable, "no", "do", "target");
         assert_eq!(text(&failure, false), "ssm-sidecar: target.unreachable: no\n  hint: do");
         assert!(text(&failure, true).contains("\u{1b}[31mtarget.unreachable\u{1b}[0m"));

@@ -1,52 +1,51 @@
-//! `policy`: the least that AWS must allow for a document, with the real ARNs.
+//! The least-privilege IAM policy for a config, with its ARNs.
 
-use runner_protocol::{Request, request};
+use runner_protocol::{Config, config};
 use serde_json::{Value, json};
 
-use crate::aws::{self, partition};
+use super::{IamAction, SSH_DOCUMENT, partition::partition};
 
-/// What is to be allowed to whom.
+/// The resources and the principal of a policy.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Scope {
+pub(crate) struct Scope {
     instance_id: String,
     region: String,
-    /// Of the customer; `*` where it is not known.
+    /// The customer's; `*` where it is not known.
     account: String,
     role_arn: Option<String>,
     starter: Starter,
 }
 
-/// Who starts the sessions, as far as it is known: the ids of sessions begin with it.
+/// The principal that starts the sessions: their ids begin with its name.
 #[derive(Clone, Debug, Eq, PartialEq)]
 enum Starter {
-    /// The policy's own variable names them.
+    /// An IAM user, whose name is the policy variable `aws:username`.
     User,
-    /// A role's session of this name, for which there is no variable.
+    /// A role session of this name; there is no policy variable for it.
     RoleSession(String),
-    /// A role's session of a name that nobody has told.
+    /// A role session of unknown name.
     Unknown,
 }
 
 impl Scope {
-    /// Reads it off a document.
-    pub fn of(request: &Request) -> Self {
-        let (instance_id, region) = (&request.bastion.instance_id, &request.aws.region);
-        match (&request.aws.assume_role, &request.aws.identity) {
+    pub(crate) fn from_config(config: &Config) -> Self {
+        let (instance_id, region) = (&config.bastion.instance_id, &config.aws.region);
+        match (&config.aws.assume_role, &config.aws.identity) {
             (Some(role), _) => {
                 let session = role.session_name.clone();
-                let session = session.unwrap_or_else(|| aws::session_name(&request.name));
+                let session = session.unwrap_or_else(|| role_session_name(&config.name));
                 Self::of_role(instance_id, region, &role.role_arn, session)
             }
-            (None, request::Identity::Static(keys)) if keys.session_token.is_none() => {
+            (None, config::Identity::Static(keys)) if keys.session_token.is_none() => {
                 Self::of_user(instance_id, region)
             }
-            // Temporary keys are a role's, as a rule, and so is what the environment of a pod has.
+            // Temporary keys are usually a role's, and so are those of a pod's environment.
             (None, _) => Self { starter: Starter::Unknown, ..Self::of_user(instance_id, region) },
         }
     }
 
-    /// For the keys of a user; of whose account is not known.
-    pub fn of_user(instance_id: &str, region: &str) -> Self {
+    /// For the keys of a user in an unknown account.
+    pub(crate) fn of_user(instance_id: &str, region: &str) -> Self {
         Self {
             instance_id: instance_id.to_owned(),
             region: region.to_owned(),
@@ -56,8 +55,13 @@ impl Scope {
         }
     }
 
-    /// For a role that is assumed under the name `session`; its account is the instance's.
-    pub fn of_role(instance_id: &str, region: &str, role_arn: &str, session: String) -> Self {
+    /// For a role that is assumed with the session name `session`; its account is the instance's.
+    pub(crate) fn of_role(
+        instance_id: &str,
+        region: &str,
+        role_arn: &str,
+        session: String,
+    ) -> Self {
         Self {
             account: account_of(role_arn).unwrap_or("*").to_owned(),
             role_arn: Some(role_arn.to_owned()),
@@ -66,9 +70,9 @@ impl Scope {
         }
     }
 
-    /// The same for `arn`, who calls by what AWS itself has told.
+    /// The same for the caller `arn`, as GetCallerIdentity returns it.
     #[must_use]
-    pub fn for_caller(mut self, arn: &str) -> Self {
+    pub(crate) fn for_caller(mut self, arn: &str) -> Self {
         if let Some(account) = account_of(arn) {
             account.clone_into(&mut self.account);
         }
@@ -84,38 +88,43 @@ impl Scope {
         self
     }
 
-    /// The policy of whoever starts the session: the role where one is assumed, else the keys' user.
-    pub fn session_policy(&self) -> Value {
-        policy(&[self.start_instance(), self.start_document(), self.own_sessions(OWN_SESSIONS)])
+    /// The policy of the principal that starts the session: the role where one is assumed, else the keys' user.
+    pub(crate) fn session_policy(&self) -> Value {
+        policy(&[
+            self.start_instance(),
+            self.start_document(),
+            self.own_sessions(&IamAction::OWN_SESSIONS),
+        ])
     }
 
-    /// The policy of the keys that assume the role; `None` where none is assumed.
-    pub fn caller_policy(&self) -> Option<Value> {
+    /// The policy of the keys that assume the role; `None` without `aws.assume_role`.
+    pub(crate) fn caller_policy(&self) -> Option<Value> {
         Some(policy(&[self.assume_role()?]))
     }
 
-    /// The statement that would allow `action`, if it is one of a sidecar's.
-    pub fn statement_for(&self, action: &str) -> Option<Value> {
+    /// The statement that allows `action`; `None` where no statement is needed.
+    pub(crate) fn statement_for(&self, action: IamAction) -> Option<Value> {
         match action {
-            "ssm:StartSession" => {
+            IamAction::StartSession => {
                 let both = json!([self.instance_arn(), self.document_arn()]);
                 Some(start(&both))
             }
-            "sts:AssumeRole" => self.assume_role(),
-            own => {
-                let own = OWN_SESSIONS.iter().find(|each| **each == own)?;
-                Some(self.own_sessions(&[own]))
+            IamAction::AssumeRole => self.assume_role(),
+            IamAction::ResumeSession | IamAction::TerminateSession | IamAction::OpenDataChannel => {
+                Some(self.own_sessions(&[action]))
             }
+            IamAction::GetCallerIdentity => None,
         }
     }
 
-    /// One statement with those of `actions` on one's own sessions.
-    pub fn own_sessions(&self, actions: &[&str]) -> Value {
+    /// One statement that allows `actions` on the principal's own sessions.
+    pub(crate) fn own_sessions(&self, actions: &[IamAction]) -> Value {
+        let actions: Vec<&str> = actions.iter().map(|action| action.as_str()).collect();
         let Self { region, account, .. } = self;
         let partition = partition(region).id;
         let named = |name: &str| format!("arn:{partition}:ssm:{region}:{account}:session/{name}");
-        // Ids begin with a user's name or with that of a role's session. AWS's newest samples have `aws:userid`,
-        // which is neither; it does no harm.
+        // Ids begin with the name of the user or of the role session. AWS's newest samples use `aws:userid`, which is
+        // neither, and does no harm.
         let begins_with = |name: &str| [named(&format!("{name}-*")), named("${aws:userid}-*")];
         let resources = match &self.starter {
             Starter::User => begins_with("${aws:username}"),
@@ -148,7 +157,7 @@ impl Scope {
         json!({
             "Sid": "StartSessionForSsh",
             "Effect": "Allow",
-            "Action": "ssm:StartSession",
+            "Action": IamAction::StartSession.as_str(),
             "Resource": self.document_arn(),
         })
     }
@@ -157,7 +166,7 @@ impl Scope {
         Some(json!({
             "Sid": "AssumeRole",
             "Effect": "Allow",
-            "Action": "sts:AssumeRole",
+            "Action": IamAction::AssumeRole.as_str(),
             "Resource": self.role_arn.as_ref()?,
         }))
     }
@@ -174,7 +183,7 @@ impl Scope {
 
     fn document_arn(&self) -> String {
         let region = &self.region;
-        format!("arn:{}:ssm:{region}::document/AWS-StartSSHSession", partition(region).id)
+        format!("arn:{}:ssm:{region}::document/{SSH_DOCUMENT}", partition(region).id)
     }
 }
 
@@ -182,9 +191,9 @@ fn start(resource: &Value) -> Value {
     json!({
         "Sid": "StartSessionOnBastion",
         "Effect": "Allow",
-        "Action": "ssm:StartSession",
+        "Action": IamAction::StartSession.as_str(),
         "Resource": resource,
-        // Without it, whoever may start sessions on the instance may use any document there.
+        // Without it, any SSM document may be used on the instance.
         "Condition": { "BoolIfExists": { "ssm:SessionDocumentAccessCheck": "true" } },
     })
 }
@@ -198,9 +207,15 @@ fn account_of(arn: &str) -> Option<&str> {
     (account.len() == 12 && account.bytes().all(|byte| byte.is_ascii_digit())).then_some(account)
 }
 
-/// What is used where it is allowed; a session's own id begins with who started it.
-pub const OWN_SESSIONS: &[&str] =
-    &["ssm:ResumeSession", "ssm:TerminateSession", "ssmmessages:OpenDataChannel"];
+/// Makes a role session name from the name of the connection: up to 64 characters of those that STS accepts.
+pub(crate) fn role_session_name(name: &str) -> String {
+    let accepted = |c: char| c.is_ascii_alphanumeric() || "_+=,.@-".contains(c);
+    let name = name.chars().map(|c| if accepted(c) { c } else { '-' });
+    "ssm-sidecar-".chars().chain(name).take(MAX_ROLE_SESSION_NAME).collect()
+}
+
+/// Longest `RoleSessionName`, in characters (STS API reference).
+const MAX_ROLE_SESSION_NAME: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -243,28 +258,29 @@ mod tests {
     fn statement_of_one_action_names_no_other() {
         let scope = Scope::of_user("i-01234567", "eu-west-1")
             .for_caller("arn:aws:iam::123456789012:user/transfer");
-        for action in OWN_SESSIONS {
-            assert_eq!(scope.statement_for(action).unwrap()["Action"], json!([action]));
+        for action in IamAction::OWN_SESSIONS {
+            assert_eq!(scope.statement_for(action).unwrap()["Action"], json!([action.as_str()]));
         }
-        let start = scope.statement_for("ssm:StartSession").unwrap();
+        let start = scope.statement_for(IamAction::StartSession).unwrap();
         assert_eq!(start["Resource"][0], "arn:aws:ec2:eu-west-1:123456789012:instance/i-01234567");
-        assert_eq!(scope.statement_for("sts:AssumeRole"), None);
-        assert_eq!(scope.statement_for("iam:CreateUser"), None);
+        assert_eq!(scope.statement_for(IamAction::AssumeRole), None);
+        assert_eq!(scope.statement_for(IamAction::GetCallerIdentity), None);
     }
 
     #[test]
-    fn own_sessions_are_named_by_whoever_starts_them() {
+    fn own_sessions_are_named_by_the_principal_that_starts_them() {
         let user = Scope::of_user("i-01234567", "eu-west-1");
         let role = "arn:aws:iam::123456789012:role/a";
         let role = Scope::of_role("i-01234567", "eu-west-1", role, "orders".to_owned());
         let told =
             user.clone().for_caller("arn:aws:sts::123456789012:assumed-role/a/someone@example");
-        let first = |scope: &Scope| scope.own_sessions(OWN_SESSIONS)["Resource"][0].clone();
+        let first =
+            |scope: &Scope| scope.own_sessions(&IamAction::OWN_SESSIONS)["Resource"][0].clone();
         assert_eq!(first(&user), "arn:aws:ssm:eu-west-1:*:session/${aws:username}-*");
         assert_eq!(first(&role), "arn:aws:ssm:eu-west-1:123456789012:session/orders-*");
         assert_eq!(first(&told), "arn:aws:ssm:eu-west-1:123456789012:session/someone@example-*");
         let unknown = Scope { starter: Starter::Unknown, ..user };
-        let statement = unknown.own_sessions(OWN_SESSIONS);
+        let statement = unknown.own_sessions(&IamAction::OWN_SESSIONS);
         assert_eq!(statement["Resource"], "arn:aws:ssm:eu-west-1:*:session/*");
         let tag = "ssm:resourceTag/aws:ssmmessages:session-id";
         assert_eq!(statement["Condition"]["StringLike"][tag], "${aws:userid}");

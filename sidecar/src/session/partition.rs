@@ -1,20 +1,19 @@
-//! The parts that AWS is divided into: what ARNs begin with, and where hosts are.
+//! Partitions of AWS: the ids in ARNs and the domains of hosts.
 
-/// A partition of AWS.
 #[derive(Debug, Eq, PartialEq)]
-pub struct Partition {
-    /// Second part of its ARNs.
-    pub id: &'static str,
+pub(crate) struct Partition {
+    /// The second part of its ARNs.
+    pub(crate) id: &'static str,
     /// Domain of its public endpoints.
-    pub suffix: &'static str,
-    /// Domain of those that have IPv6 as well.
-    pub dual_stack_suffix: &'static str,
-    /// What its regions begin with.
+    pub(crate) suffix: &'static str,
+    /// Domain of its dual-stack endpoints.
+    pub(crate) dual_stack_suffix: &'static str,
+    /// Prefixes of its regions.
     regions: &'static [&'static str],
 }
 
-/// The partition of a region; one that is not known is of `aws`, as AWS's SDKs have it.
-pub fn partition(region: &str) -> &'static Partition {
+/// Returns the partition of a region: `aws` for an unknown one, as in the AWS SDKs.
+pub(crate) fn partition(region: &str) -> &'static Partition {
     let begins =
         |partition: &&Partition| partition.regions.iter().any(|prefix| region.starts_with(prefix));
     PARTITIONS.iter().find(begins).unwrap_or(&COMMERCIAL)

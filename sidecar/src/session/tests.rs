@@ -1,10 +1,14 @@
-use std::{collections::VecDeque, sync::Mutex};
+use parking_lot::Mutex;
+use std::{collections::VecDeque, future::pending};
 
+use futures_util::future::BoxFuture;
+use http::Uri;
 use tokio::sync::Notify;
+use zeroize::Zeroizing;
 
 use super::*;
 
-/// Plays the service: each `StartSession` takes its turn of `starts`, success when there is none left.
+/// A scripted service: each `StartSession` fails with the next of `starts`, and succeeds when there is none left.
 #[derive(Debug, Default)]
 struct Script {
     starts: Mutex<VecDeque<ApiError>>,
@@ -26,11 +30,11 @@ impl Script {
     }
 
     fn calls(&self) -> Vec<String> {
-        self.calls.lock().unwrap().clone()
+        self.calls.lock().clone()
     }
 
     fn note(&self, call: impl Into<String>) {
-        self.calls.lock().unwrap().push(call.into());
+        self.calls.lock().push(call.into());
     }
 }
 
@@ -41,7 +45,7 @@ impl SessionApi for Script {
             if let Some(gate) = &self.gate {
                 gate.notified().await;
             }
-            if let Some(error) = self.starts.lock().unwrap().pop_front() {
+            if let Some(error) = self.starts.lock().pop_front() {
                 return Err(error);
             }
             Ok(Started {
@@ -61,7 +65,7 @@ impl SessionApi for Script {
         Box::pin(async {
             // As a real call does, so that it can be cancelled here.
             tokio::task::yield_now().await;
-            self.terminations.lock().unwrap().pop_front().map_or(Ok(()), Err)
+            self.terminations.lock().pop_front().map_or(Ok(()), Err)
         })
     }
 
@@ -70,10 +74,10 @@ impl SessionApi for Script {
     }
 
     fn caller(&self) -> BoxFuture<'_, Result<String, ApiError>> {
-        unreachable!("nobody asks")
+        unreachable!("these tests ask for no caller")
     }
 
-    fn over(&self, _: &str) {}
+    fn session_ended(&self, _: &str) {}
 }
 
 fn error(kind: ApiErrorKind) -> ApiError {
@@ -82,13 +86,18 @@ fn error(kind: ApiErrorKind) -> ApiError {
 
 async fn start_with(script: &Arc<Script>, budget: u64) -> Result<Session, ApiErrorKind> {
     let api = Arc::clone(script) as Arc<dyn SessionApi>;
-    let outcome = start(api, &Shutdown::default(), Duration::from_secs(budget)).await;
+    let starter = SessionStarter::new(api, Shutdown::default(), Duration::from_secs(budget));
+    let outcome = starter.start(pending()).await;
     outcome.map_err(|error| error.kind())
 }
 
 async fn session(script: &Arc<Script>, shutdown: &Shutdown) -> Session {
+    starter(script, shutdown).start(pending()).await.unwrap()
+}
+
+fn starter(script: &Arc<Script>, shutdown: &Shutdown) -> SessionStarter {
     let api = Arc::clone(script) as Arc<dyn SessionApi>;
-    start(api, shutdown, Duration::from_mins(1)).await.unwrap()
+    SessionStarter::new(api, shutdown.clone(), Duration::from_mins(1))
 }
 
 async fn finish(shutdown: &Shutdown) {
@@ -96,38 +105,35 @@ async fn finish(shutdown: &Shutdown) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn session_whose_start_nobody_waits_for_is_terminated() {
+async fn start_that_is_not_wanted_any_more_is_still_answered() {
     let script = Arc::new(Script { gate: Some(Notify::new()), ..Script::default() });
     let shutdown = Shutdown::default();
-    let api = Arc::clone(&script) as Arc<dyn SessionApi>;
-    let waiting = start(api, &shutdown, Duration::from_mins(1));
-    assert!(
-        tokio::time::timeout(Duration::from_millis(1), waiting).await.is_err(),
-        "dropped before the answer"
-    );
-    assert_eq!(script.calls(), ["start"]);
-
-    let stopping = shutdown.clone();
-    let finished = async { stopping.finish(Duration::from_secs(5)).await };
-    let answered = async { script.gate.as_ref().unwrap().notify_one() };
-    let (finished, ()) = tokio::join!(finished, answered);
-    assert_eq!(finished, Ok(()));
+    let starter = starter(&script, &shutdown);
+    let starting = starter.start(std::future::ready(()));
+    let answer = async { script.gate.as_ref().unwrap().notify_one() };
+    let (started, ()) = tokio::join!(starting, answer);
+    drop(started.unwrap());
+    finish(&shutdown).await;
     assert_eq!(script.calls(), ["start", "terminate s-1"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn session_that_was_answered_and_not_taken_is_terminated() {
-    let script = Script::starts([]);
-    let shutdown = Shutdown::default();
-    let api = Arc::clone(&script) as Arc<dyn SessionApi>;
-    let mut waiting = Box::pin(start(api, &shutdown, Duration::from_mins(1)));
-    assert!(futures_util::poll!(waiting.as_mut()).is_pending());
-    while script.calls().is_empty() || !shutdown.tasks().is_empty() {
-        tokio::task::yield_now().await;
+async fn start_that_is_not_wanted_any_more_is_not_retried() {
+    let script = Script::starts([error(ApiErrorKind::Throttled)]);
+    let starter = starter(&script, &Shutdown::default());
+    let refused = starter.start(std::future::ready(())).await.unwrap_err();
+    assert_eq!(refused.kind(), ApiErrorKind::Throttled);
+    assert_eq!(script.calls(), ["start"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_session_is_counted_when_it_is_started() {
+    let script = Script::starts([error(ApiErrorKind::Throttled)]);
+    let starter = starter(&script, &Shutdown::default());
+    for count in 1..=3 {
+        drop(starter.start(pending()).await.unwrap());
+        assert_eq!(starter.started(), count);
     }
-    drop(waiting);
-    finish(&shutdown).await;
-    assert_eq!(script.calls(), ["start", "terminate s-1"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -149,7 +155,7 @@ async fn terminated_session_is_not_terminated_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn refused_termination_is_told_and_not_repeated() {
+async fn refused_termination_is_reported_and_not_repeated() {
     let script = Script::terminations([error(ApiErrorKind::AccessDenied)]);
     let shutdown = Shutdown::default();
     let refused = session(&script, &shutdown).await.terminate().await.unwrap_err();
@@ -159,7 +165,7 @@ async fn refused_termination_is_told_and_not_repeated() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn cancelled_termination_is_made_up_for() {
+async fn cancelled_termination_is_repeated_in_the_background() {
     let script = Script::starts([]);
     let shutdown = Shutdown::default();
     let session = session(&script, &shutdown).await;
@@ -190,22 +196,22 @@ async fn termination_gives_up_in_time_for_the_stop() {
     shutdown.stop();
     let began = Instant::now();
     assert_eq!(session.terminate().await.unwrap_err().kind(), ApiErrorKind::Unreachable);
-    assert!(began.elapsed() <= TERMINATE_BUDGET);
-    assert!(script.calls().len() > 2, "tried again meanwhile");
+    assert!(began.elapsed() <= stop::TERMINATE_API);
+    assert!(script.calls().len() > 2, "retried meanwhile");
 }
 
 #[tokio::test(start_paused = true)]
-async fn termination_has_patience_while_the_job_goes_on() {
+async fn termination_is_retried_for_longer_while_the_job_continues() {
     let script = Script::terminations((0..20).map(|_| error(ApiErrorKind::Unreachable)));
     let shutdown = Shutdown::default();
     let session = session(&script, &shutdown).await;
     let began = Instant::now();
     session.terminate().await.unwrap();
-    assert!(began.elapsed() > TERMINATE_BUDGET, "{:?}", began.elapsed());
+    assert!(began.elapsed() > stop::TERMINATE_API, "{:?}", began.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
-async fn passing_trouble_is_tried_again() {
+async fn transient_errors_are_retried() {
     for kind in [ApiErrorKind::Throttled, ApiErrorKind::Internal, ApiErrorKind::Unreachable] {
         let script = Script::starts((0..4).map(|_| error(kind)));
         assert_eq!(start_with(&script, 60).await.unwrap().id(), "s-1");
@@ -214,7 +220,7 @@ async fn passing_trouble_is_tried_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn refusals_are_not_tried_again() {
+async fn refusals_are_not_retried() {
     for kind in [
         ApiErrorKind::AccessDenied,
         ApiErrorKind::Credentials,
@@ -237,7 +243,7 @@ async fn retries_end_with_the_budget() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn instance_that_is_not_connected_gets_a_short_part_of_the_budget() {
+async fn instance_that_is_not_connected_is_retried_for_a_part_of_the_budget() {
     let began = Instant::now();
     let script = Script::starts((0..1000).map(|_| error(ApiErrorKind::InstanceNotConnected)));
     assert_eq!(start_with(&script, 60).await.unwrap_err(), ApiErrorKind::InstanceNotConnected);
@@ -256,12 +262,11 @@ async fn start_of_unknown_outcome_is_repeated_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_tried_again_after_a_stop() {
+async fn nothing_is_retried_after_a_stop() {
     let script = Script::starts((0..1000).map(|_| error(ApiErrorKind::Throttled)));
     let shutdown = Shutdown::default();
-    let api = Arc::clone(&script) as Arc<dyn SessionApi>;
     shutdown.stop();
-    let refused = start(api, &shutdown, Duration::from_mins(1)).await.unwrap_err();
+    let refused = starter(&script, &shutdown).start(pending()).await.unwrap_err();
     assert_eq!(refused.kind(), ApiErrorKind::Throttled);
     assert_eq!(script.calls(), ["start"]);
 }

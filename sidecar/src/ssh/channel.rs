@@ -1,4 +1,4 @@
-//! One channel of the connection: a byte stream to the target, with credit given back on consumption.
+//! One channel of the connection: a byte stream to the target, with window credit returned on consumption.
 
 use std::{
     borrow::Cow,
@@ -11,26 +11,25 @@ use ssh_client::{ChannelId, OpenFailure};
 
 use super::{
     Ssh, SshError,
-    state::{Life, Phase},
+    state::{ChannelPhase, ConnectionState},
 };
 
-/// A byte stream to the target. Dropping it closes it in both directions and drops what is still queued.
+/// A byte stream to the target. Dropping it closes both directions and discards what is still queued.
 ///
-/// Reading and writing take `&self`, so that one task can do both; each direction has one waiter.
-pub struct Channel {
+/// Reading and writing take `&self`, so that one task can do both; each direction has one waiting task.
+pub(crate) struct Channel {
     ssh: Ssh,
     id: ChannelId,
 }
 
 /// Why a channel did not open.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The server, or the target behind it, refused.
-    #[error("the bastion refused the connection: {}: {description}", words(*.reason))]
+pub(crate) enum ChannelOpenError {
+    #[error("the bastion refused the connection: {}: {description}", reason_text(*.reason))]
     Refused {
         /// RFC 4254 §5.1.
         reason: OpenFailure,
-        /// The server's words, made printable.
+        /// The server's text, escaped.
         description: String,
     },
     /// The connection to the bastion is over.
@@ -40,8 +39,8 @@ pub enum OpenError {
 
 /// Why a channel carries no more bytes.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum ChannelError {
-    /// The far end closed it without saying that its data was complete.
+pub(crate) enum ChannelError {
+    /// The server closed the channel without EOF.
     #[error("the target reset the connection")]
     Reset,
     /// The connection to the bastion is over.
@@ -49,8 +48,8 @@ pub enum ChannelError {
     Lost(#[from] SshError),
 }
 
-/// The reason in the words of RFC 4254, section 5.1.
-fn words(reason: OpenFailure) -> Cow<'static, str> {
+/// The reason as RFC 4254, section 5.1, names it.
+fn reason_text(reason: OpenFailure) -> Cow<'static, str> {
     match reason {
         OpenFailure::AdministrativelyProhibited => "administratively prohibited".into(),
         OpenFailure::ConnectFailed => "connect failed".into(),
@@ -65,17 +64,19 @@ impl Channel {
         Self { ssh, id }
     }
 
-    pub(super) async fn opened(&self) -> Result<(), OpenError> {
+    pub(super) async fn opened(&self) -> Result<(), ChannelOpenError> {
         std::future::poll_fn(|context| {
             let mut state = self.ssh.shared.lock();
             let state = &mut *state;
             let Some(channel) = state.channels.get_mut(&self.id) else { return Poll::Pending };
             match &channel.phase {
-                Phase::Open | Phase::HalfClosed | Phase::Closed { .. } => Poll::Ready(Ok(())),
-                Phase::Refused(error) => Poll::Ready(Err(error.clone())),
-                Phase::Opening => {
-                    if let Life::Ended(error) = &state.life {
-                        return Poll::Ready(Err(OpenError::Lost(error.clone())));
+                ChannelPhase::Open | ChannelPhase::HalfClosed | ChannelPhase::Closed { .. } => {
+                    Poll::Ready(Ok(()))
+                }
+                ChannelPhase::Refused(error) => Poll::Ready(Err(error.clone())),
+                ChannelPhase::Opening => {
+                    if let ConnectionState::Ended(error) = &state.connection {
+                        return Poll::Ready(Err(ChannelOpenError::Lost(error.clone())));
                     }
                     channel.reader.register(context);
                     Poll::Pending
@@ -85,14 +86,17 @@ impl Channel {
         .await
     }
 
-    /// Takes the next bytes; `None` when the target has sent all it will.
+    /// Returns the next bytes; `None` after the target's EOF.
     ///
-    /// They count against the channel's window until [`consumed`](Self::consumed) is told.
+    /// They count against the channel's window until [`consumed`](Self::consumed) is called.
     ///
     /// # Errors
     ///
-    /// [`ChannelError`] when the stream was cut; every byte before the cut has been handed out.
-    pub fn poll_read(&self, context: &Context<'_>) -> Poll<Result<Option<Bytes>, ChannelError>> {
+    /// [`ChannelError`] when the stream was cut, after all bytes before the cut.
+    pub(crate) fn poll_read(
+        &self,
+        context: &Context<'_>,
+    ) -> Poll<Result<Option<Bytes>, ChannelError>> {
         let mut state = self.ssh.shared.lock();
         let state = &mut *state;
         if let Some(bytes) = state.client.read(self.id) {
@@ -102,43 +106,47 @@ impl Channel {
             return Poll::Ready(Err(ChannelError::Reset));
         };
         match channel.phase {
-            Phase::HalfClosed | Phase::Closed { complete: true } => return Poll::Ready(Ok(None)),
-            Phase::Closed { complete: false } => return Poll::Ready(Err(ChannelError::Reset)),
-            Phase::Opening | Phase::Refused(_) | Phase::Open => (),
+            ChannelPhase::HalfClosed | ChannelPhase::Closed { complete: true } => {
+                return Poll::Ready(Ok(None));
+            }
+            ChannelPhase::Closed { complete: false } => {
+                return Poll::Ready(Err(ChannelError::Reset));
+            }
+            ChannelPhase::Opening | ChannelPhase::Refused(_) | ChannelPhase::Open => (),
         }
-        if let Life::Ended(error) = &state.life {
+        if let ConnectionState::Ended(error) = &state.connection {
             return Poll::Ready(Err(error.clone().into()));
         }
         channel.reader.register(context);
         Poll::Pending
     }
 
-    /// Gives `bytes` of the window back to the server.
-    pub fn consumed(&self, bytes: usize) {
+    /// Returns `bytes` of window credit to the server.
+    pub(crate) fn consumed(&self, bytes: usize) {
         let mut state = self.ssh.shared.lock();
         state.client.consumed(self.id, bytes);
-        state.wake_loop();
+        state.wake_driver();
     }
 
-    /// Queues some of `data` for the target and says how much, at least one byte.
+    /// Queues some of `data` for the target; returns how much, at least one byte.
     ///
     /// # Errors
     ///
     /// [`ChannelError`] when the stream was cut.
-    pub fn poll_write(
+    pub(crate) fn poll_write(
         &self,
         context: &Context<'_>,
         data: &[u8],
     ) -> Poll<Result<usize, ChannelError>> {
         let mut state = self.ssh.shared.lock();
         let state = &mut *state;
-        if let Life::Ended(error) = &state.life {
+        if let ConnectionState::Ended(error) = &state.connection {
             return Poll::Ready(Err(error.clone().into()));
         }
         let Some(channel) = state.channels.get_mut(&self.id) else {
             return Poll::Ready(Err(ChannelError::Reset));
         };
-        if let Phase::Closed { .. } = channel.phase {
+        if let ChannelPhase::Closed { .. } = channel.phase {
             return Poll::Ready(Err(ChannelError::Reset));
         }
         let written = state.client.write(self.id, data);
@@ -146,43 +154,42 @@ impl Channel {
             channel.writer.register(context);
             return Poll::Pending;
         }
-        state.wake_loop();
+        state.wake_driver();
         Poll::Ready(Ok(written))
     }
 
-    /// Tells the target that no more data follows what was written.
-    pub fn finish(&self) {
+    /// Sends EOF behind what was written.
+    pub(crate) fn finish(&self) {
         let mut state = self.ssh.shared.lock();
         state.client.finish(self.id);
-        state.wake_loop();
+        state.wake_driver();
     }
 
-    /// Ready when the channel is closed in both directions. Shares its waiter with
-    /// [`poll_write`](Self::poll_write).
+    /// Ready when both directions are closed. Shares its waiting task with [`poll_write`](Self::poll_write).
     ///
     /// # Errors
     ///
     /// [`ChannelError::Lost`] when the connection to the bastion ended first.
-    pub fn poll_closed(&self, context: &Context<'_>) -> Poll<Result<(), ChannelError>> {
+    pub(crate) fn poll_closed(&self, context: &Context<'_>) -> Poll<Result<(), ChannelError>> {
         let mut state = self.ssh.shared.lock();
         let state = &mut *state;
         let Some(channel) = state.channels.get_mut(&self.id) else { return Poll::Ready(Ok(())) };
-        if let Phase::Closed { .. } = channel.phase {
+        if let ChannelPhase::Closed { .. } = channel.phase {
             return Poll::Ready(Ok(()));
         }
-        if let Life::Ended(error) = &state.life {
+        if let ConnectionState::Ended(error) = &state.connection {
             return Poll::Ready(Err(error.clone().into()));
         }
         channel.writer.register(context);
         Poll::Pending
     }
 
-    /// Whether the target can still be written to and read from.
-    pub fn is_open(&self) -> bool {
+    /// Whether both directions are open.
+    pub(crate) fn is_open(&self) -> bool {
         let state = self.ssh.shared.lock();
         let channel = state.channels.get(&self.id);
-        !matches!(state.life, Life::Ended(_))
-            && channel.is_some_and(|channel| matches!(channel.phase, Phase::Open))
+        !matches!(state.connection, ConnectionState::Ended(_))
+            && channel.is_some_and(|channel| matches!(channel.phase, ChannelPhase::Open))
     }
 }
 
@@ -190,11 +197,12 @@ impl Drop for Channel {
     fn drop(&mut self) {
         let mut state = self.ssh.shared.lock();
         state.channels.remove(&self.id);
-        if state.channels.is_empty() {
-            state.watchers.wake();
-        }
         state.client.close(self.id);
-        state.wake_loop();
+        state.wake_driver();
+        if state.channels.is_empty() {
+            drop(state);
+            self.ssh.shared.notify();
+        }
     }
 }
 

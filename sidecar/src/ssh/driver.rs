@@ -1,4 +1,4 @@
-//! The loop around the state machine.
+//! The loop around the state machine: what was received, what is to be sent, and the timers.
 
 use std::{
     future::poll_fn,
@@ -17,13 +17,12 @@ use tracing::{debug, warn};
 
 use super::{
     SshError,
-    state::{Life, Shared},
+    state::{ConnectionState, State},
 };
-use crate::runtime::clock::now;
+use crate::runtime::{clock::now, shared::Shared};
 
-/// The loop: what arrived, what is to be sent, and the clock, until nothing moves.
-pub(super) struct Connection<S, R> {
-    shared: Arc<Shared>,
+pub(super) struct Driver<S, R> {
+    shared: Arc<Shared<State>>,
     stream: S,
     round_trip: R,
     outgoing: BytesMut,
@@ -31,13 +30,12 @@ pub(super) struct Connection<S, R> {
     timer: Pin<Box<Sleep>>,
 }
 
-impl<S, R> Connection<S, R>
+impl<S, R> Driver<S, R>
 where
     S: AsyncRead + AsyncWrite + Unpin,
     R: Fn() -> Option<Duration>,
 {
-    /// A loop over `stream`, still to be run.
-    pub(super) fn new(shared: Arc<Shared>, stream: S, round_trip: R) -> Self {
+    pub(super) fn new(shared: Arc<Shared<State>>, stream: S, round_trip: R) -> Self {
         Self {
             shared,
             stream,
@@ -48,6 +46,7 @@ where
         }
     }
 
+    /// Runs until the connection is over.
     pub(super) async fn run(mut self) {
         let error = poll_fn(|context| self.poll(context)).await;
         if let Some(error) = &error {
@@ -55,30 +54,33 @@ where
         } else {
             debug!("connection to the bastion closed");
         }
-        self.shared.lock().end(error.unwrap_or(SshError::StreamEnded));
+        self.shared.lock().on_end(error.unwrap_or(SshError::StreamEnded));
+        self.shared.notify();
     }
 
-    /// Ready with the error, or with nothing after a goodbye of ours.
+    /// Ready with the error, or with `None` after a disconnect by this process.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<SshError>> {
         for _ in 0..ROUNDS {
             let received = match self.poll_incoming(context) {
                 Ok(received) => received,
                 Err(error) => {
-                    // The reason for a refusal of ours is still worth sending.
+                    // Our disconnect message, with the reason, is still to be sent.
                     if let Err(error) = self.poll_outgoing(context) {
-                        debug!(%error, "no farewell");
+                        debug!(%error, "the disconnect message was not sent");
                     }
                     return Poll::Ready(Some(error));
                 }
             };
             match self.poll_outgoing(context) {
-                Ok(Poll::Ready(())) if matches!(self.shared.lock().life, Life::Leaving) => {
+                Ok(Poll::Ready(()))
+                    if matches!(self.shared.lock().connection, ConnectionState::Closing) =>
+                {
                     return Poll::Ready(None);
                 }
                 Ok(_) => (),
                 Err(error) => return Poll::Ready(Some(error)),
             }
-            if let Err(error) = self.handle_timer(context) {
+            if let Err(error) = self.poll_timer(context) {
                 return Poll::Ready(Some(error));
             }
             if !received {
@@ -89,7 +91,7 @@ where
         Poll::Pending
     }
 
-    /// Takes what has arrived; false when nothing has.
+    /// Receives what is available; false when there is nothing.
     fn poll_incoming(&mut self, context: &mut Context<'_>) -> Result<bool, SshError> {
         let mut buffer = ReadBuf::new(&mut self.incoming);
         match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
@@ -102,8 +104,10 @@ where
                 state.handshake.on_received();
                 state.client.set_round_trip(round_trip);
                 let outcome = state.client.handle_input(now(), buffer.filled());
-                while let Some(event) = state.client.poll_event() {
-                    state.handle_event(event);
+                let changed = take_events(&mut state);
+                drop(state);
+                if changed {
+                    self.shared.notify();
                 }
                 outcome?;
                 Ok(true)
@@ -111,15 +115,17 @@ where
         }
     }
 
-    /// Writes all there is; pending when the stream takes no more for now.
+    /// Writes what there is to send; pending when the stream accepts no more.
     fn poll_outgoing(&mut self, context: &mut Context<'_>) -> Result<Poll<()>, SshError> {
         loop {
             if self.outgoing.is_empty() {
                 let mut state = self.shared.lock();
                 state.driver.register(context);
                 let more = state.client.poll_transmit(now(), &mut self.outgoing, WRITE_BYTES)?;
-                while let Some(event) = state.client.poll_event() {
-                    state.handle_event(event);
+                let changed = take_events(&mut state);
+                drop(state);
+                if changed {
+                    self.shared.notify();
                 }
                 if !more {
                     return Ok(Poll::Ready(()));
@@ -133,7 +139,7 @@ where
         }
     }
 
-    fn handle_timer(&mut self, context: &mut Context<'_>) -> Result<(), SshError> {
+    fn poll_timer(&mut self, context: &mut Context<'_>) -> Result<(), SshError> {
         loop {
             let due = {
                 let mut state = self.shared.lock();
@@ -141,11 +147,11 @@ where
                     None => return Ok(()),
                     Some(due) if due <= now() => {
                         if Pin::new(&mut self.stream).poll_flush(context).is_pending() {
-                            // The session is being resumed: for how long is for the lane to say.
+                            // The session is being resumed; the lane limits how long.
                             state.client.excuse_silence(now());
                         }
                         state.client.handle_timeout(now())?;
-                        // What that made us say goes out in the next round.
+                        // The next round sends what the timeout has queued.
                         context.waker().wake_by_ref();
                         match state.client.poll_timeout() {
                             Some(next) if next > now() => next,
@@ -165,11 +171,20 @@ where
     }
 }
 
-/// Taken from the stream at once; a few messages of the data channel.
+/// Whether handles may wait for one of the events.
+fn take_events(state: &mut State) -> bool {
+    let mut changed = false;
+    while let Some(event) = state.client.poll_event() {
+        changed |= state.handle_event(event);
+    }
+    changed
+}
+
+/// Read from the stream at once, in bytes: a few messages of the data channel.
 const READ_BYTES: usize = 32 * 1024;
 
-/// Asked of the state machine at once.
+/// Taken from the state machine at once, in bytes.
 const WRITE_BYTES: usize = 32 * 1024;
 
-/// Turns of the loop before other tasks get theirs.
+/// Rounds of the loop before other tasks run.
 const ROUNDS: usize = 16;

@@ -1,54 +1,52 @@
 //! The SSH connection: the only loop around [`ssh_client::Client`], over any byte stream.
 //!
-//! The state machine sits behind a mutex that the loop and the channels share, as in quinn: a channel
-//! reads and writes its own buffers directly, and wakes the loop only when there is something to send.
-//! Window credit goes back to sshd when a channel's bytes were *consumed*, so a connection whose client
-//! does not read stalls itself alone.
+//! The state machine is behind a mutex that the loop and the channels share, as in quinn: a channel reads and writes
+//! its own buffers directly, and wakes the loop only when there is something to send. Window credit is returned to sshd
+//! when a channel's bytes were *consumed*, so that a client that does not read stalls only its own connection.
 
 mod channel;
 mod driver;
 mod state;
 
-use std::{
-    convert::Infallible, future::poll_fn, net::SocketAddr, sync::Arc, task::Poll, time::Duration,
-};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
+use runner_protocol::{ErrorCode, Failure};
 use ssh_client::{Client, Config, Error};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, info_span};
 
-use crate::runtime::clock::now;
+use crate::runtime::{clock::now, failure::ToFailure, shared::Shared};
 
-use driver::Connection;
-use state::{ChannelState, Handshake, Life, Shared, State};
+use driver::Driver;
+use state::{ChannelState, ConnectionState, Handshake, State};
 
-pub use channel::{Channel, ChannelError, OpenError};
+pub(crate) use channel::{Channel, ChannelError, ChannelOpenError};
 
-/// A handle on the connection; clones share it. The connection ends when the last one is dropped, or
+/// A handle on the connection. Clones share it. The connection ends when the last handle and channel are dropped, or
 /// with [`disconnect`](Self::disconnect).
 #[derive(Clone, Debug)]
-pub struct Ssh {
-    shared: Arc<Shared>,
-    /// Ends the loop when the last handle or channel is gone.
+pub(crate) struct Ssh {
+    shared: Arc<Shared<State>>,
+    /// Ends the loop when the last handle or channel is dropped.
     _alive: Arc<Alive>,
 }
 
-/// What the key exchange found.
+/// What the server has proved in the key exchange.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Connected {
-    /// `SHA256:…` of the host key that the server proved to have.
-    pub fingerprint: String,
-    /// Whether the document pinned it.
-    pub pinned: bool,
-    /// The server's identification, such as `SSH-2.0-OpenSSH_9.2`.
-    pub server: String,
+pub(crate) struct ServerIdentity {
+    /// `SHA256:…` of its host key.
+    pub(crate) fingerprint: String,
+    /// Whether the config pins that key.
+    pub(crate) pinned: bool,
+    /// Its identification, such as `SSH-2.0-OpenSSH_9.2`.
+    pub(crate) server: String,
 }
 
 /// Why the connection is over.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum SshError {
-    /// The state machine found an end: a refusal, a violation, a disconnect.
+pub(crate) enum SshError {
+    /// A refusal, a violation of the protocol, a disconnect.
     #[error(transparent)]
     Protocol(Arc<Error>),
     /// The byte stream below ended.
@@ -56,11 +54,11 @@ pub enum SshError {
     StreamEnded,
 }
 
-/// Begins to speak SSH over `stream`, on a task of `tasks` that ends with the last handle.
+/// Starts an SSH connection over `stream`, as a task of `tasks` that ends with the last handle.
 ///
-/// A stream whose flush is pending carries nothing at present: meanwhile the server's silence is not held
-/// against it. `round_trip` says what a round trip on the path takes at most, once that is known.
-pub fn start<S>(
+/// A stream whose flush is pending carries nothing at present: meanwhile keepalives do not time out. `round_trip`
+/// returns what a round trip on the path takes at most, once that is known.
+pub(crate) fn start<S>(
     stream: S,
     config: Config,
     round_trip: impl Fn() -> Option<Duration> + Send + 'static,
@@ -69,13 +67,13 @@ pub fn start<S>(
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let shared = Arc::new(Shared::new(Client::new(config, now())));
+    let shared = Arc::new(Shared::new(State::new(Client::new(config, now()))));
     let ssh = Ssh {
         shared: Arc::clone(&shared),
         _alive: Arc::new(Alive { shared: Arc::clone(&shared) }),
     };
-    let connection = Connection::new(shared, stream, round_trip);
-    tasks.spawn(connection.run().instrument(info_span!("ssh")));
+    let driver = Driver::new(shared, stream, round_trip);
+    tasks.spawn(driver.run().instrument(info_span!("ssh")));
     ssh
 }
 
@@ -85,9 +83,9 @@ impl Ssh {
     /// # Errors
     ///
     /// [`SshError`] when the connection ends first.
-    pub async fn identified(&self) -> Result<String, SshError> {
+    pub(crate) async fn identified(&self) -> Result<String, SshError> {
         self.wait_for(|state| match &state.handshake {
-            Handshake::Silent | Handshake::Speaking => None,
+            Handshake::Silent | Handshake::Receiving => None,
             Handshake::Identified { server } => Some(server.clone()),
             Handshake::KeyExchanged(found) | Handshake::Authenticated(found) => {
                 Some(found.server.clone())
@@ -101,7 +99,7 @@ impl Ssh {
     /// # Errors
     ///
     /// [`SshError`] when the connection ends first.
-    pub async fn key_exchanged(&self) -> Result<Connected, SshError> {
+    pub(crate) async fn key_exchanged(&self) -> Result<ServerIdentity, SshError> {
         self.wait_for(|state| match &state.handshake {
             Handshake::KeyExchanged(found) | Handshake::Authenticated(found) => Some(found.clone()),
             _ => None,
@@ -114,7 +112,7 @@ impl Ssh {
     /// # Errors
     ///
     /// [`SshError`] when the server refuses, breaks the protocol or goes away first.
-    pub async fn authenticated(&self) -> Result<Connected, SshError> {
+    pub(crate) async fn authenticated(&self) -> Result<ServerIdentity, SshError> {
         self.wait_for(|state| match &state.handshake {
             Handshake::Authenticated(found) => Some(found.clone()),
             _ => None,
@@ -122,91 +120,89 @@ impl Ssh {
         .await
     }
 
-    /// Opens a channel to `host:port` as the bastion resolves it. Where there are as many as may be, since the server
-    /// has not answered the close of some yet, it waits for that.
+    /// Opens a channel to `host:port` as the bastion resolves it. At the limit of channels it waits until the server has
+    /// confirmed the close of one.
     ///
     /// Cancel-safe: a channel whose future was dropped is closed when the server confirms it.
     ///
     /// # Errors
     ///
-    /// [`OpenError`] when the server refuses, or the connection is over.
-    pub async fn open(
+    /// [`ChannelOpenError`] when the server refuses, or the connection is over.
+    pub(crate) async fn open(
         &self,
         host: &str,
         port: u16,
         originator: SocketAddr,
-    ) -> Result<Channel, OpenError> {
-        let id = poll_fn(|context| {
-            let mut state = self.shared.lock();
-            if let Life::Ended(error) = &state.life {
-                return Poll::Ready(Err(error.clone()));
-            }
-            match state.client.open_direct_tcpip(host, port, originator) {
-                Err(Error::ChannelsExhausted { .. }) => {
-                    state.watchers.register(context);
-                    Poll::Pending
+    ) -> Result<Channel, ChannelOpenError> {
+        let id = self
+            .shared
+            .wait_for(|state| {
+                if let ConnectionState::Ended(error) = &state.connection {
+                    return Some(Err(error.clone()));
                 }
-                Err(error) => Poll::Ready(Err(error.into())),
-                Ok(id) => {
-                    state.channels.insert(id, ChannelState::default());
-                    state.wake_loop();
-                    Poll::Ready(Ok(id))
+                match state.client.open_direct_tcpip(host, port, originator) {
+                    Err(Error::ChannelsExhausted { .. }) => None,
+                    Err(error) => Some(Err(error.into())),
+                    Ok(id) => {
+                        state.channels.insert(id, ChannelState::default());
+                        state.wake_driver();
+                        Some(Ok(id))
+                    }
                 }
-            }
-        })
-        .await?;
-        // Made before the confirmation, so that its drop closes a channel that nobody waits for.
+            })
+            .await?;
+        // Created before the confirmation, so that its drop closes a channel that is not waited for any more.
         let channel = Channel::new(self.clone(), id);
         channel.opened().await?;
         Ok(channel)
     }
 
-    /// Says goodbye to the server; the loop ends after that was written.
-    pub fn disconnect(&self) {
-        self.shared.lock().leave();
+    /// Sends a disconnect message; the loop ends when it is written.
+    #[cfg(test)]
+    pub(crate) fn disconnect(&self) {
+        self.shared.lock().disconnect();
     }
 
     /// Completes when the connection is over, with the reason. Cancel-safe.
-    pub async fn ended(&self) -> SshError {
+    pub(crate) async fn ended(&self) -> SshError {
         match self.wait_for(|_| None::<Infallible>).await {
             Err(error) => error,
         }
     }
 
-    /// Whether the far end has sent anything at all.
-    pub fn has_received(&self) -> bool {
+    /// Whether anything was received.
+    pub(crate) fn has_received(&self) -> bool {
         !matches!(self.shared.lock().handshake, Handshake::Silent)
     }
 
     /// Channels that are open or being opened.
-    pub fn channels(&self) -> usize {
+    pub(crate) fn channels(&self) -> usize {
         self.shared.lock().channels.len()
     }
 
-    /// Those among them that carry data in bulk at this time.
-    pub fn channels_in_bulk(&self) -> usize {
+    /// Channels that carry bulk data at present.
+    pub(crate) fn channels_in_bulk(&self) -> usize {
         self.shared.lock().client.channels_in_bulk(now())
     }
 
-    /// Completes when no channel is open or being opened. Cancel-safe.
-    pub async fn emptied(&self) {
-        // A connection that is over has none either.
+    /// Whether the connection is over.
+    pub(crate) fn is_ended(&self) -> bool {
+        matches!(self.shared.lock().connection, ConnectionState::Ended(_))
+    }
+
+    /// Completes when no channel is open or being opened, or the connection is over. Cancel-safe.
+    pub(crate) async fn channels_closed(&self) {
         drop(self.wait_for(|state| state.channels.is_empty().then_some(())).await);
     }
 
     async fn wait_for<T>(&self, found: impl Fn(&State) -> Option<T>) -> Result<T, SshError> {
-        poll_fn(|context| {
-            let mut state = self.shared.lock();
-            if let Some(found) = found(&state) {
-                return Poll::Ready(Ok(found));
-            }
-            if let Life::Ended(error) = &state.life {
-                return Poll::Ready(Err(error.clone()));
-            }
-            state.watchers.register(context);
-            Poll::Pending
-        })
-        .await
+        self.shared
+            .wait_for(|state| match (found(state), &state.connection) {
+                (Some(found), _) => Some(Ok(found)),
+                (None, ConnectionState::Ended(error)) => Some(Err(error.clone())),
+                (None, _) => None,
+            })
+            .await
     }
 }
 
@@ -216,15 +212,78 @@ impl From<Error> for SshError {
     }
 }
 
-/// Tells the loop that nobody holds the connection any more.
+impl ToFailure for SshError {
+    fn code(&self) -> ErrorCode {
+        let Self::Protocol(error) = self else { return ErrorCode::SessionLost };
+        match **error {
+            Error::AuthRejected { .. } | Error::AuthIncomplete { .. } => ErrorCode::SshAuthRejected,
+            Error::HostKeyMismatch { .. } | Error::HostKeyUnproven { .. } => {
+                ErrorCode::SshHostKeyMismatch
+            }
+            Error::Signing { .. } => ErrorCode::ConfigKeyUnreadable,
+            Error::KeepaliveTimeout { .. } => ErrorCode::SessionLost,
+            // What this process asks of the state machine and of the library below it.
+            Error::Crypto { .. } | Error::ChannelsExhausted { .. } | Error::Ended => {
+                ErrorCode::Internal
+            }
+            Error::NoCommonAlgorithm { .. }
+            | Error::Disconnected { .. }
+            | Error::Integrity
+            | Error::NotSsh { .. }
+            | Error::Protocol { .. } => ErrorCode::SshProtocol,
+        }
+    }
+
+    fn hint(&self) -> String {
+        let Self::Protocol(error) = self else {
+            return "try again; if it happens again, look at sshd's log on the bastion".to_owned();
+        };
+        let hint = match &**error {
+            Error::AuthRejected { user, .. } => {
+                return format!(
+                    "put the public half of `bastion.ssh_private_key` into the authorized_keys of `{user}`, \
+                     or set `bastion.ssh_user` to the user of this image (Amazon Linux and RHEL `ec2-user`, Ubuntu \
+                     `ubuntu`, Debian `admin`, Rocky `rocky`)"
+                );
+            }
+            Error::AuthIncomplete { .. } => {
+                "let sshd's AuthenticationMethods be `publickey` alone for this user"
+            }
+            Error::HostKeyMismatch { .. } | Error::HostKeyUnproven { .. } => {
+                "if the bastion was rebuilt on purpose, update `bastion.ssh_host_key`; if not, find out who \
+                 answers in its place"
+            }
+            Error::Signing { .. } => {
+                "give `bastion.ssh_private_key` as an unhardened Ed25519, ECDSA or RSA key of 2,048 bits or more"
+            }
+            Error::NoCommonAlgorithm { .. } => {
+                "let the bastion's sshd offer algorithms of OpenSSH 7.4 or later (curve25519-sha256, \
+                 aes256-gcm, rsa-sha2-256)"
+            }
+            Error::KeepaliveTimeout { .. } => "check that the bastion is alive, then try again",
+            Error::Crypto { .. } | Error::ChannelsExhausted { .. } | Error::Ended => {
+                Failure::REPORT_HINT
+            }
+            Error::Disconnected { .. } => {
+                "read sshd's log on the bastion: it ended the connection for the reason given"
+            }
+            Error::Integrity | Error::NotSsh { .. } | Error::Protocol { .. } => {
+                "check that `bastion.ssh_port` is sshd's; update OpenSSH on the bastion if it is"
+            }
+        };
+        hint.to_owned()
+    }
+}
+
+/// Disconnects when the last handle is dropped.
 #[derive(Debug)]
 struct Alive {
-    shared: Arc<Shared>,
+    shared: Arc<Shared<State>>,
 }
 
 impl Drop for Alive {
     fn drop(&mut self) {
-        self.shared.lock().leave();
+        self.shared.lock().disconnect();
     }
 }
 

@@ -1,85 +1,63 @@
-//! What the loop and the handles share: the state machine, and what has become of each thing waited for.
+//! What the loop and the handles share: the state machine, the handshake and the channels.
 
-use std::{
-    collections::HashMap,
-    mem,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, mem};
 
 use ssh_client::{ChannelId, Client, Event};
 use tracing::info;
 
-use super::{Connected, OpenError, SshError};
-use crate::runtime::wakers::{Waiter, Waiters};
-
-#[derive(Debug)]
-pub(super) struct Shared {
-    state: Mutex<State>,
-}
-
-impl Shared {
-    pub(super) fn new(client: Client) -> Self {
-        Self { state: Mutex::new(State::new(client)) }
-    }
-
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic while the lock was held ends the process with `internal`; until then the bytes are whole.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+use super::{ChannelOpenError, ServerIdentity, SshError};
+use crate::runtime::wakers::Waiter;
 
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) client: Client,
     pub(super) channels: HashMap<ChannelId, ChannelState>,
-    /// The loop, when it waits for something to send.
+    /// The loop, while it waits for something to send.
     pub(super) driver: Waiter,
-    /// Whoever waits for a step of the handshake, for room for a channel or for the end.
-    pub(super) watchers: Waiters,
     pub(super) handshake: Handshake,
-    pub(super) life: Life,
+    pub(super) connection: ConnectionState,
 }
 
-/// How far client and server have come with each other.
+/// The progress of the handshake.
 #[derive(Debug)]
 pub(super) enum Handshake {
-    /// Nothing has come from the far end.
+    /// Nothing was received.
     Silent,
-    /// Something has, which is no identification yet.
-    Speaking,
-    /// The server has sent its identification.
-    Identified { server: String },
-    /// It has proved its host key.
-    KeyExchanged(Connected),
-    /// It has accepted the user's key.
-    Authenticated(Connected),
+    /// Something was received, but no identification yet.
+    Receiving,
+    Identified {
+        server: String,
+    },
+    /// The server has proved its host key.
+    KeyExchanged(ServerIdentity),
+    /// The server has accepted the user's key.
+    Authenticated(ServerIdentity),
 }
 
-/// How far the connection is from its end.
 #[derive(Debug)]
-pub(super) enum Life {
+pub(super) enum ConnectionState {
     Running,
-    /// It ends once all is written.
-    Leaving,
+    /// It ends once everything is written.
+    Closing,
     Ended(SshError),
 }
 
 #[derive(Debug, Default)]
 pub(super) struct ChannelState {
-    pub(super) phase: Phase,
+    pub(super) phase: ChannelPhase,
     pub(super) reader: Waiter,
     pub(super) writer: Waiter,
 }
 
 #[derive(Debug, Default)]
-pub(super) enum Phase {
+pub(super) enum ChannelPhase {
     #[default]
     Opening,
-    Refused(OpenError),
+    Refused(ChannelOpenError),
     Open,
-    /// The server sends no more.
+    /// The server has sent EOF.
     HalfClosed,
-    /// It is over in both directions; `complete` unless the server closed it amid its data.
+    /// Closed in both directions; `complete` if the server's EOF came first.
     Closed {
         complete: bool,
     },
@@ -93,72 +71,77 @@ impl ChannelState {
 }
 
 impl State {
-    fn new(client: Client) -> Self {
+    pub(super) fn new(client: Client) -> Self {
         Self {
             client,
             channels: HashMap::new(),
             driver: Waiter::default(),
-            watchers: Waiters::default(),
             handshake: Handshake::Silent,
-            life: Life::Running,
+            connection: ConnectionState::Running,
         }
     }
 
-    pub(super) fn wake_loop(&mut self) {
+    pub(super) fn wake_driver(&mut self) {
         self.driver.wake();
     }
 
-    pub(super) fn leave(&mut self) {
+    pub(super) fn disconnect(&mut self) {
         self.client.disconnect();
-        if let Life::Running = self.life {
-            self.life = Life::Leaving;
+        if let ConnectionState::Running = self.connection {
+            self.connection = ConnectionState::Closing;
         }
-        self.wake_loop();
+        self.wake_driver();
     }
 
-    pub(super) fn end(&mut self, error: SshError) {
-        self.life = Life::Ended(error);
-        self.watchers.wake();
+    pub(super) fn on_end(&mut self, error: SshError) {
+        self.connection = ConnectionState::Ended(error);
         self.channels.values_mut().for_each(ChannelState::wake);
     }
 
-    pub(super) fn handle_event(&mut self, event: Event) {
+    /// Returns whether tasks may wait for this with
+    /// [`Shared::wait_for`](crate::runtime::shared::Shared::wait_for).
+    pub(super) fn handle_event(&mut self, event: Event) -> bool {
         match event {
             Event::ServerIdentified(server) => {
                 self.handshake = Handshake::Identified { server };
-                self.watchers.wake();
+                return true;
             }
             Event::HostKey { fingerprint, pinned } => {
-                self.step(|handshake| handshake.on_host_key(fingerprint, pinned));
+                self.advance(|handshake| handshake.on_host_key(fingerprint, pinned));
+                return true;
             }
             Event::Banner(text) => info!(text, "banner of the bastion"),
             Event::Authenticated(details) => {
                 info!(?details, "authenticated");
-                self.step(Handshake::on_authenticated);
+                self.advance(Handshake::on_authenticated);
+                return true;
             }
             Event::ChannelOpened(id) => self.with_channel(id, |channel| {
-                channel.phase = Phase::Open;
+                channel.phase = ChannelPhase::Open;
             }),
             Event::ChannelRefused { id, reason, description } => self.with_channel(id, |channel| {
-                channel.phase = Phase::Refused(OpenError::Refused { reason, description });
+                channel.phase =
+                    ChannelPhase::Refused(ChannelOpenError::Refused { reason, description });
             }),
             Event::Readable(id) => self.with_channel(id, |_| ()),
             Event::Writable(id) => self.with_channel(id, |_| ()),
-            Event::Eof(id) => self.with_channel(id, |channel| channel.phase = Phase::HalfClosed),
+            Event::Eof(id) => {
+                self.with_channel(id, |channel| channel.phase = ChannelPhase::HalfClosed)
+            }
             Event::Closed(id) => {
                 self.with_channel(id, |channel| {
-                    let complete = matches!(channel.phase, Phase::HalfClosed);
-                    channel.phase = Phase::Closed { complete };
+                    let complete = matches!(channel.phase, ChannelPhase::HalfClosed);
+                    channel.phase = ChannelPhase::Closed { complete };
                 });
-                // There is room for another one.
-                self.watchers.wake();
+                // There is room for another channel.
+                return true;
             }
         }
+        false
     }
 
-    fn step(&mut self, next: impl FnOnce(Handshake) -> Handshake) {
+    fn advance(&mut self, next: impl FnOnce(Handshake) -> Handshake) {
         self.handshake = next(mem::replace(&mut self.handshake, Handshake::Silent));
-        self.watchers.wake();
     }
 
     fn with_channel(&mut self, id: ChannelId, change: impl FnOnce(&mut ChannelState)) {
@@ -172,17 +155,17 @@ impl State {
 impl Handshake {
     pub(super) fn on_received(&mut self) {
         if let Self::Silent = self {
-            *self = Self::Speaking;
+            *self = Self::Receiving;
         }
     }
 
     fn on_host_key(self, fingerprint: String, pinned: bool) -> Self {
         match self {
             Self::Identified { server } => {
-                Self::KeyExchanged(Connected { fingerprint, pinned, server })
+                Self::KeyExchanged(ServerIdentity { fingerprint, pinned, server })
             }
             other => {
-                unreachable!("a host key is told of once, behind the identification: {other:?}")
+                unreachable!("one host key follows the identification: {other:?}")
             }
         }
     }
@@ -190,7 +173,7 @@ impl Handshake {
     fn on_authenticated(self) -> Self {
         match self {
             Self::KeyExchanged(found) => Self::Authenticated(found),
-            other => unreachable!("keys are exchanged before the login: {other:?}"),
+            other => unreachable!("the login follows the key exchange: {other:?}"),
         }
     }
 }

@@ -3,10 +3,11 @@
 mod server;
 
 use std::{
+    future::poll_fn,
     io,
     pin::Pin,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
-    task::Context,
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -84,7 +85,7 @@ async fn each_step_of_the_handshake_tells_what_it_has_found() {
     assert!(server.starts_with("SSH-2.0-"), "{server}");
     assert!(pair.ssh.has_received());
     let found = pair.ssh.key_exchanged().await.unwrap();
-    let expected = Connected { fingerprint: pair.fingerprint.clone(), pinned: false, server };
+    let expected = ServerIdentity { fingerprint: pair.fingerprint.clone(), pinned: false, server };
     assert_eq!(found, expected);
     assert_eq!(pair.ssh.authenticated().await.unwrap(), expected);
     // What is known by now is told to whoever asks late.
@@ -141,7 +142,7 @@ async fn a_refused_channel_carries_the_servers_reason_and_leaves_no_trace() {
     let pair = Pair::start(|config| config.max_channels = 1);
     for _ in 0..3 {
         let error = pair.ssh.open("db", REFUSED_PORT, ORIGINATOR.into()).await.unwrap_err();
-        let OpenError::Refused { reason, .. } = error else { panic!("{error}") };
+        let ChannelOpenError::Refused { reason, .. } = error else { panic!("{error}") };
         assert_eq!(reason, OpenFailure::ConnectFailed);
         assert_eq!(pair.ssh.channels(), 0);
     }
@@ -155,7 +156,7 @@ async fn a_dropped_channel_is_closed_at_the_server() {
     drop(channel.unwrap());
     let Seen::Closed(closed) = pair.seen().await else { panic!("something else was seen") };
     assert_eq!(closed, id);
-    within_an_hour(pair.ssh.emptied()).await;
+    within_an_hour(pair.ssh.channels_closed()).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -181,11 +182,11 @@ async fn a_lost_path_ends_every_channel_with_the_reason() {
         pair.cut();
         drop(asked);
     });
-    assert!(matches!(opening, Err(OpenError::Lost(SshError::StreamEnded))));
+    assert!(matches!(opening, Err(ChannelOpenError::Lost(SshError::StreamEnded))));
     assert!(matches!(reading, Err(ChannelError::Lost(SshError::StreamEnded))), "{reading:?}");
     assert!(matches!(write(&channel, b"x").await, Err(ChannelError::Lost(_))));
     assert!(matches!(ssh.ended().await, SshError::StreamEnded));
-    assert!(matches!(open(&ssh).await, Err(OpenError::Lost(SshError::StreamEnded))));
+    assert!(matches!(open(&ssh).await, Err(ChannelOpenError::Lost(SshError::StreamEnded))));
     assert!(!channel.is_open());
 }
 
@@ -225,7 +226,7 @@ async fn opened(pair: &mut Pair) -> Channel {
     channel.unwrap()
 }
 
-async fn open(ssh: &Ssh) -> Result<Channel, OpenError> {
+async fn open(ssh: &Ssh) -> Result<Channel, ChannelOpenError> {
     ssh.open("db", 5432, ORIGINATOR.into()).await
 }
 

@@ -1,7 +1,7 @@
-//! The loopback listener: one SSH channel for each accepted connection, copied both ways.
+//! Forwards client connections: one SSH channel for each, copied both ways.
 //!
-//! A connection ends as its far end did: half-close is carried through, and whatever was not complete is
-//! reset, never silently cut.
+//! A connection ends as the target's end did: half-close is carried through, and an incomplete connection is reset,
+//! never closed as if it were complete.
 
 use std::{
     future::poll_fn,
@@ -17,123 +17,106 @@ use std::{
 use tokio::{
     io::AsyncWriteExt as _,
     net::{
-        TcpListener, TcpStream,
+        TcpStream,
         tcp::{ReadHalf, WriteHalf},
     },
-    sync::Semaphore,
-    time::sleep,
 };
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
+use super::{lanes::LanePool, listener::Listener};
 use crate::{
+    net::accept::Acceptor,
     runtime::shutdown::Shutdown,
     ssh::{Channel, ChannelError},
-    tunnel::{lanes::Lanes, listener::Listener},
 };
 
-/// What the connections of this process add up to.
+/// Counters over all client connections.
 #[derive(Debug, Default)]
-pub struct Traffic {
+pub(crate) struct ConnectionStats {
     /// Connections accepted.
-    pub connections: AtomicU64,
-    /// Of those, how many have ended.
-    pub finished: AtomicU64,
-    /// Connections that were reset for a reason on our side of the bastion or at the target.
-    pub resets: AtomicU64,
-    /// Connections of users that `listen.allowed_uids` does not name.
-    pub refused: AtomicU64,
+    pub(crate) connections: AtomicU64,
+    /// Accepted connections that have ended.
+    pub(crate) finished: AtomicU64,
+    /// Connections that were reset, by this process or after a reset of the target.
+    pub(crate) resets: AtomicU64,
+    /// Connections refused by `listen.allowed_uids`.
+    pub(crate) refused: AtomicU64,
     /// Bytes from clients to the target.
-    pub bytes_up: AtomicU64,
+    pub(crate) bytes_up: AtomicU64,
     /// Bytes from the target to clients.
-    pub bytes_down: AtomicU64,
+    pub(crate) bytes_down: AtomicU64,
 }
 
-impl Traffic {
-    /// Connections that are open at present.
-    pub fn open(&self) -> u64 {
-        // In this order, so that one that ends in between is never counted below zero.
+impl ConnectionStats {
+    /// Connections open at present.
+    pub(crate) fn open(&self) -> u64 {
+        // Read in this order, so that a connection that ends in between does not give a negative number.
         let finished = self.finished.load(Relaxed);
         self.connections.load(Relaxed).saturating_sub(finished)
     }
 }
 
-/// Limits of the listener.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Connections served at once; further ones wait in the listen queue.
-    pub max_connections: usize,
-    /// Time for each connection to reach the target; while no lane carries bytes it does not run, and the
-    /// connection waits.
-    pub connect: Duration,
+    pub(crate) max_connections: usize,
+    /// For each connection to reach the target. It counts only while a lane is up.
+    pub(crate) connect: Duration,
 }
 
-/// Accepts connections until dropped; the connections themselves end with `shutdown`.
-pub async fn serve(
+/// Accepts connections until dropped. The connections themselves end with `shutdown`.
+pub(crate) async fn serve(
     listener: Listener,
-    lanes: Arc<Lanes>,
+    lanes: Arc<LanePool>,
     limits: Limits,
-    traffic: Arc<Traffic>,
+    stats: Arc<ConnectionStats>,
     shutdown: &Shutdown,
 ) {
-    let permits = Arc::new(Semaphore::new(limits.max_connections));
+    let Listener { socket, admission, .. } = listener;
+    let acceptor = Acceptor::new(socket, limits.max_connections);
     for number in 1_u64.. {
-        // Acquired before accepting: whoever must wait does so in the listen queue.
-        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
-        let (client, peer) = accept(&listener.socket).await;
-        if let Err(refusal) = listener.admit(&client, peer) {
-            traffic.refused.fetch_add(1, Relaxed);
+        let (client, peer, permit) = acceptor.accept().await;
+        if let Err(refusal) = admission.check(&client, peer) {
+            stats.refused.fetch_add(1, Relaxed);
             warn!(%peer, %refusal, "connection refused");
             drop(ResetOnDrop::new(client));
             continue;
         }
-        traffic.connections.fetch_add(1, Relaxed);
-        let (lanes, traffic) = (Arc::clone(&lanes), Arc::clone(&traffic));
+        stats.connections.fetch_add(1, Relaxed);
+        let (lanes, stats) = (Arc::clone(&lanes), Arc::clone(&stats));
         let connection = async move {
-            carry(client, peer, &lanes, limits.connect, &traffic).await;
-            traffic.finished.fetch_add(1, Relaxed);
+            forward(client, peer, &lanes, limits.connect, &stats).await;
+            stats.finished.fetch_add(1, Relaxed);
             drop(permit);
         };
         shutdown.spawn(connection.instrument(info_span!("connection", number)));
     }
 }
 
-/// Accepts the next connection; trouble such as a full descriptor table is waited out.
-async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
-    loop {
-        match listener.accept().await {
-            Ok(accepted) => return accepted,
-            Err(error) => {
-                warn!(%error, "a connection could not be accepted");
-                sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
-async fn carry(
+async fn forward(
     client: TcpStream,
     peer: SocketAddr,
-    lanes: &Lanes,
+    lanes: &LanePool,
     connect: Duration,
-    traffic: &Traffic,
+    stats: &ConnectionStats,
 ) {
     let mut client = ResetOnDrop::new(client);
     let channel = match lanes.open(peer, connect).await {
         Ok(channel) => channel,
         Err(error) => {
-            traffic.resets.fetch_add(1, Relaxed);
+            stats.resets.fetch_add(1, Relaxed);
             warn!(%error, "target not reached, connection reset");
             return;
         }
     };
     debug!(%peer, "connected");
-    match relay(&mut client.stream, &channel, traffic).await {
+    match relay(&mut client.stream, &channel, stats).await {
         Ok(()) => {
             client.complete = true;
             debug!("connection complete");
         }
         Err(error) => {
-            traffic.resets.fetch_add(1, Relaxed);
+            stats.resets.fetch_add(1, Relaxed);
             info!(%error, "connection reset");
         }
     }
@@ -143,19 +126,19 @@ async fn carry(
 async fn relay(
     client: &mut TcpStream,
     channel: &Channel,
-    traffic: &Traffic,
+    stats: &ConnectionStats,
 ) -> Result<(), RelayError> {
     let (reader, writer) = client.split();
-    tokio::try_join!(upwards(reader, channel, traffic), downwards(writer, channel, traffic))?;
-    // What the client sent last may still be queued, and closing the channel would drop it: the server
-    // closes once it has both ends of data.
+    tokio::try_join!(upwards(reader, channel, stats), downwards(writer, channel, stats))?;
+    // The client's last bytes may still be queued, and closing the channel would discard them: the server closes it
+    // after both EOFs.
     Ok(poll_fn(|context| channel.poll_closed(context)).await?)
 }
 
 async fn upwards(
     client: ReadHalf<'_>,
     channel: &Channel,
-    traffic: &Traffic,
+    stats: &ConnectionStats,
 ) -> Result<(), RelayError> {
     let mut buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
     loop {
@@ -166,7 +149,7 @@ async fn upwards(
         let read = match client.try_read(&mut buffer) {
             Ok(0) => {
                 channel.finish();
-                // The target may still have much to say; its own direction ends the connection.
+                // The target may still send; its own EOF ends the connection.
                 return Ok(());
             }
             Ok(read) => read,
@@ -178,36 +161,36 @@ async fn upwards(
             let written = poll_fn(|context| channel.poll_write(context, rest)).await?;
             rest = rest.get(written..).unwrap_or_default();
         }
-        traffic.bytes_up.fetch_add(read as u64, Relaxed);
+        stats.bytes_up.fetch_add(read as u64, Relaxed);
     }
 }
 
 async fn downwards(
     mut client: WriteHalf<'_>,
     channel: &Channel,
-    traffic: &Traffic,
+    stats: &ConnectionStats,
 ) -> Result<(), RelayError> {
     while let Some(bytes) = poll_fn(|context| channel.poll_read(context)).await? {
         client.write_all(&bytes).await?;
-        // Only now: a client that does not read must stall its own window, and nothing else.
+        // Only now: a client that does not read must stall its own window only.
         channel.consumed(bytes.len());
-        traffic.bytes_down.fetch_add(bytes.len() as u64, Relaxed);
+        stats.bytes_down.fetch_add(bytes.len() as u64, Relaxed);
     }
     client.shutdown().await?;
     Ok(())
 }
 
-/// Why a connection was cut.
+/// Why a connection was reset.
 #[derive(Debug, thiserror::Error)]
 enum RelayError {
-    #[error("the client went away: {0}")]
+    #[error("the client closed its connection: {0}")]
     Client(#[from] io::Error),
     #[error(transparent)]
     Channel(#[from] ChannelError),
 }
 
-/// A client's socket that is reset when dropped before its connection was complete: a half-delivered
-/// result must never look like a whole one.
+/// A client's socket that is reset when dropped before its connection was complete: a partial result must never look
+/// like a complete one.
 struct ResetOnDrop {
     stream: TcpStream,
     complete: bool,
@@ -232,8 +215,5 @@ impl Drop for ResetOnDrop {
     }
 }
 
-/// Pause after a failed `accept`, which would otherwise fail again at once.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// Read from a client at once.
+/// Read from a client at once, in bytes.
 const BUFFER_BYTES: usize = 16 * 1024;

@@ -1,38 +1,52 @@
 //! The HTTP endpoint for probes and for metrics: `/livez`, `/readyz`, `/metrics`.
 //!
-//! It answers from memory alone: no probe touches the session or the target, however often it comes. Nothing
-//! that it says is secret or names a customer, since kubelets and collectors ask from outside the pod.
+//! Answers come from memory: no probe touches the session or the target. They hold no secret and no customer's name,
+//! since kubelets and collectors ask from outside the pod.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, time::Duration};
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Bytes, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use runner_protocol::ErrorCode;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    time::{sleep, timeout},
+    time::timeout,
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
-use crate::{runtime::shutdown::Shutdown, tunnel::metrics::Figures};
+use super::metrics::Metrics;
+use crate::{
+    net::accept::Acceptor,
+    runtime::{failure::ToFailure, shutdown::Shutdown},
+};
 
-/// The endpoint cannot listen.
+/// The endpoint's address cannot be bound.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address} for probes")]
-pub struct HealthError {
+pub(crate) struct HealthError {
     address: SocketAddr,
     #[source]
     cause: io::Error,
 }
 
-/// Listens at `address`.
+impl ToFailure for HealthError {
+    fn code(&self) -> ErrorCode {
+        ErrorCode::LocalListen
+    }
+
+    fn hint(&self) -> String {
+        "set `health.listen` to an address of this host and a free port".to_owned()
+    }
+}
+
+/// Binds `address`.
 ///
 /// # Errors
 ///
-/// [`HealthError`] when the address cannot be had.
-pub fn bind(address: SocketAddr) -> Result<std::net::TcpListener, HealthError> {
+/// [`HealthError`].
+pub(crate) fn bind(address: SocketAddr) -> Result<std::net::TcpListener, HealthError> {
     let refused = |cause| HealthError { address, cause };
     let listener = std::net::TcpListener::bind(address).map_err(refused)?;
     listener.set_nonblocking(true).map_err(refused)?;
@@ -41,39 +55,30 @@ pub fn bind(address: SocketAddr) -> Result<std::net::TcpListener, HealthError> {
     Ok(listener)
 }
 
-/// Serves `figures` at `listener`, one of [`bind`], until the process stops; nothing where there is none.
+/// Serves `metrics` on `listener`, from [`bind`], until the process stops. Does nothing without a listener.
 ///
 /// # Errors
 ///
-/// When it cannot be watched.
-pub fn start(
+/// When the listener cannot be registered with the runtime.
+pub(crate) fn start(
     listener: Option<std::net::TcpListener>,
-    figures: Figures,
+    metrics: Metrics,
     shutdown: &Shutdown,
 ) -> io::Result<()> {
     let Some(listener) = listener else { return Ok(()) };
     let listener = TcpListener::from_std(listener)?;
     let tasks = shutdown.clone();
-    shutdown.spawn(async move { serve(listener, figures, &tasks).await });
+    shutdown.spawn(async move { serve(listener, metrics, &tasks).await });
     Ok(())
 }
 
-async fn serve(listener: TcpListener, figures: Figures, shutdown: &Shutdown) {
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+async fn serve(listener: TcpListener, metrics: Metrics, shutdown: &Shutdown) {
+    let acceptor = Acceptor::new(listener, MAX_CONNECTIONS);
     loop {
-        // Acquired before accepting: whoever must wait does so in the listen queue.
-        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                warn!(%error, "a probe could not be accepted");
-                sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let figures = figures.clone();
+        let (stream, _, permit) = acceptor.accept().await;
+        let metrics = metrics.clone();
         shutdown.spawn(async move {
-            if timeout(LIFE, converse(stream, figures)).await.is_err() {
+            if timeout(CONNECTION, serve_request(stream, metrics)).await.is_err() {
                 debug!("a probe took too long");
             }
             drop(permit);
@@ -81,10 +86,10 @@ async fn serve(listener: TcpListener, figures: Figures, shutdown: &Shutdown) {
     }
 }
 
-/// One request, one answer.
-async fn converse(stream: TcpStream, figures: Figures) {
+/// Answers one request.
+async fn serve_request(stream: TcpStream, metrics: Metrics) {
     let answer = service_fn(move |request| {
-        let response = respond(&request, &figures);
+        let response = respond(&request, &metrics);
         async move { Ok::<_, Infallible>(response) }
     });
     let served = http1::Builder::new()
@@ -100,20 +105,20 @@ async fn converse(stream: TcpStream, figures: Figures) {
     }
 }
 
-fn respond<B>(request: &Request<B>, figures: &Figures) -> Response<Full<Bytes>> {
+fn respond<B>(request: &Request<B>, metrics: &Metrics) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
     match request.uri().path() {
-        // Whoever gets this has been answered by the one loop that everything runs on.
+        // The answer comes from the thread that everything runs on.
         "/livez" => text(StatusCode::OK, "ok\n"),
-        "/readyz" => match figures.not_ready() {
+        "/readyz" => match metrics.not_ready() {
             None => text(StatusCode::OK, "ready\n"),
             Some(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
         },
-        "/metrics" => match figures.encode() {
+        "/metrics" => match metrics.encode() {
             Ok(page) => {
                 let mut response = text(StatusCode::OK, page);
                 let open_metrics = HeaderValue::from_static(OPEN_METRICS);
@@ -145,13 +150,10 @@ const MAX_CONNECTIONS: usize = 16;
 const HEADERS: Duration = Duration::from_secs(5);
 
 /// From the connection to the end of the answer.
-const LIFE: Duration = Duration::from_secs(10);
+const CONNECTION: Duration = Duration::from_secs(10);
 
 /// Longest request line and headers together, in bytes; hyper's smallest.
 const MAX_REQUEST: usize = 8 * 1024;
 
 /// Most header fields of a request.
 const MAX_HEADERS: usize = 64;
-
-/// Pause after a failed `accept`, which would otherwise fail again at once.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

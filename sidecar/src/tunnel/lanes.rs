@@ -1,8 +1,9 @@
-//! One to N lanes, each an SSM session with the SSH connection in it: which lane takes a connection, and
-//! what all of them add up to. When lanes are opened and replaced is decided in `upkeep`, and done in `supervise`.
+//! The pool of lanes, each an SSM session with the SSH connection in it: which lane takes a connection, and the totals.
+//! When lanes are opened and replaced is decided in [`lifecycle`], and carried out in [`supervisor`].
 
 mod config;
 mod error;
+mod event;
 mod host_key;
 mod lane;
 mod lifecycle;
@@ -12,59 +13,70 @@ mod resume_policy;
 mod supervisor;
 
 use std::{
+    cmp::Reverse,
     net::SocketAddr,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use parking_lot::Mutex;
 use tokio::{
-    sync::{Notify, watch},
-    time::{Instant, sleep},
+    sync::Notify,
+    time::{Instant as TokioInstant, sleep},
 };
 
-use self::supervisor::Supervisor;
-use crate::ssh::{Channel, OpenError};
+use self::{
+    lifecycle::{
+        Action, Entry, LaneHandle, LaneState, Lifecycle, Limits, PathHealth, ResumePermission,
+    },
+    supervisor::Supervisor,
+};
+use crate::{
+    runtime::{backoff::random_seed, clock::now, shared::Shared},
+    ssh::{Channel, ChannelOpenError},
+};
 
-pub use config::{Finding, Needs, Observer, Target};
-pub use error::LaneError;
-pub use host_key::Type as HostKeyType;
-pub use lane::Lane;
+pub(crate) use config::{CHANNEL_LIFE, LaneConfig};
+pub(crate) use error::LaneError;
+pub(crate) use event::{LaneEvent, LaneObserver};
+pub(crate) use lane::Lane;
 
 /// All lanes of this process.
 #[derive(Debug)]
-pub struct Lanes {
-    needs: Arc<Needs>,
-    open: watch::Sender<Vec<Arc<Lane>>>,
-    /// A connection would have liked a lane of its own.
-    wanted: Notify,
-    totals: Mutex<Totals>,
-    next_number: AtomicU64,
+pub(crate) struct LanePool {
+    config: Arc<LaneConfig>,
+    state: Shared<State>,
+    /// Notified when a connection had to share a lane.
+    lane_wanted: Notify,
     /// The connection that proved the target at the start, for the first client.
-    proof: Mutex<Option<(Channel, Instant)>>,
+    probe_channel: Mutex<Option<(Channel, TokioInstant)>>,
 }
 
-/// Counters of lanes that are gone; those of open ones are added when asked for.
+#[derive(Debug)]
+struct State {
+    lifecycle: Lifecycle<Arc<Lane>>,
+    /// Counters of the lanes that are closed.
+    closed: Totals,
+}
+
+/// Counters over all lanes.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Totals {
-    /// SSM sessions started.
-    pub sessions: u64,
-    /// Times a session was resumed on a new WebSocket.
-    pub resumes: u64,
-    /// Messages sent again, over all sessions.
-    pub retransmissions: u64,
+pub(crate) struct Totals {
+    /// SSM sessions started, those that never became usable included.
+    pub(crate) sessions: u64,
+    /// Number of times that a session was resumed.
+    pub(crate) resumes: u64,
+    /// Messages sent again.
+    pub(crate) retransmissions: u64,
 }
 
 /// Why a connection did not get to the target.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum Unopened {
-    /// Somebody said no.
+pub(crate) enum TargetConnectError {
     #[error(transparent)]
-    Refused(#[from] OpenError),
-    /// Nobody answered, on a path that was whole all the time.
+    Refused(#[from] ChannelOpenError),
+    /// No answer, while the lane was up all the time.
     #[error("the target did not answer within {} s", .within.as_secs())]
     TimedOut {
         /// `timeouts.connect_s`.
@@ -72,215 +84,232 @@ pub enum Unopened {
     },
 }
 
-/// What happened to the path below open connections.
+/// A change of the path below open connections.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Change {
-    /// No lane carries bytes at present.
+pub(crate) enum PathChange {
+    /// No lane is up; the reason.
     Degraded(String),
-    /// A lane carries bytes again.
+    /// A lane is up again.
     Recovered,
 }
 
-impl Lanes {
-    /// Begins with the lane that the start has opened.
-    pub fn new(needs: Arc<Needs>, first: Arc<Lane>) -> Self {
-        let totals = Mutex::new(Totals { sessions: 1, ..Totals::default() });
-        let (open, _) = watch::channel(vec![first]);
+impl LanePool {
+    /// A pool without lanes, until [`add_first`](Self::add_first).
+    pub(crate) fn new(config: Arc<LaneConfig>) -> Self {
+        let limits = Limits {
+            sessions: config.sessions,
+            reconnect: config.reconnect,
+            channel_life: config.channel_life,
+        };
+        let lifecycle = Lifecycle::new(now(), limits, random_seed());
         Self {
-            needs,
-            open,
-            wanted: Notify::new(),
-            totals,
-            next_number: AtomicU64::new(2),
-            proof: Mutex::new(None),
+            config,
+            state: Shared::new(State { lifecycle, closed: Totals::default() }),
+            lane_wanted: Notify::new(),
+            probe_channel: Mutex::new(None),
         }
     }
 
-    /// Opens a channel to the target on the lane that carries the least, within `limit`.
+    /// Adds the lane that the start has opened.
+    pub(crate) fn add_first(&self, lane: &Arc<Lane>) {
+        self.state.lock().lifecycle.add_first(Arc::clone(lane));
+    }
+
+    /// Opens a channel to the target on the lane with the least load, within `limit`.
     ///
-    /// While no lane carries bytes it waits for one: the tunnel comes back or is given up, within
-    /// `timeouts.reconnect_s`. `limit` counts from when the path is whole. Cancel-safe.
+    /// While no lane is up it waits for one: the tunnel recovers or is given up, within `timeouts.reconnect_s`. `limit`
+    /// counts while the lane is up. Cancel-safe.
     ///
     /// # Errors
     ///
-    /// [`Unopened`] when the bastion or the target refuses, or nobody answers in time.
-    pub async fn open(&self, originator: SocketAddr, limit: Duration) -> Result<Channel, Unopened> {
-        if let Some(channel) = self.take_proof() {
-            self.want_spare(None);
+    /// [`TargetConnectError`] when the bastion or the target refuses, or does not answer in time.
+    pub(crate) async fn open(
+        &self,
+        originator: SocketAddr,
+        limit: Duration,
+    ) -> Result<Channel, TargetConnectError> {
+        if let Some(channel) = self.take_probe_channel() {
+            self.request_spare_lane(None);
             return Ok(channel);
         }
+        let target = &self.config.target;
         loop {
-            let lane = self.least_loaded().await;
-            self.want_spare(Some(&lane));
+            let lane = self.state.wait_for(|state| state.least_loaded()).await;
+            self.request_spare_lane(Some(&lane));
             let outcome = tokio::select! {
-                outcome = self.open_on(&lane, originator) => outcome,
-                () = lane.up_for(limit) => return Err(Unopened::TimedOut { within: limit }),
+                outcome = lane.ssh.open(&target.host, target.port, originator) => outcome,
+                () = lane.up_for(limit) => {
+                    return Err(TargetConnectError::TimedOut { within: limit });
+                }
             };
             match outcome {
-                // Lost between the choice and the opening: nothing was sent to the target yet.
-                Err(OpenError::Lost(_)) => {
-                    self.retire(&lane);
-                }
+                // Lost after it was chosen; nothing was sent to the target yet.
+                Err(ChannelOpenError::Lost(_)) => (),
                 outcome => return Ok(outcome?),
             }
         }
     }
 
-    async fn open_on(&self, lane: &Lane, originator: SocketAddr) -> Result<Channel, OpenError> {
-        let target = &self.needs.target;
-        lane.ssh.open(&target.host, target.port, originator).await
+    /// Keeps the connection that proved the target, for the first client: a database that counts aborted connections
+    /// does not count ours, and the first query saves a round trip.
+    pub(crate) fn store_probe_channel(&self, channel: Channel, opened: TokioInstant) {
+        *self.probe_channel.lock() = Some((channel, opened));
     }
 
-    /// Keeps the connection that proved the target, for the first client: a server that counts aborted
-    /// connections is not charged for our question, and the first query saves a round trip.
-    pub fn keep(&self, channel: Channel, opened: Instant) {
-        *self.proof.lock().unwrap_or_else(PoisonError::into_inner) = Some((channel, opened));
+    fn take_probe_channel(&self) -> Option<Channel> {
+        let (channel, opened) = self.probe_channel.lock().take()?;
+        (opened.elapsed() < PROBE_CHANNEL_LIFE && channel.is_open()).then_some(channel)
     }
 
-    fn take_proof(&self) -> Option<Channel> {
-        let (channel, opened) = self.proof.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-        (opened.elapsed() < PROOF_IS_FRESH && channel.is_open()).then_some(channel)
-    }
-
-    /// Closes the kept connection when it is no longer fresh; never completes. Cancel-safe.
-    pub async fn forget_proof(&self) {
-        sleep(PROOF_IS_FRESH).await;
-        drop(self.proof.lock().unwrap_or_else(PoisonError::into_inner).take());
+    /// Closes the kept connection after [`PROBE_CHANNEL_LIFE`]; never completes. Cancel-safe.
+    pub(crate) async fn expire_probe_channel(&self) {
+        sleep(PROBE_CHANNEL_LIFE).await;
+        drop(self.probe_channel.lock().take());
         std::future::pending::<()>().await;
     }
 
-    /// Keeps lanes open, and makes them before they break, until one is wanted, lost and cannot be
-    /// replaced: then returns why.
+    /// Opens and replaces lanes until one is wanted, lost and cannot be replaced; returns why.
     ///
-    /// `on_change` hears when the last lane is lost and when there is one again. Called once, for as long as
-    /// the job lasts.
+    /// `on_change` is called when the last lane is down and when one is up again. To be called once, after
+    /// [`add_first`](Self::add_first).
     ///
-    /// Cancel-safe: a lane that is being opened is given up, and what was started of it is ended; those that
-    /// are open stay.
-    pub async fn supervise(&self, on_change: impl Fn(Change)) -> LaneError {
+    /// Cancel-safe: a lane that is being opened is given up, and its session ended; open lanes stay.
+    pub(crate) async fn supervise(&self, on_change: impl Fn(PathChange)) -> LaneError {
         Supervisor::new(self, on_change).run().await
     }
 
     /// Ends every session, all at once: by flag, each within `bound`, then by API where that is allowed.
     ///
     /// Cancel-safe: when dropped before its end, the sessions are ended by API in the background.
-    pub async fn terminate(&self, bound: Duration) {
-        drop(self.proof.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let lanes = self.open.send_replace(Vec::new());
-        let endings: FuturesUnordered<_> = lanes
-            .iter()
-            .map(|lane| {
-                self.count(lane);
-                lane.terminate(bound)
-            })
-            .collect();
-        endings.collect::<()>().await;
+    pub(crate) async fn terminate(&self, bound: Duration) {
+        drop(self.probe_channel.lock().take());
+        let lanes = {
+            let mut state = self.state.lock();
+            let lanes = state.lifecycle.take_lanes();
+            lanes.iter().for_each(|lane| state.closed.add(lane));
+            lanes
+        };
+        let ends: FuturesUnordered<_> = lanes.iter().map(|lane| lane.terminate(bound)).collect();
+        ends.collect::<()>().await;
     }
 
-    /// The smoothed round-trip time of each session by its number, where one was measured.
-    pub fn round_trips(&self) -> Vec<(u64, Duration)> {
-        let lanes = self.open.borrow();
-        let rtt = |lane: &Arc<Lane>| Some((lane.number, lane.driver().statistics().smoothed_rtt?));
-        lanes.iter().filter_map(rtt).collect()
+    /// The smoothed round-trip time of each lane by its number, where one was measured.
+    pub(crate) fn round_trips(&self) -> Vec<(u64, Duration)> {
+        let rtt = |lane: Arc<Lane>| Some((lane.number, lane.channel().statistics().smoothed_rtt?));
+        self.lanes().into_iter().filter_map(rtt).collect()
     }
 
-    /// Counters over all sessions so far.
-    pub fn totals(&self) -> Totals {
-        let mut totals = *self.totals.lock().unwrap_or_else(PoisonError::into_inner);
-        for lane in self.open.borrow().iter() {
-            totals.add(lane);
-        }
+    /// Counters over all lanes so far.
+    pub(crate) fn totals(&self) -> Totals {
+        let state = self.state.lock();
+        let mut totals = Totals { sessions: self.config.starter.started(), ..state.closed };
+        state.lifecycle.lanes().iter().for_each(|entry| totals.add(&entry.lane));
         totals
     }
 
-    /// Lanes that carry bytes at this moment. Zero while the path is broken.
-    pub fn up(&self) -> usize {
-        self.open.borrow().iter().filter(|lane| lane.is_up()).count()
+    /// Lanes that are up at this moment.
+    pub(crate) fn up(&self) -> usize {
+        self.state.lock().lifecycle.lanes().iter().filter(|entry| entry.lane.is_up()).count()
     }
 
-    /// The lane for a new connection: among those that stay and whose path is whole, others only where there is
-    /// none, the one with the fewest downloads and uploads, then with the fewest connections.
-    ///
-    /// Those in bulk share the session's rate and stand in each other's way; any number that ask and wait do not.
-    /// And a connection that has just ended counts for a moment still, which must not send the next one of the same
-    /// client beside a download.
-    async fn least_loaded(&self) -> Arc<Lane> {
-        let mut open = self.open.subscribe();
-        loop {
-            let best = {
-                let lanes = open.borrow_and_update();
-                let load = |lane: &&Arc<Lane>| {
-                    let (bulk, all) = (lane.ssh.channels_in_bulk(), lane.ssh.channels());
-                    (lane.is_leaving(), !lane.is_up(), bulk, all)
-                };
-                lanes.iter().min_by_key(load).cloned()
-            };
-            if let Some(lane) = best {
-                return lane;
-            }
-            if open.changed().await.is_err() {
-                // The sender lives in `self`.
-                std::future::pending::<()>().await;
-            }
-        }
+    fn lanes(&self) -> Vec<Arc<Lane>> {
+        let state = self.state.lock();
+        state.lifecycle.lanes().iter().map(|entry| Arc::clone(&entry.lane)).collect()
     }
 
-    /// Asks for a further lane unless an empty one is left beside `taken`: the next connection is to find
-    /// a lane of its own, and none ever waits for one.
-    fn want_spare(&self, taken: Option<&Arc<Lane>>) {
-        let lanes = self.open.borrow();
-        let is_spare = |lane: &&Arc<Lane>| {
-            let is_taken = taken.is_some_and(|taken| Arc::ptr_eq(lane, taken));
-            !is_taken && !lane.is_leaving() && lane.ssh.channels() == 0
+    /// Asks for a further lane unless there is an empty one besides `taken`: the next connection is to find a lane of
+    /// its own, and none waits for one.
+    fn request_spare_lane(&self, taken: Option<&Arc<Lane>>) {
+        let state = self.state.lock();
+        let is_spare = |entry: &Entry<Arc<Lane>>| {
+            let is_taken = taken.is_some_and(|taken| Arc::ptr_eq(&entry.lane, taken));
+            !is_taken && entry.state == LaneState::Active && entry.lane.ssh.channels() == 0
         };
-        if staying(&lanes) < self.needs.sessions && !lanes.iter().any(|lane| is_spare(&lane)) {
-            self.wanted.notify_one();
+        let lifecycle = &state.lifecycle;
+        if lifecycle.active() < self.config.sessions && !lifecycle.lanes().iter().any(is_spare) {
+            self.lane_wanted.notify_one();
         }
     }
 
-    /// Takes a lane out of those that are open; false when it was not among them.
-    fn retire(&self, lost: &Arc<Lane>) -> bool {
-        let mut counted = false;
-        self.open.send_if_modified(|lanes| {
-            let before = lanes.len();
-            lanes.retain(|lane| !Arc::ptr_eq(lane, lost));
-            counted = lanes.len() < before;
-            counted
-        });
-        if counted {
-            self.count(lost);
+    // For the supervisor: the events and actions of the lifecycle, under the lock.
+
+    fn poll_action(&self, now: Instant, path: &PathHealth) -> Option<Action<Arc<Lane>>> {
+        let mut state = self.state.lock();
+        let action = state.lifecycle.poll_action(now, path);
+        if let Some(Action::Close(lane)) = &action {
+            state.closed.add(lane);
         }
-        counted
+        action
     }
 
-    fn count(&self, lane: &Lane) {
-        self.totals.lock().unwrap_or_else(PoisonError::into_inner).add(lane);
+    fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        self.state.lock().lifecycle.poll_timeout(now)
     }
 
-    fn number(&self) -> u64 {
-        self.next_number.fetch_add(1, Relaxed)
+    fn on_opened(&self, lane: &Arc<Lane>) {
+        self.state.lock().lifecycle.on_opened(now(), Arc::clone(lane));
+        self.state.notify();
     }
 
-    fn admit(&self, lane: Lane) -> Arc<Lane> {
-        let lane = Arc::new(lane);
-        self.totals.lock().unwrap_or_else(PoisonError::into_inner).sessions += 1;
-        self.open.send_modify(|lanes| lanes.push(Arc::clone(&lane)));
-        lane
+    fn on_open_failed(&self, error: LaneError) {
+        self.state.lock().lifecycle.on_open_failed(now(), error);
+    }
+
+    fn on_ended(&self, lane: &Lane, disconnected: Option<Instant>, reason: LaneError) {
+        let mut state = self.state.lock();
+        let ended = state.lifecycle.on_ended(now(), lane.number, disconnected, reason);
+        if let Some(lane) = ended {
+            state.closed.add(&lane);
+        }
+    }
+
+    fn on_drained(&self, lane: &Lane) {
+        let connections = lane.ssh.channels();
+        self.state.lock().lifecycle.on_drained(now(), lane.number, connections);
+    }
+
+    fn on_probed(&self, permission: ResumePermission) {
+        self.state.lock().lifecycle.on_probed(permission);
+    }
+
+    fn on_lane_wanted(&self) {
+        self.state.lock().lifecycle.on_lane_wanted();
     }
 }
 
-/// Lanes that take new connections.
-fn staying(lanes: &[Arc<Lane>]) -> usize {
-    lanes.iter().filter(|lane| !lane.is_leaving()).count()
+impl State {
+    /// The lane for a new connection: an active one before a draining one, one that is up before one that is not, then
+    /// the one with the fewest downloads and uploads, then with the fewest connections.
+    ///
+    /// Bulk transfers share the session's rate and slow each other down; any number of clients that ask and wait do
+    /// not. And a connection that has just ended still counts for a moment, which must not put the next one of the same
+    /// client beside a download.
+    fn least_loaded(&self) -> Option<Arc<Lane>> {
+        let open = self.lifecycle.lanes().iter().filter(|entry| !entry.lane.ssh.is_ended());
+        let load = |Entry { lane, state }: &&Entry<Arc<Lane>>| {
+            (*state, Reverse(lane.is_up()), lane.ssh.channels_in_bulk(), lane.ssh.channels())
+        };
+        open.min_by_key(load).map(|entry| Arc::clone(&entry.lane))
+    }
+}
+
+impl LaneHandle for Arc<Lane> {
+    fn number(&self) -> u64 {
+        self.number
+    }
+
+    fn opened_at(&self) -> Instant {
+        Lane::opened_at(self)
+    }
 }
 
 impl Totals {
     fn add(&mut self, lane: &Lane) {
         self.resumes += lane.resumes();
-        self.retransmissions += lane.driver().statistics().retransmissions;
+        self.retransmissions += lane.channel().statistics().retransmissions;
     }
 }
 
-/// How long the connection that proved the target is worth handing on: servers give a new connection
-/// about ten seconds to log in.
-const PROOF_IS_FRESH: Duration = Duration::from_secs(4);
+/// How long the connection that proved the target may be used: databases give a new connection about ten seconds to log
+/// in.
+const PROBE_CHANNEL_LIFE: Duration = Duration::from_secs(4);

@@ -1,4 +1,4 @@
-//! The listening socket: bound here, inherited, or made inside another network namespace.
+//! The clients' listening socket: bound here, inherited, or created in another network namespace.
 
 #[cfg_attr(not(target_os = "linux"), path = "listener/peer_uid_elsewhere.rs")]
 mod peer_uid;
@@ -10,15 +10,17 @@ use std::{
     path::PathBuf,
 };
 
-use runner_protocol::request::Listen;
+use runner_protocol::{ErrorCode, config::Listen};
 use tokio::net::{TcpListener, TcpStream};
 
-use peer_uid::Peers;
-pub use peer_uid::Refusal;
+use crate::runtime::failure::ToFailure;
+
+use peer_uid::AllowedUsers;
+pub(crate) use peer_uid::Refusal;
 
 /// Why there is no listener.
 #[derive(Debug, thiserror::Error)]
-pub enum ListenError {
+pub(crate) enum ListenError {
     /// The port is taken, the address is not this host's, or the descriptor is no listening socket.
     #[error("cannot listen on {at}")]
     Refused {
@@ -39,65 +41,94 @@ pub enum ListenError {
     },
 }
 
-/// What [`bind`] has made, before it is served.
+/// The sockets that [`bind`] returns.
 #[derive(Debug)]
-pub struct Bound {
-    /// Where clients arrive.
-    pub socket: std::net::TcpListener,
-    /// Tells who has connected; only where somebody wants to know.
-    pub diagnosis: Option<OwnedFd>,
+pub(crate) struct Bound {
+    pub(crate) socket: std::net::TcpListener,
+    /// A netlink socket that tells the user of a client; only with `listen.allowed_uids`.
+    pub(crate) sock_diag: Option<OwnedFd>,
 }
 
-/// The listening socket, with what decides who may connect.
+/// The listening socket, and who may connect.
 #[derive(Debug)]
-pub struct Listener {
-    /// Where clients arrive.
-    pub socket: TcpListener,
+pub(crate) struct Listener {
+    pub(crate) socket: TcpListener,
+    pub(crate) admission: Admission,
     port: u16,
-    peers: Option<Peers>,
 }
+
+/// Which users may connect; `None`: all.
+#[derive(Debug)]
+pub(crate) struct Admission(Option<AllowedUsers>);
 
 impl Listener {
-    /// Serves `bound`; `allowed`: the users that may connect, where not all may.
+    /// `allowed`: the user ids that may connect; `None`: all.
     ///
     /// # Errors
     ///
-    /// When it cannot be watched.
-    pub fn new(bound: Bound, allowed: Option<Vec<u32>>) -> io::Result<Self> {
-        let Bound { socket, diagnosis } = bound;
+    /// When the socket cannot be registered, or user ids are given without a netlink socket.
+    pub(crate) fn new(bound: Bound, allowed: Option<Vec<u32>>) -> io::Result<Self> {
+        let Bound { socket, sock_diag } = bound;
         let port = socket.local_addr()?.port();
-        let peers = match (allowed, diagnosis) {
-            (None, _) => None,
-            (Some(allowed), Some(diagnosis)) => Some(Peers::new(allowed, diagnosis)),
+        let admission = match (allowed, sock_diag) {
+            (None, _) => Admission(None),
+            (Some(allowed), Some(sock_diag)) => {
+                Admission(Some(AllowedUsers::new(allowed, sock_diag)))
+            }
             (Some(_), None) => return Err(io::ErrorKind::InvalidInput.into()),
         };
-        Ok(Self { socket: TcpListener::from_std(socket)?, port, peers })
+        Ok(Self { socket: TcpListener::from_std(socket)?, admission, port })
     }
 
     /// The port that clients connect to.
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.port
     }
+}
 
-    /// Lets `client` in or says why not.
+impl Admission {
+    /// Checks whether the user of `client` may connect.
     ///
     /// # Errors
     ///
-    /// [`Refusal`] where `listen.allowed_uids` does not name the client's user, or the user cannot be told.
-    pub fn admit(&self, client: &TcpStream, peer: SocketAddr) -> Result<(), Refusal> {
-        match &self.peers {
+    /// [`Refusal`] where `listen.allowed_uids` does not have the client's user, or its user is unknown.
+    pub(crate) fn check(&self, client: &TcpStream, peer: SocketAddr) -> Result<(), Refusal> {
+        match &self.0 {
             None => Ok(()),
-            Some(peers) => peers.admit(peer, client.local_addr().map_err(Refusal::Unknown)?),
+            Some(users) => users.check(peer, client.local_addr().map_err(Refusal::Unknown)?),
         }
     }
 }
 
-/// Makes the listener that the document asks for; all other traffic stays in the own namespace.
+impl ToFailure for ListenError {
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::Refused { .. } => ErrorCode::LocalListen,
+            Self::Namespace { .. } => ErrorCode::LocalNamespace,
+        }
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            Self::Refused { .. } => {
+                "set `listen.port` to 0 or to a free port, `listen.address` to one of this host, \
+                 or `listen.fd` to a listening socket"
+            }
+            Self::Namespace { .. } => {
+                "check that `listen.netns` exists and that the sidecar may enter it (CAP_SYS_ADMIN), \
+                 or pass a listening socket as `listen.fd`"
+            }
+        }
+        .to_owned()
+    }
+}
+
+/// Creates the listener of the config. All other traffic stays in the process's own namespace.
 ///
 /// # Errors
 ///
-/// [`ListenError`] with what the kernel said.
-pub async fn bind(listen: &Listen) -> Result<Bound, ListenError> {
+/// [`ListenError`] with the kernel's error.
+pub(crate) async fn bind(listen: &Listen) -> Result<Bound, ListenError> {
     let address = SocketAddr::new(listen.address, listen.port);
     let at = match listen.fd {
         Some(descriptor) => format!("descriptor {descriptor}"),
@@ -111,10 +142,10 @@ pub async fn bind(listen: &Listen) -> Result<Bound, ListenError> {
             None => std::net::TcpListener::bind(address)?,
         };
         socket.set_nonblocking(true)?;
-        // Made where the listener was made: both see the sockets of that network namespace.
-        let inherited = fd.and_then(|descriptor| inherited_diagnosis(descriptor + 1));
-        let diagnosis = restricted.then(|| inherited.map_or_else(peer_uid::diagnosis, Ok));
-        Ok(Bound { socket, diagnosis: diagnosis.transpose()? })
+        // In the network namespace of the listener: it sees the sockets of that namespace only.
+        let inherited = fd.and_then(|descriptor| inherited_sock_diag(descriptor + 1));
+        let sock_diag = restricted.then(|| inherited.map_or_else(peer_uid::sock_diag, Ok));
+        Ok(Bound { socket, sock_diag: sock_diag.transpose()? })
     };
     match &listen.netns {
         Some(path) => in_namespace(path.clone(), move || open(None)).await?.map_err(refused),
@@ -122,7 +153,7 @@ pub async fn bind(listen: &Listen) -> Result<Bound, ListenError> {
     }
 }
 
-/// Takes over a listening socket that the launcher left open.
+/// Takes over a listening socket that the launcher has passed on.
 fn inherited(descriptor: i32) -> io::Result<std::net::TcpListener> {
     use nix::sys::socket::{getsockopt, sockopt};
 
@@ -137,46 +168,45 @@ fn inherited(descriptor: i32) -> io::Result<std::net::TcpListener> {
     Ok(listener)
 }
 
-/// Takes over the netlink socket that a launcher leaves open behind a listener in another network namespace,
-/// whose connections no socket made here would see.
+/// Takes over the netlink socket that a launcher passes on behind a listener in another network namespace, whose
+/// connections no socket created here would see.
 #[cfg(target_os = "linux")]
-fn inherited_diagnosis(descriptor: i32) -> Option<OwnedFd> {
+fn inherited_sock_diag(descriptor: i32) -> Option<OwnedFd> {
     use nix::sys::socket::{NetlinkAddr, getsockname};
 
     adopt(descriptor, |owned| {
-        // Of another family there is no such address.
+        // Fails for a socket of another family.
         getsockname::<NetlinkAddr>(owned.as_raw_fd()).map(drop).map_err(io::Error::from)
     })
     .ok()
 }
 
 #[cfg(not(target_os = "linux"))]
-fn inherited_diagnosis(_: i32) -> Option<OwnedFd> {
+fn inherited_sock_diag(_: i32) -> Option<OwnedFd> {
     None
 }
 
-/// Takes over an inherited descriptor that is what `is_it` wants, and leaves any other alone.
-fn adopt(descriptor: i32, is_it: impl Fn(&OwnedFd) -> io::Result<()>) -> io::Result<OwnedFd> {
+/// Takes over an inherited descriptor if `check` accepts it; leaves any other descriptor open.
+fn adopt(descriptor: i32, check: impl Fn(&OwnedFd) -> io::Result<()>) -> io::Result<OwnedFd> {
     use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
-    // SAFETY: the launcher says that this descriptor is ours; a closed one is found by the next call, one
-    // that is something else is given back, and the number is at least 3, so it is none of the standard
-    // streams.
+    // SAFETY: the config names this descriptor as ours. A closed one makes the next call fail, one that is something
+    // else is released below without closing it, and the number is at least 3, so it is no standard stream.
     #[expect(unsafe_code, reason = "an inherited descriptor has no owner yet")]
     let owned = unsafe { OwnedFd::from_raw_fd(descriptor) };
     let outcome =
-        is_it(&owned).and_then(|()| Ok(fcntl(&owned, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?));
+        check(&owned).and_then(|()| Ok(fcntl(&owned, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?));
     match outcome {
         Ok(_) => Ok(owned),
         Err(error) => {
-            // A number that is not ours to close must not be closed: forget the owner, not the error.
+            // Not ours to close.
             let _unowned = owned.into_raw_fd();
             Err(error)
         }
     }
 }
 
-/// Runs `open` on a thread of its own, since a thread that has entered a namespace stays in it.
+/// Runs `open` on a new thread, since a thread that has entered a namespace stays in it.
 #[cfg(target_os = "linux")]
 async fn in_namespace<T: Send + 'static>(
     path: PathBuf,
@@ -189,7 +219,7 @@ async fn in_namespace<T: Send + 'static>(
     let (sender, receiver) = tokio::sync::oneshot::channel();
     let enter = move || {
         let entered = setns(&file, CloneFlags::CLONE_NEWNET);
-        // Nobody waits any more when the start was stopped meanwhile.
+        // The receiver is gone if the start was stopped meanwhile.
         drop(sender.send(entered.map(|()| open())));
     };
     std::thread::Builder::new().name("namespace".to_owned()).spawn(enter).map_err(namespace)?;

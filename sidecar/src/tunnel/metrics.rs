@@ -1,4 +1,4 @@
-//! What the tunnel does in figures, as `OpenMetrics` text.
+//! What the tunnel does in metrics, as `OpenMetrics` text.
 //!
 //! Nothing is counted twice: each scrape reads the counters that the log's last line is made from. No name, no
 //! job id, no address is in them: those are labels of the logs, and metrics are kept for long and read by many.
@@ -6,7 +6,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
@@ -22,46 +22,39 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::{
-    runtime::{
-        phase::{Phase, Progress},
-        telemetry::LostLines,
-    },
-    tunnel::{forward::Traffic, lanes::Lanes},
+use super::{forward::ConnectionStats, lanes::LanePool};
+use crate::runtime::{
+    phase::{Phase, Progress},
+    telemetry::DroppedLines,
 };
 
-/// Where the figures come from; clones share it.
+/// The sources of the metrics. Clones share them.
 #[derive(Clone, Debug)]
-pub struct Figures {
-    /// The phases of the start.
-    pub progress: Progress,
-    /// What clients do.
-    pub traffic: Arc<Traffic>,
-    /// Set once the first lane is open.
-    pub lanes: Arc<Mutex<Option<Arc<Lanes>>>>,
-    /// Log lines that nobody read.
-    pub lost_lines: LostLines,
+pub(crate) struct Metrics {
+    pub(crate) progress: Progress,
+    pub(crate) connections: Arc<ConnectionStats>,
+    pub(crate) lanes: Arc<LanePool>,
+    pub(crate) dropped_lines: DroppedLines,
 }
 
-impl Figures {
-    /// Why the tunnel cannot be used at present; `None` when it can: `ready` was said and a lane carries bytes.
-    pub fn not_ready(&self) -> Option<&'static str> {
+impl Metrics {
+    /// Why the tunnel cannot be used at present; `None` when it can be: `ready` was reported and a lane is up.
+    pub(crate) fn not_ready(&self) -> Option<&'static str> {
         if self.progress.phase() != Phase::Tunnel {
             return Some("starting");
         }
         (self.lanes_up() == 0).then_some("no lane is up")
     }
 
-    /// All figures as `OpenMetrics` text, to its `# EOF`.
+    /// Returns all metrics as `OpenMetrics` text, with its `# EOF`.
     ///
     /// # Errors
     ///
-    /// None that the encoder is known to give when it writes to memory.
-    pub fn encode(&self) -> Result<String, fmt::Error> {
+    /// The encoder has none that is known for writing to memory.
+    pub(crate) fn encode(&self) -> Result<String, fmt::Error> {
         let mut registry = Registry::with_prefix("ssm_sidecar");
-        let traffic = &*self.traffic;
-        let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let totals = lanes.as_deref().map(Lanes::totals).unwrap_or_default();
+        let connections = &*self.connections;
+        let totals = self.lanes.totals();
 
         let build = Info::new(vec![("version", VERSION), ("commit", COMMIT)]);
         registry.register("build", "What this sidecar was built from", build);
@@ -69,29 +62,37 @@ impl Figures {
         registry.register("ready", "Whether the tunnel can be used: 1, else 0", ready);
         let up = ConstGauge::new(i64::try_from(self.lanes_up()).unwrap_or(i64::MAX));
         registry.register("lanes_up", "SSM sessions that carry bytes at present", up);
-        let open = traffic.open();
+        let open = connections.open();
         let open = ConstGauge::new(i64::try_from(open).unwrap_or(i64::MAX));
         registry.register("connections_open", "Connections of clients at present", open);
 
-        let lost = u64::try_from(self.lost_lines.count()).unwrap_or(u64::MAX);
+        let dropped = u64::try_from(self.dropped_lines.count()).unwrap_or(u64::MAX);
         for (name, help, value) in [
             ("sessions_started", "SSM sessions started", totals.sessions),
             ("resumes", "Times a session went on on a new WebSocket", totals.resumes),
             ("retransmissions", "Messages sent again to the agent", totals.retransmissions),
-            ("connections", "Connections of clients accepted", traffic.connections.load(Relaxed)),
+            (
+                "connections",
+                "Connections of clients accepted",
+                connections.connections.load(Relaxed),
+            ),
             (
                 "connections_refused",
                 "Connections of users that may not connect",
-                traffic.refused.load(Relaxed),
+                connections.refused.load(Relaxed),
             ),
-            ("connections_reset", "Connections cut before their end", traffic.resets.load(Relaxed)),
-            ("log_lines_dropped", "Log lines that nobody read in time", lost),
+            (
+                "connections_reset",
+                "Connections cut before their end",
+                connections.resets.load(Relaxed),
+            ),
+            ("log_lines_dropped", "Log lines that nobody read in time", dropped),
         ] {
             registry.register(name, help, ConstCounter::new(value));
         }
         for (name, help, value) in [
-            ("to_target", "Bytes from clients to the target", &traffic.bytes_up),
-            ("from_target", "Bytes from the target to clients", &traffic.bytes_down),
+            ("to_target", "Bytes from clients to the target", &connections.bytes_up),
+            ("from_target", "Bytes from the target to clients", &connections.bytes_down),
         ] {
             let counter = ConstCounter::new(value.load(Relaxed));
             registry.register_with_unit(name, help, Unit::Bytes, counter);
@@ -107,7 +108,7 @@ impl Figures {
         let help = "How long each finished phase of the start took";
         registry.register_with_unit("start_phase", help, Unit::Seconds, phases);
         let rtts = Seconds::default();
-        for (number, rtt) in lanes.as_deref().map(Lanes::round_trips).unwrap_or_default() {
+        for (number, rtt) in self.lanes.round_trips() {
             let label = vec![("lane", number.to_string())];
             rtts.get_or_create(&label).set(rtt.as_secs_f64());
         }
@@ -120,22 +121,21 @@ impl Figures {
     }
 
     fn lanes_up(&self) -> usize {
-        let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
-        lanes.as_deref().map_or(0, Lanes::up)
+        self.lanes.up()
     }
 }
 
 type Seconds = Family<Vec<(&'static str, String)>, Gauge<f64, AtomicU64>>;
 
-/// The phases that end.
+/// The phases of the start.
 const STARTED: [Phase; 5] =
     [Phase::Config, Phase::StartSession, Phase::Session, Phase::Ssh, Phase::Target];
 
 /// The version of the program, from its manifest.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The commit that whoever builds names in `SSM_SIDECAR_COMMIT`; the build itself asks nobody.
-pub const COMMIT: &str = match option_env!("SSM_SIDECAR_COMMIT") {
+/// The commit, from the environment variable `SSM_SIDECAR_COMMIT` of the build.
+pub(crate) const COMMIT: &str = match option_env!("SSM_SIDECAR_COMMIT") {
     Some(commit) => commit,
     None => "unknown",
 };
@@ -145,24 +145,25 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
+    use crate::tunnel::testing::World;
 
-    fn figures() -> Figures {
-        Figures {
+    fn metrics() -> Metrics {
+        Metrics {
             progress: Progress::new(Instant::now(), |_| ()),
-            traffic: Arc::default(),
-            lanes: Arc::default(),
-            lost_lines: LostLines::default(),
+            connections: Arc::default(),
+            lanes: Arc::new(LanePool::new(World::default().lane_config(""))),
+            dropped_lines: DroppedLines::default(),
         }
     }
 
     #[tokio::test]
     async fn page_before_the_first_lane_holds_every_counter_and_ends_as_openmetrics_does() {
-        let figures = figures();
-        figures.traffic.connections.store(3, Relaxed);
-        figures.traffic.finished.store(1, Relaxed);
-        figures.traffic.bytes_down.store(7, Relaxed);
-        figures.progress.begin(Phase::StartSession);
-        let page = figures.encode().unwrap();
+        let metrics = metrics();
+        metrics.connections.connections.store(3, Relaxed);
+        metrics.connections.finished.store(1, Relaxed);
+        metrics.connections.bytes_down.store(7, Relaxed);
+        metrics.progress.begin(Phase::StartSession);
+        let page = metrics.encode().unwrap();
         for line in [
             "ssm_sidecar_lanes_up 0",
             "ssm_sidecar_ready 0",
@@ -181,9 +182,9 @@ mod tests {
 
     #[tokio::test]
     async fn not_ready_says_what_is_missing() {
-        let figures = figures();
-        assert_eq!(figures.not_ready(), Some("starting"));
-        figures.progress.begin(Phase::Tunnel);
-        assert_eq!(figures.not_ready(), Some("no lane is up"));
+        let metrics = metrics();
+        assert_eq!(metrics.not_ready(), Some("starting"));
+        metrics.progress.begin(Phase::Tunnel);
+        assert_eq!(metrics.not_ready(), Some("no lane is up"));
     }
 }

@@ -1,288 +1,288 @@
-//! The worker: the process that holds the SSH key and parses what the network sends, and nothing else.
+//! The worker: the process that holds the SSH key and parses what the network sends.
 //!
-//! It is the same program as the monitor, started anew, so that nothing of the monitor's memory is in it. It
-//! locks itself up before it reads its document: no file, no new connection, no other process, no key of
-//! AWS. What it needs of these it asks the monitor for over its stdin, see [`Remote`]. When the monitor has
-//! gone, however it did, it ends its sessions through their channels, and itself.
+//! It is the same program as the monitor, executed again, so that nothing of the monitor's memory is in it. It is
+//! sandboxed before it reads its config: no file, no new connection, no other process, no AWS key. What it needs of
+//! these it asks the monitor for, over the socket that is its stdin, see [`monitor_client`]. When the monitor has ended,
+//! it ends its sessions through their data channels, and exits.
 
-pub mod check;
+mod check;
+mod events;
 mod monitor_client;
-pub mod sandbox;
+mod sandbox;
 
-use std::{convert::Infallible, net::TcpListener, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible, io, net::TcpListener, os::fd::OwnedFd, panic::resume_unwind, sync::Arc,
+};
 
-use runner_protocol::{ExitStatus, Failure, Request};
+use runner_protocol::{Config, Failure};
 use tokio::{
-    runtime::{self, Runtime},
     sync::{mpsc, oneshot},
     time::Instant,
 };
 use tracing::{debug, warn};
 
+use self::{events::MonitorEvents, monitor_client::MonitorClient};
 use crate::{
-    commands::error::Error,
-    config::ConfigError,
+    config::{Settings, SettingsError},
     ipc::{
-        Frame, Inbox, Link,
-        message::{Begin, Stop, Task, ToMonitor, ToWorker, decode, encode},
+        Frame, IpcSocket, ReceiveBuffer,
+        message::{StartMessage, ToMonitor, ToWorker, WorkerTask, decode, encode},
     },
-    net::{proxy::Proxy, tls::Trust},
-    runner::stdout::Output,
+    net::{dial::Connector, proxy::Proxy, tls::RootCertificates},
     runtime::{
-        hardening::{self, Unprotected},
+        executor,
+        failure::{InternalError, ToFailure as _},
+        hardening::{self, MissingProtection},
         panics::Panics,
-        phase::Phase,
+        phase::{Phase, Progress},
+        stop::StopReason,
         telemetry::Telemetry,
-        terminal,
     },
-    tunnel::{self, Orders, Surroundings, listener::Bound},
+    tunnel::{self, Dependencies, Events as _, TunnelOptions, listener::Bound},
 };
 
-pub use monitor_client::Remote;
+pub(crate) use check::report;
 
-/// What the worker has made while it still could, and what it could not give up.
+/// What the worker has read before it was sandboxed, and the protections that are missing.
 #[derive(Debug)]
-pub struct Prepared {
-    trust: Trust,
-    refused: Vec<Unprotected>,
+pub(crate) struct Setup {
+    roots: RootCertificates,
+    missing: Vec<MissingProtection>,
 }
 
-/// Reads the files that will be needed, and gives up files and rights. To be called before there is another
-/// thread: what is given up is given up by this one, and by those that it starts.
-pub fn prepare() -> Prepared {
-    sandbox::leave_stopping_to_the_monitor();
-    // Before anything that takes its time: until then others of this user may look into this process.
-    let mut refused = hardening::apply();
+/// Reads the files that will be needed, and gives up files and privileges. To be called before there is another thread:
+/// it affects the calling thread, and the threads that it starts.
+pub(crate) fn set_up() -> Setup {
+    sandbox::block_stop_signals();
+    // Before anything that takes time: until then other processes of this user can read this one's memory.
+    let mut missing = hardening::apply();
     sandbox::close_inherited();
     #[cfg(target_os = "linux")]
     {
-        // A name of its own in `ps`, so that whoever signals the sidecar by name finds the monitor alone.
-        let _unnamed = nix::sys::prctl::set_name(NAME);
+        // Its own name in `ps`: a signal to the sidecar by name is for the monitor only.
+        let _unnamed = nix::sys::prctl::set_name(PROCESS_NAME);
         warm_up();
     }
-    let trust = Trust::load();
-    refused.extend(sandbox::drop_rights());
-    Prepared { trust, refused }
+    let roots = RootCertificates::load();
+    missing.extend(sandbox::drop_privileges());
+    Setup { roots, missing }
 }
 
-/// Does what the monitor says, to its end. Blocks.
-pub fn run(prepared: Prepared, telemetry: &Telemetry) -> ExitStatus {
+/// Does what the monitor asks for, until its end. Blocks.
+///
+/// # Errors
+///
+/// When stdin is not the socket to a monitor.
+pub(crate) fn run(setup: Setup, telemetry: &Telemetry) -> io::Result<()> {
     let panics = Panics::watch();
-    let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return misused(&error),
-    };
-    let status = serve(prepared, telemetry, &panics, &runtime);
-    runtime.shutdown_background();
-    status
+    // A panic of this function's own future ends the process, which the monitor reports.
+    executor::block_on(serve(setup, telemetry, &panics))?
+        .unwrap_or_else(|panic| resume_unwind(panic))
 }
 
-fn serve(
-    prepared: Prepared,
-    telemetry: &Telemetry,
-    panics: &Panics,
-    runtime: &Runtime,
-) -> ExitStatus {
-    let link = {
-        let _entered = runtime.enter();
-        match Link::inherited() {
-            Ok(link) => link,
-            Err(error) => return misused(&error),
-        }
-    };
-    let Prepared { trust, mut refused } = prepared;
-    refused.extend(sandbox::filter_calls());
+async fn serve(setup: Setup, telemetry: &Telemetry, panics: &Panics) -> io::Result<()> {
+    let socket = IpcSocket::inherited()?;
+    let Setup { roots, mut missing } = setup;
+    // Last, when the runtime has what it needs.
+    missing.extend(sandbox::filter_system_calls());
     let (outbox, queue) = mpsc::channel(QUEUE);
-    let (stopper, stop) = oneshot::channel();
-    let (beginner, begin) = oneshot::channel();
-    let remote = Arc::new(Remote::new(outbox.clone()));
-    let post = Post { link, queue, remote: Arc::clone(&remote), stop: Some(stopper) };
+    let (stop_tx, stop) = oneshot::channel();
+    let (start_tx, start) = oneshot::channel();
+    let client = Arc::new(MonitorClient::new(outbox.clone()));
+    let pump = MessagePump { socket, queue, client: Arc::clone(&client), stop_tx: Some(stop_tx) };
     let work = async {
-        say(&outbox, &ToMonitor::Hello(refused)).await;
-        let Ok((begin, document)) = begin.await else {
-            debug!("the monitor went before it said what to do");
+        send(&outbox, &ToMonitor::Sandboxed(missing)).await;
+        let Ok(start) = start.await else {
+            debug!("the monitor ended before it sent a task");
             return;
         };
-        let stop = async { stop.await.unwrap_or(Stop::MonitorGone) };
-        let office = Office { remote, trust, outbox: &outbox, panics, telemetry };
-        let last = office.work(begin, document, stop).await;
-        say(&outbox, &last).await;
+        let stop = async { stop.await.unwrap_or(StopReason::MonitorGone) };
+        let task = Task { client, roots, outbox: &outbox, panics, telemetry };
+        let last = task.run(start, stop).await;
+        send(&outbox, &last).await;
     };
-    runtime.block_on(async {
-        tokio::select! {
-            () = work => (),
-            never = post.deliver(beginner) => match never {},
-        }
-    });
-    ExitStatus::Ended
+    tokio::select! {
+        () = work => Ok(()),
+        never = pump.run(start_tx) => match never {},
+    }
 }
 
-/// Whatever was said is sent when this returns, or there is nobody to hear it.
-async fn say(outbox: &mpsc::Sender<Frame>, message: &ToMonitor) {
+/// Returns when the message is sent, or cannot be sent any more.
+async fn send(outbox: &mpsc::Sender<Frame>, message: &ToMonitor) {
     let (sent, sending) = oneshot::channel();
     let Ok(frame) = encode(message) else { return };
     if outbox.send(Frame { sent: Some(sent), ..frame }).await.is_ok() {
-        // Not sent, there was nobody any more to send to.
+        // An error means that the monitor has ended.
         let _sent = sending.await;
     }
 }
 
-fn misused(error: &std::io::Error) -> ExitStatus {
-    terminal::say(&format!(
-        "ssm-sidecar worker: it is for the sidecar itself to start this: {error}"
-    ));
-    ExitStatus::Usage
+/// The first message, its descriptors, and the frame with the config.
+struct Start {
+    message: StartMessage,
+    descriptors: Vec<OwnedFd>,
+    config: Frame,
 }
 
-/// What the task is done with.
-struct Office<'a> {
-    remote: Arc<Remote>,
-    trust: Trust,
+/// The worker's task and its dependencies.
+struct Task<'a> {
+    client: Arc<MonitorClient>,
+    roots: RootCertificates,
     outbox: &'a mpsc::Sender<Frame>,
     panics: &'a Panics,
     telemetry: &'a Telemetry,
 }
 
-impl Office<'_> {
-    /// Does the task and returns how it ended.
-    async fn work(
-        self,
-        (begin, descriptors): (Begin, Vec<OwnedFd>),
-        document: Frame,
-        stop: impl Future<Output = Stop>,
-    ) -> ToMonitor {
-        let started = Instant::now() - Duration::from_millis(begin.elapsed_ms);
-        let outcome = self.surroundings(document);
-        match begin.task {
-            Task::Check(format) => match outcome {
-                Ok((request, surroundings)) => {
-                    let checking = check::work(request, surroundings, format, self.panics, stop);
-                    let (status, failure) = checking.await;
+impl Task<'_> {
+    /// Runs the task; returns the last message.
+    async fn run(self, start: Start, stop: impl Future<Output = StopReason>) -> ToMonitor {
+        let received = Instant::now();
+        let Start { message: StartMessage { task, elapsed }, descriptors, config } = start;
+        let prepared = self.prepare(config);
+        match task {
+            WorkerTask::Check(format) => match prepared {
+                Ok((config, dependencies)) => {
+                    let (status, failure) = check::run(config, dependencies, format, stop).await;
                     ToMonitor::Checked { status, failure }
                 }
-                Err(failure) => ToMonitor::Ended(Some(failure)),
+                Err(failure) => ToMonitor::Finished(Some(failure)),
             },
-            Task::Run { channel_life_s, diagnosis, health } => {
-                let ended = match (outcome, Self::take(diagnosis, health, descriptors)) {
+            WorkerTask::Run { channel_life, sock_diag, health } => {
+                let began = received - elapsed;
+                let sockets = take_sockets(sock_diag, health, descriptors);
+                let outcome = match (prepared, sockets) {
                     (Err(failure), _) | (_, Err(failure)) => Err(failure),
-                    (Ok((request, surroundings)), Ok((listener, health))) => {
-                        let channel_life = Duration::from_secs(channel_life_s);
-                        let orders = Orders { channel_life, started, listener, health };
-                        let output = Arc::new(Output::new(request.events, self.outbox.clone()));
-                        let lost_lines = self.telemetry.lost_lines();
-                        let (panics, output) = (self.panics, output);
-                        tunnel::run(request, orders, surroundings, output, panics, lost_lines, stop)
-                            .await
+                    (Ok((config, dependencies)), Ok((listener, health))) => {
+                        let options = TunnelOptions { channel_life, received, listener, health };
+                        self.run_tunnel(config, options, dependencies, began, stop).await
                     }
                 };
-                let lost_lines = self.telemetry.lost_lines().count();
-                if lost_lines > 0 {
-                    warn!(lost_lines, "log lines were dropped because nobody read stderr");
+                let dropped_lines = self.telemetry.dropped_lines().count();
+                if dropped_lines > 0 {
+                    warn!(dropped_lines, "log lines were dropped because nobody read stderr");
                 }
-                ToMonitor::Ended(ended.err())
+                ToMonitor::Finished(outcome.err())
             }
         }
     }
 
-    fn surroundings(&self, document: Frame) -> Result<(Request, Surroundings), Failure> {
-        let failed = |error: Error| error.into_failure(Phase::Config);
-        let request = Request::from_slice(&document.bytes)
-            .map_err(|error| failed(ConfigError::from(error).into()))?;
-        // Wiped: the key stands in it.
-        drop(document);
-        let proxy = Proxy::from_env().map_err(|error| failed(error.into()))?;
-        let surroundings = Surroundings {
-            api: Arc::<Remote>::clone(&self.remote),
-            dial: Arc::<Remote>::clone(&self.remote),
-            trust: self.trust.clone(),
-            proxy,
-        };
-        Ok((request, surroundings))
+    /// `began`: when the monitor was started.
+    async fn run_tunnel(
+        &self,
+        config: Config,
+        options: TunnelOptions,
+        dependencies: Dependencies,
+        began: Instant,
+        stop: impl Future<Output = StopReason>,
+    ) -> Result<(), Failure> {
+        let events = MonitorEvents::new(config.events, self.outbox.clone());
+        let phases = events.clone();
+        let progress = Progress::new(began, move |phase| phases.phase(phase));
+        let settings =
+            Settings::from_config(config).map_err(|error| error.to_failure(Phase::Config))?;
+        tunnel::run(settings, options, dependencies, progress, events, stop).await
     }
 
-    fn take(
-        diagnosis: bool,
-        health: bool,
-        descriptors: Vec<OwnedFd>,
-    ) -> Result<(Bound, Option<TcpListener>), Failure> {
-        let mut descriptors = descriptors.into_iter();
-        let listener = descriptors.next();
-        let mut next = |is_there: bool| if is_there { descriptors.next() } else { None };
-        let diagnosis = next(diagnosis);
-        let health = next(health).map(TcpListener::from);
-        let Some(listener) = listener else {
-            let error = Error::Internal("the listener was not handed over".to_owned());
-            return Err(error.into_failure(Phase::Config));
+    fn prepare(&self, config: Frame) -> Result<(Config, Dependencies), Failure> {
+        let parsed = Config::from_slice(&config.bytes)
+            .map_err(|error| SettingsError::from(error).to_failure(Phase::Config))?;
+        // Wiped here: it holds the SSH key.
+        drop(config);
+        let proxy = Proxy::from_env().map_err(|error| error.to_failure(Phase::Config))?;
+        let dependencies = Dependencies {
+            api: Arc::<MonitorClient>::clone(&self.client),
+            connector: Connector {
+                roots: self.roots.clone(),
+                proxy,
+                dial: Arc::<MonitorClient>::clone(&self.client),
+            },
+            panics: self.panics.clone(),
+            dropped_lines: self.telemetry.dropped_lines(),
         };
-        Ok((Bound { socket: TcpListener::from(listener), diagnosis }, health))
+        Ok((parsed, dependencies))
     }
 }
 
-/// Carries messages both ways.
-struct Post {
-    link: Link,
+/// Takes the sockets of [`WorkerTask::Run`] from its descriptors.
+fn take_sockets(
+    sock_diag: bool,
+    health: bool,
+    descriptors: Vec<OwnedFd>,
+) -> Result<(Bound, Option<TcpListener>), Failure> {
+    let mut descriptors = descriptors.into_iter();
+    let listener = descriptors.next();
+    let mut next_if = |is_there: bool| if is_there { descriptors.next() } else { None };
+    let sock_diag = next_if(sock_diag);
+    let health = next_if(health).map(TcpListener::from);
+    let Some(listener) = listener else {
+        return Err(InternalError::new("the listener is missing").to_failure(Phase::Config));
+    };
+    Ok((Bound { socket: TcpListener::from(listener), sock_diag }, health))
+}
+
+/// Sends queued messages, and delivers received ones.
+struct MessagePump {
+    socket: IpcSocket,
     queue: mpsc::Receiver<Frame>,
-    remote: Arc<Remote>,
-    stop: Option<oneshot::Sender<Stop>>,
+    client: Arc<MonitorClient>,
+    stop_tx: Option<oneshot::Sender<StopReason>>,
 }
 
-type Beginning = ((Begin, Vec<OwnedFd>), Frame);
-
-impl Post {
-    async fn deliver(mut self, beginner: oneshot::Sender<Beginning>) -> Infallible {
-        let sending = self.link.send_all(&mut self.queue);
-        let receiving = receive(&self.link, &self.remote, beginner, &mut self.stop);
+impl MessagePump {
+    async fn run(mut self, start_tx: oneshot::Sender<Start>) -> Infallible {
+        let sending = self.socket.send_all(&mut self.queue);
+        let receiving = receive(&self.socket, &self.client, start_tx, &mut self.stop_tx);
         let error = tokio::select! {
             error = sending => Some(error),
             error = receiving => error,
         };
-        let cause = error.map_or_else(|| "it has closed the link".to_owned(), |e| e.to_string());
-        debug!(cause, "the monitor has gone");
-        // Nobody is left to send to, who could answer, or who could ask for the stop.
+        let cause = error.map_or_else(|| "it has closed the socket".to_owned(), |e| e.to_string());
+        debug!(cause, "the monitor has ended");
+        // Requests fail from now on, and the stop cannot come any more.
         drop(self.queue);
-        self.remote.hang_up();
-        if let Some(stop) = self.stop.take() {
-            // The job may be over.
-            let _over = stop.send(Stop::MonitorGone);
+        self.client.close();
+        if let Some(stop_tx) = self.stop_tx.take() {
+            // The task may be over.
+            let _received = stop_tx.send(StopReason::MonitorGone);
         }
         std::future::pending().await
     }
 }
 
-/// Completes when the monitor has gone, with the error if there is one.
+/// Completes when the monitor has ended, with the error if there is one.
 async fn receive(
-    link: &Link,
-    remote: &Remote,
-    beginner: oneshot::Sender<Beginning>,
-    stopper: &mut Option<oneshot::Sender<Stop>>,
-) -> Option<std::io::Error> {
-    let mut inbox = Inbox::default();
-    let mut beginner = Some(beginner);
+    socket: &IpcSocket,
+    client: &MonitorClient,
+    start_tx: oneshot::Sender<Start>,
+    stop_tx: &mut Option<oneshot::Sender<StopReason>>,
+) -> Option<io::Error> {
+    let mut buffer = ReceiveBuffer::default();
+    let mut start_tx = Some(start_tx);
     loop {
-        let mut frame = match link.receive(&mut inbox).await {
+        let mut frame = match socket.receive(&mut buffer).await {
             Ok(Some(frame)) => frame,
             Ok(None) => return None,
             Err(error) => return Some(error),
         };
         match decode(&frame) {
-            Ok(ToWorker::Begin(begin)) => {
-                let document = match link.receive(&mut inbox).await {
-                    Ok(Some(document)) => document,
+            Ok(ToWorker::Start(message)) => {
+                let config = match socket.receive(&mut buffer).await {
+                    Ok(Some(config)) => config,
                     Ok(None) => return None,
                     Err(error) => return Some(error),
                 };
                 let descriptors = std::mem::take(&mut frame.descriptors);
-                if let Some(beginner) = beginner.take() {
-                    // Whoever waits for it lives as long as this does.
-                    let _received = beginner.send(((begin, descriptors), document)).is_ok();
+                if let Some(start_tx) = start_tx.take() {
+                    // The receiver lives as long as this does.
+                    let _received = start_tx.send(Start { message, descriptors, config }).is_ok();
                 }
             }
-            Ok(ToWorker::Answer { number, answer }) => {
-                remote.answered(number, answer, frame.descriptors.pop());
+            Ok(ToWorker::Response { id, response }) => {
+                client.complete(id, response, frame.descriptors.pop());
             }
-            Ok(ToWorker::Stop(stop)) => {
-                if let Some(stopper) = stopper.take() {
-                    let _over = stopper.send(stop);
+            Ok(ToWorker::Stop(reason)) => {
+                if let Some(stop_tx) = stop_tx.take() {
+                    let _received = stop_tx.send(reason);
                 }
             }
             Err(error) => return Some(error.into()),
@@ -290,19 +290,19 @@ async fn receive(
     }
 }
 
-/// Makes what can be made only with a file system: the libraries look once for where randomness comes from.
+/// Initializes what needs the file system: the libraries open the source of random numbers once.
 #[cfg(target_os = "linux")]
 fn warm_up() {
     let provider = rustls::crypto::aws_lc_rs::default_provider();
-    // Without randomness nothing below works, which then says so.
+    // Without random numbers every later step fails with an error.
     let _filled = provider.secure_random.fill(&mut [0; 16]);
-    // In a program that is linked statically `getrandom` reads a file, which it opens once and keeps open.
+    // In a statically linked program `getrandom` opens a file once, and keeps it open.
     let _random = uuid::Uuid::new_v4();
 }
 
 /// As `ps` shows it.
 #[cfg(target_os = "linux")]
-const NAME: &std::ffi::CStr = c"ssm-worker";
+const PROCESS_NAME: &std::ffi::CStr = c"ssm-worker";
 
 /// Messages that wait to be sent.
 const QUEUE: usize = 256;

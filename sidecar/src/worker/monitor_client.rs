@@ -1,11 +1,7 @@
-//! The monitor as the worker sees it: it starts, resumes and ends sessions, signs, and makes connections.
+//! The worker's requests to the monitor: [`SessionApi`] and [`Dial`] over the socket.
 
-use std::{
-    collections::HashMap,
-    io,
-    os::fd::OwnedFd,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use parking_lot::Mutex;
+use std::{collections::HashMap, io, os::fd::OwnedFd};
 
 use futures_util::future::BoxFuture;
 use http::{HeaderName, HeaderValue, Uri};
@@ -18,74 +14,69 @@ use tracing::debug;
 use crate::{
     ipc::{
         Frame,
-        message::{Answer, Call, ToMonitor, encode},
+        message::{Request, Response, ToMonitor, encode},
     },
-    net::dial::Dial,
+    net::dial::{Dial, Transport},
     session::{ApiError, Resumed, SessionApi, SignedHeaders, Started},
 };
 
-/// Asks the monitor.
+/// Sends requests, and matches the responses.
 #[derive(Debug)]
-pub struct Remote {
+pub(crate) struct MonitorClient {
     outbox: mpsc::Sender<Frame>,
-    calls: Mutex<Calls>,
+    pending: Mutex<Pending>,
 }
 
 #[derive(Debug, Default)]
-struct Calls {
+struct Pending {
     next: u64,
-    /// None once nobody answers any more.
-    waiting: Option<HashMap<u64, oneshot::Sender<Answered>>>,
+    /// `None` once the monitor has ended.
+    waiting: Option<HashMap<u64, oneshot::Sender<ResponseAndDescriptor>>>,
 }
 
-type Answered = (Answer, Option<OwnedFd>);
+type ResponseAndDescriptor = (Response, Option<OwnedFd>);
 
-impl Remote {
-    /// Calls go to `outbox`.
-    pub fn new(outbox: mpsc::Sender<Frame>) -> Self {
-        let calls = Calls { next: 0, waiting: Some(HashMap::new()) };
-        Self { outbox, calls: Mutex::new(calls) }
+impl MonitorClient {
+    pub(crate) fn new(outbox: mpsc::Sender<Frame>) -> Self {
+        let pending = Pending { next: 0, waiting: Some(HashMap::new()) };
+        Self { outbox, pending: Mutex::new(pending) }
     }
 
-    /// Hands the answer to whoever waits for it; a connection that nobody waits for any more is closed.
-    pub fn answered(&self, number: u64, answer: Answer, descriptor: Option<OwnedFd>) {
-        let caller = self.lock().waiting.as_mut().and_then(|waiting| waiting.remove(&number));
-        let given = caller.map(|caller| caller.send((answer, descriptor)).is_ok());
-        if given != Some(true) {
-            debug!(number, "nobody waits for this answer");
+    /// Completes the request of this id. A connection that is not waited for any more is closed.
+    pub(crate) fn complete(&self, id: u64, response: Response, descriptor: Option<OwnedFd>) {
+        let waiting = self.pending.lock().waiting.as_mut().and_then(|waiting| waiting.remove(&id));
+        let received = waiting.map(|waiting| waiting.send((response, descriptor)).is_ok());
+        if received != Some(true) {
+            debug!(id, "a response that is not waited for");
         }
     }
 
-    /// Fails every call, those to come as well.
-    pub fn hang_up(&self) {
-        self.lock().waiting = None;
+    /// Fails every request, later ones included.
+    pub(crate) fn close(&self) {
+        self.pending.lock().waiting = None;
     }
 
-    async fn ask(&self, call: Call) -> Result<Answered, ApiError> {
+    async fn ask(&self, request: Request) -> Result<ResponseAndDescriptor, ApiError> {
         let (sender, receiver) = oneshot::channel();
-        let number = {
-            let mut calls = self.lock();
-            let number = calls.next;
-            calls.next += 1;
-            let Some(waiting) = &mut calls.waiting else { return Err(ApiError::aborted()) };
-            waiting.insert(number, sender);
-            number
+        let id = {
+            let mut pending = self.pending.lock();
+            let id = pending.next;
+            pending.next += 1;
+            let Some(waiting) = &mut pending.waiting else { return Err(ApiError::aborted()) };
+            waiting.insert(id, sender);
+            id
         };
-        let frame = encode(&ToMonitor::Call { number, call }).map_err(|_| ApiError::aborted())?;
+        let frame = encode(&ToMonitor::Request { id, request }).map_err(|_| ApiError::aborted())?;
         self.outbox.send(frame).await.map_err(|_| ApiError::aborted())?;
         receiver.await.map_err(|_| ApiError::aborted())
     }
-
-    fn lock(&self) -> MutexGuard<'_, Calls> {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-impl SessionApi for Remote {
+impl SessionApi for MonitorClient {
     fn start(&self) -> BoxFuture<'_, Result<Started, ApiError>> {
         Box::pin(async {
-            match self.ask(Call::Start).await? {
-                (Answer::Started(outcome), _) => outcome,
+            match self.ask(Request::StartSession).await? {
+                (Response::Started(outcome), _) => outcome,
                 _ => Err(ApiError::aborted()),
             }
         })
@@ -93,8 +84,8 @@ impl SessionApi for Remote {
 
     fn resume<'a>(&'a self, session_id: &'a str) -> BoxFuture<'a, Result<Resumed, ApiError>> {
         Box::pin(async {
-            match self.ask(Call::Resume { session: session_id.to_owned() }).await? {
-                (Answer::Resumed(outcome), _) => outcome,
+            match self.ask(Request::ResumeSession { session_id: session_id.to_owned() }).await? {
+                (Response::Resumed(outcome), _) => outcome,
                 _ => Err(ApiError::aborted()),
             }
         })
@@ -102,8 +93,8 @@ impl SessionApi for Remote {
 
     fn terminate<'a>(&'a self, session_id: &'a str) -> BoxFuture<'a, Result<(), ApiError>> {
         Box::pin(async {
-            match self.ask(Call::Terminate { session: session_id.to_owned() }).await? {
-                (Answer::Terminated(outcome), _) => outcome,
+            match self.ask(Request::TerminateSession { session_id: session_id.to_owned() }).await? {
+                (Response::Terminated(outcome), _) => outcome,
                 _ => Err(ApiError::aborted()),
             }
         })
@@ -111,8 +102,8 @@ impl SessionApi for Remote {
 
     fn sign_opening<'a>(&'a self, uri: &'a Uri) -> BoxFuture<'a, Result<SignedHeaders, ApiError>> {
         Box::pin(async {
-            let (Answer::Signed(outcome), _) =
-                self.ask(Call::Sign { uri: uri.to_string() }).await?
+            let (Response::Signed(outcome), _) =
+                self.ask(Request::SignOpening { uri: uri.to_string() }).await?
             else {
                 return Err(ApiError::aborted());
             };
@@ -129,35 +120,37 @@ impl SessionApi for Remote {
 
     fn caller(&self) -> BoxFuture<'_, Result<String, ApiError>> {
         Box::pin(async {
-            match self.ask(Call::Caller).await? {
-                (Answer::Caller(outcome), _) => outcome,
+            match self.ask(Request::Caller).await? {
+                (Response::Caller(outcome), _) => outcome,
                 _ => Err(ApiError::aborted()),
             }
         })
     }
 
-    fn over(&self, session_id: &str) {
-        let message = ToMonitor::Over { session: session_id.to_owned() };
-        // Not told, the monitor ends it once more.
-        let told = encode(&message).map(|frame| self.outbox.try_send(frame).is_ok());
-        debug!(session = session_id, ?told, "the session is over");
+    fn session_ended(&self, session_id: &str) {
+        let message = ToMonitor::SessionEnded { session_id: session_id.to_owned() };
+        // If the message is lost, the monitor terminates the session once more.
+        let sent = encode(&message).map(|frame| self.outbox.try_send(frame).is_ok());
+        debug!(session = session_id, ?sent, "the session is over");
     }
 }
 
-impl Dial for Remote {
+impl Dial for MonitorClient {
     fn dial<'a>(
         &'a self,
         uri: &'a Uri,
         _: &'a str,
         _: u16,
-    ) -> BoxFuture<'a, io::Result<TcpStream>> {
+    ) -> BoxFuture<'a, io::Result<Box<dyn Transport>>> {
         Box::pin(async {
-            let answer = self.ask(Call::Dial { uri: uri.to_string() }).await;
-            match answer.map_err(io::Error::other)? {
-                (Answer::Dialled(Ok(())), Some(stream)) => {
-                    TcpStream::from_std(std::net::TcpStream::from(stream))
+            let response = self.ask(Request::Connect { uri: uri.to_string() }).await;
+            match response.map_err(io::Error::other)? {
+                (Response::Connected(Ok(())), Some(stream)) => {
+                    let stream = TcpStream::from_std(std::net::TcpStream::from(stream))?;
+                    let stream: Box<dyn Transport> = Box::new(stream);
+                    Ok(stream)
                 }
-                (Answer::Dialled(Err(cause)), _) => Err(io::Error::other(cause)),
+                (Response::Connected(Err(cause)), _) => Err(io::Error::other(cause)),
                 _ => Err(io::ErrorKind::InvalidData.into()),
             }
         })

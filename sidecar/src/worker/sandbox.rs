@@ -1,74 +1,74 @@
-//! What the worker gives up for good before it reads the first byte that somebody else has sent.
+//! The worker's sandbox, complete before it reads the first byte from outside.
 //!
-//! Three steps, since each has its time: descriptors and rights while there is one thread alone, which later
-//! threads then lack as well; the system calls at last, once the runtime has what it needs. Each protection
-//! stands by itself, so that a host that refuses one leaves the others.
+//! Three steps: descriptors and privileges while there is one thread, so that later threads lack them as well; system
+//! calls last, when the runtime has what it needs. Each protection is independent: where a host refuses one, the others
+//! hold.
 
 #[cfg(target_os = "linux")]
-pub mod seccomp;
+mod seccomp;
 
 use std::fs;
 
-use crate::runtime::hardening::Unprotected;
+use crate::runtime::hardening::MissingProtection;
 
-/// Holds back the signals that ask to stop, for this thread and those that it starts. Terminals and service
-/// managers send them to both processes; the monitor asks for an orderly end then, and a worker that was
-/// gone by that time could not end its sessions.
-pub fn leave_stopping_to_the_monitor() {
+/// Blocks the signals that ask a process to stop, in this thread and those that it starts. Terminals and service
+/// managers send them to both processes; the monitor then asks the worker to stop, and a worker that was killed before
+/// could not end its sessions.
+pub(crate) fn block_stop_signals() {
     use nix::sys::signal::{SigSet, Signal};
 
     let signals = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
-    // It fails for no signal that there is.
+    // Cannot fail for valid signals.
     let _held_back = SigSet::from_iter(signals).thread_block();
 }
 
-/// Closes whatever was inherited but the standard streams: a runner may leak descriptors of its own.
-pub fn close_inherited() {
+/// Closes all inherited descriptors but the standard streams: a runner may leak descriptors of its own.
+pub(crate) fn close_inherited() {
     let numbers: Vec<i32> = fs::read_dir(DESCRIPTORS)
         .into_iter()
         .flatten()
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .collect();
     for number in numbers.into_iter().filter(|number| *number > 2) {
-        // One of them was the directory's own and is closed already.
+        // One of them was the directory's, and is closed already.
         let _closed = nix::unistd::close(number);
     }
 }
 
-/// Gives up every capability and every right over files, of this thread and of those that it starts. What
-/// is refused comes back.
+/// Gives up every capability and all access to files, for this thread and those that it starts. Returns the protections
+/// that the host refused.
 #[cfg(target_os = "linux")]
-pub fn drop_rights() -> Vec<Unprotected> {
+pub(crate) fn drop_privileges() -> Vec<MissingProtection> {
     let steps = [
         ("no capability", drop_capabilities().map_err(|error| error.to_string())),
         ("no file system (Landlock)", restrict_files()),
     ];
     let refused = steps.into_iter().filter_map(|(protection, outcome)| {
-        outcome.err().map(|cause| Unprotected::new(protection, cause))
+        outcome.err().map(|cause| MissingProtection::new(protection, cause))
     });
     refused.collect()
 }
 
-/// Leaves all threads the system calls of [`seccomp::GROUPS`] and no other. What is refused comes back.
+/// Limits all threads to the system calls of [`seccomp::GROUPS`]. Returns the protection if the host refused it.
 #[cfg(target_os = "linux")]
-pub fn filter_calls() -> Vec<Unprotected> {
+pub(crate) fn filter_system_calls() -> Vec<MissingProtection> {
     let refused = seccomp::apply().err();
     refused
-        .map(|cause| Unprotected::new("system call filter (seccomp)", cause))
+        .map(|cause| MissingProtection::new("system call filter (seccomp)", cause))
         .into_iter()
         .collect()
 }
 
-/// Elsewhere there is neither.
+/// Other systems have neither.
 #[cfg(not(target_os = "linux"))]
-pub fn drop_rights() -> Vec<Unprotected> {
-    vec![Unprotected::new("no file system (Landlock)", "it exists on Linux only")]
+pub(crate) fn drop_privileges() -> Vec<MissingProtection> {
+    vec![MissingProtection::new("no file system (Landlock)", "it exists on Linux only")]
 }
 
-/// Elsewhere there is no such filter.
+/// Other systems have no such filter.
 #[cfg(not(target_os = "linux"))]
-pub fn filter_calls() -> Vec<Unprotected> {
-    vec![Unprotected::new("system call filter (seccomp)", "it exists on Linux only")]
+pub(crate) fn filter_system_calls() -> Vec<MissingProtection> {
+    vec![MissingProtection::new("system call filter (seccomp)", "it exists on Linux only")]
 }
 
 #[cfg(target_os = "linux")]
@@ -78,14 +78,14 @@ fn drop_capabilities() -> rustix::io::Result<()> {
     };
 
     for capability in CapabilitySet::all().iter() {
-        // Without the right to do so there is nothing to bound: no exec will come, and no new privilege.
+        // Fails without CAP_SETPCAP, where it is not needed: no exec will come, and no new privilege.
         let _kept = remove_capability_from_bounding_set(capability);
     }
     let none = CapabilitySet::empty();
     set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })
 }
 
-/// No rule is added, so nothing is left: no path, no address to bind or connect to, nobody to signal.
+/// No rule is added, so nothing is allowed: no path, no address to bind or connect to, no process to signal.
 #[cfg(target_os = "linux")]
 fn restrict_files() -> Result<(), String> {
     use landlock::{
@@ -101,14 +101,14 @@ fn restrict_files() -> Result<(), String> {
             .restrict_self()
     };
     match restrict() {
-        // In part: an older kernel knows the file system alone, which is what counts.
+        // Partly enforced is enough: older kernels know the file system only, which counts most.
         Ok(status) if status.ruleset != RulesetStatus::NotEnforced => Ok(()),
         Ok(_) => Err("this kernel has none, or it is switched off".to_owned()),
         Err(error) => Err(error.to_string()),
     }
 }
 
-/// Rights that are known to this program; the kernel may know fewer.
+/// The newest version that this program knows; the kernel may know an older one.
 #[cfg(target_os = "linux")]
 const NEWEST: landlock::ABI = landlock::ABI::V6;
 

@@ -71,7 +71,7 @@ async fn drop_at_any_stage_leaves_no_process_and_no_session() {
     timeout(LIMIT, sidecar.ready()).await.unwrap().unwrap();
     let process = Pid::from_raw(sidecar.pid().unwrap());
     kill(process, Signal::SIGSTOP).unwrap();
-    assert!(poll!(pin!(sidecar.end())).is_pending());
+    assert!(poll!(pin!(sidecar.stop())).is_pending());
     kill(process, Signal::SIGCONT).unwrap();
 
     assert_no_children().await;
@@ -100,7 +100,7 @@ async fn fifty_launches_leave_no_zombie() {
     let started = stream::iter(0..50).map(async |number| {
         let sidecar = idle(&launcher).await;
         if number % 2 == 0 {
-            let ended = timeout(LIMIT, sidecar.end()).await.unwrap().unwrap();
+            let ended = timeout(LIMIT, sidecar.stop()).await.unwrap().unwrap();
             assert!(ended.code.is_some(), "{ended:?}");
         }
     });
@@ -126,10 +126,10 @@ async fn process_that_ignores_its_lease_is_ended_by_force() {
             .await
             .unwrap();
         timeout(LIMIT, sidecar.ready()).await.unwrap().unwrap();
-        let ended = timeout(LIMIT, sidecar.end()).await.unwrap().unwrap();
+        let ended = timeout(LIMIT, sidecar.stop()).await.unwrap().unwrap();
         assert_eq!(ended.force, Some(force), "{ended:?}");
         match force {
-            Force::Terminated => assert_eq!(ended.status, Some(ExitStatus::Passing)),
+            Force::Terminated => assert_eq!(ended.status, Some(ExitStatus::TempFail)),
             Force::Killed => assert_eq!(ended.signal, Some(Signal::SIGKILL as i32)),
         }
     }

@@ -170,15 +170,15 @@ async fn in_a_host_without_namespaces() {
     let launcher = launcher().await;
     let sidecar = idle(&launcher).await;
     let refused: Vec<_> =
-        sidecar.refused().iter().map(|refused| refused.protection.to_string()).collect();
+        sidecar.missing_protections().iter().map(|refused| refused.protection.to_string()).collect();
     assert_eq!(refused.join("; "), expected);
     let alive = sidecar.metrics().unwrap();
     assert!(alive.processes >= 1);
-    assert!(sidecar.end().await.unwrap().code.is_some());
+    assert!(sidecar.stop().await.unwrap().code.is_some());
 
     let required = launcher.isolation(Isolation::Required);
     let error = required.launch("{", Stderr::Discard).await.unwrap_err();
-    let LaunchError::Refused(refused) = error else { panic!("{error:?}") };
+    let LaunchError::MissingProtections(refused) = error else { panic!("{error:?}") };
     assert_eq!(refused.first().unwrap().protection, Protection::UserNamespace);
 }
 
@@ -192,7 +192,7 @@ async fn isolating() -> Option<Launcher> {
             println!("skipped: only root may look into a process that is not dumpable");
             None
         }
-        Err(LaunchError::Refused(refused)) => {
+        Err(LaunchError::MissingProtections(refused)) => {
             println!("skipped: this host refuses {refused:?}");
             None
         }
@@ -201,7 +201,7 @@ async fn isolating() -> Option<Launcher> {
 }
 
 fn is_isolated(sidecar: &Sidecar) -> bool {
-    sidecar.refused().is_empty()
+    sidecar.missing_protections().is_empty()
 }
 
 fn pid(sidecar: &Sidecar) -> String {

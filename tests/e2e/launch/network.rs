@@ -46,7 +46,7 @@ async fn listener_is_in_the_jobs_namespace_and_reached_from_nowhere_else() {
             Ok(answer) => assert!(is_let_in && answer == *b"ping", "{allowed:?}"),
             Err(error) => assert!(!is_let_in, "{allowed:?}: {error}"),
         }
-        let ended = timeout(STOP, sidecar.end()).await.unwrap().unwrap();
+        let ended = timeout(STOP, sidecar.stop()).await.unwrap().unwrap();
         assert_eq!((ended.code, ended.force), (Some(0), None));
     }
     world.finish().await;

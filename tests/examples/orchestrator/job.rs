@@ -71,7 +71,7 @@ impl<'a> Job<'a> {
         match sidecar.ready().await {
             Ok(_) => Ok(Ok(Self { customer, namespace, ready: started.elapsed(), sidecar })),
             Err(NotReady::Failed(failure)) => {
-                let status = timeout(LIMIT, sidecar.ended()).await??.status;
+                let status = timeout(LIMIT, sidecar.wait()).await??.status;
                 let status = status.ok_or("a status that is not of the contract")?;
                 let (message, hint) = (failure.message, failure.hint);
                 Ok(Err(Failed { code: failure.code, status, message, hint }))
@@ -94,8 +94,8 @@ impl<'a> Job<'a> {
             return Err("the transfer failed".into());
         }
         let resident_bytes = self.sidecar.metrics()?.resident_bytes;
-        let ended = self.sidecar.end().await?;
-        if (ended.status, ended.force) != (Some(ExitStatus::Ended), None) {
+        let ended = self.sidecar.stop().await?;
+        if (ended.status, ended.force) != (Some(ExitStatus::Ok), None) {
             return Err(format!("the sidecar ended {ended}").into());
         }
         Ok(Done { rows: self.customer.orders.len(), resident_bytes })

@@ -3,10 +3,11 @@
 use runner_protocol::{Blame, ErrorCode};
 
 use super::{
+    super::sdk_error::{no_credentials, unsigned},
     control_plane, settings,
     stub::{Reply::Answer, StubService},
 };
-use crate::session::SessionApi as _;
+use crate::{runtime::failure::ToFailure as _, session::SessionApi as _};
 
 /// Status and error code of the service; then our code, whether it may pass, message and hint.
 const REFUSALS: [(u16, &str, &str, ErrorCode, bool, &str, &str); 16] = [
@@ -99,7 +100,7 @@ const REFUSALS: [(u16, &str, &str, ErrorCode, bool, &str, &str); 16] = [
         ErrorCode::AwsCredentialsExpired,
         false,
         "the temporary AWS credentials have expired",
-        "give new ones: in the document, or while the tunnel is up as a `credentials` line on \
+        "give new ones: in the config, or while the tunnel is up as a `credentials` line on \
          stdin",
     ),
     (
@@ -178,13 +179,13 @@ const REFUSALS: [(u16, &str, &str, ErrorCode, bool, &str, &str); 16] = [
 
 #[tokio::test]
 async fn every_refusal_has_its_code_and_says_what_to_change() {
-    for (status, code, text, expected, may_pass, message, hint) in REFUSALS {
+    for (status, code, text, expected, is_transient, message, hint) in REFUSALS {
         let body = refusal(&format!("com.amazonaws.ssm#{code}"), text);
         let service = StubService::start(move |_| Answer(status, body.clone())).await;
         let error = control_plane(settings(service.url())).start().await.unwrap_err();
         assert_eq!(error.code(), expected, "{code}");
-        assert_eq!(error.may_pass(), may_pass, "{code}");
-        assert_eq!((error.to_string().as_str(), error.hint()), (message, hint), "{code}");
+        assert_eq!(error.is_transient(), is_transient, "{code}");
+        assert_eq!((error.to_string().as_str(), &*error.hint()), (message, hint), "{code}");
         assert_eq!(error.aws_request_id(), Some("req-1"), "{code}");
         assert!(!error.outcome_unknown(), "{code}: an answer is an answer");
         let shown = format!("{error} {} {error:?}", error.hint());
@@ -227,4 +228,10 @@ async fn wrong_clock_is_named() {
 
 fn refusal(code: &str, message: &str) -> String {
     serde_json::json!({ "__type": code, "message": message }).to_string()
+}
+
+#[test]
+fn blame_is_the_operators_where_the_config_is_not_what_is_wrong() {
+    assert_eq!(no_credentials(None, false).blame(), Some(Blame::Operator));
+    assert_eq!(unsigned("no key").blame(), None, "the code's blame holds");
 }

@@ -1,9 +1,7 @@
 //! SSM and STS on loopback, as far as these tests need them.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex},
-};
+use parking_lot::Mutex;
+use std::{net::SocketAddr, sync::Arc};
 
 use http::Uri;
 use tokio::{
@@ -95,7 +93,7 @@ impl StubService {
     }
 
     pub(super) fn seen(&self) -> Vec<Seen> {
-        self.seen.lock().unwrap().clone()
+        self.seen.lock().clone()
     }
 
     pub(super) fn operations(&self) -> Vec<String> {
@@ -121,7 +119,7 @@ async fn answer<S: AsyncRead + AsyncWrite + Unpin>(
     stream.read_exact(&mut body).await.unwrap();
     seen.body = String::from_utf8(body).unwrap();
     let reply = reply(&seen);
-    notes.lock().unwrap().push(seen);
+    notes.lock().push(seen);
     let Answer(status, body) = reply else { return };
     let answer = format!(
         "HTTP/1.1 {status} Whatever\r\n{headers}x-amzn-requestid: req-1\r\nConnection: close\r\n\

@@ -1,51 +1,47 @@
-//! Any `StreamUrl`, and any bytes of a service in place of a WebSocket's.
+//! Fuzz targets: any `StreamUrl`, and any bytes from the service.
 
-use std::{
-    sync::LazyLock,
-    task::{Context, Poll, Waker},
-};
+use std::task::{Context, Poll, Waker};
 
 use futures_util::StreamExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::*;
-use crate::net::tls::Trust;
 
-/// Resolves a `StreamUrl`; the first byte chooses the document's fields that matter.
+/// Resolves a `StreamUrl`. The first byte selects the config fields that matter.
 ///
 /// # Panics
 ///
-/// If an address is accepted that is not the service's own or the document's, or whose path and query are
-/// not byte for byte as they came.
+/// If a URI is accepted whose host is neither the service's nor the config's, or whose path and query changed.
 pub fn stream_url(data: &[u8]) {
     let Some((choice, url)) = data.split_first() else { return };
     let Ok(url) = std::str::from_utf8(url) else { return };
-    let endpoints =
-        [None, Some("https://stream.example.com"), Some("http://127.0.0.1:9/x"), Some("ws://b")];
-    let endpoint = endpoints.get(usize::from(choice >> 1) % endpoints.len()).copied().flatten();
-    let settings = Settings {
-        stream_endpoint_url: endpoint.and_then(|endpoint| endpoint.parse().ok()),
-        allow_loopback: choice & 1 == 1,
-        ..Settings::new(REGION, TRUST.clone(), Proxy::default())
-    };
-    let Ok(uri) = resolve(url, &settings) else { return };
+    let endpoint = ENDPOINTS.get(usize::from(choice >> 1) % ENDPOINTS.len()).copied().flatten();
+    let allow_loopback = choice & 1 == 1;
+    let resolved = STREAM_ENDPOINT.with(|stream_endpoint| {
+        let stream_endpoint_url = endpoint.and_then(|endpoint| endpoint.parse().ok());
+        resolve(
+            url,
+            &StreamEndpoint { stream_endpoint_url, allow_loopback, ..stream_endpoint.clone() },
+        )
+    });
+    let Ok(uri) = resolved else { return };
     let tail = uri.path_and_query().map(http::uri::PathAndQuery::as_str).unwrap_or_default();
     assert!(url.ends_with(tail), "path and query are not as they came: {uri}");
     let host = uri.host().unwrap_or_default().to_ascii_lowercase();
     let loopback = crate::net::proxy::is_loopback(&host);
     let named = endpoint.is_some_and(|endpoint| endpoint.contains(&host));
     let theirs = host.contains(&format!(".{REGION}.")) && host.contains("ssmmessages");
-    assert!(named || theirs || (loopback && settings.allow_loopback), "foreign: {uri}");
+    assert!(named || theirs || (loopback && allow_loopback), "foreign: {uri}");
     assert!(loopback || uri.scheme_str() == Some("wss"), "without TLS: {uri}");
 }
 
-/// Lets a service answer the upgrade with `data`, and then send the rest of it as frames; the first byte
-/// says whether the upgrade has been accepted before.
+/// Answers the upgrade with `data`, and sends the rest of it as frames. The first byte selects whether the upgrade
+/// was accepted before.
 ///
 /// # Panics
 ///
-/// If a message is larger than any that is taken.
+/// If a message is larger than the limit.
 pub fn frames(data: &[u8]) {
     let Some((choice, bytes)) = data.split_first() else { return };
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build() else {
@@ -72,7 +68,7 @@ pub fn frames(data: &[u8]) {
     });
 }
 
-/// Takes all frames that there are, and what is written in answer to them.
+/// Reads all frames, and what is written in answer to them.
 async fn drain(mut socket: WebSocket, mut theirs: DuplexStream) {
     let mut context = Context::from_waker(Waker::noop());
     loop {
@@ -91,5 +87,10 @@ async fn drain(mut socket: WebSocket, mut theirs: DuplexStream) {
 
 const REGION: &str = "ap-northeast-1";
 
-/// No connection is made; made once, since it takes long.
-static TRUST: LazyLock<Trust> = LazyLock::new(|| Trust::from_pem(b""));
+const ENDPOINTS: [Option<&str>; 4] =
+    [None, Some("https://stream.example.com"), Some("http://127.0.0.1:9/x"), Some("ws://b")];
+
+thread_local! {
+    /// Built once, since that takes long.
+    static STREAM_ENDPOINT: StreamEndpoint = testing::endpoint(None, false);
+}

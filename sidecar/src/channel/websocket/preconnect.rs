@@ -1,5 +1,4 @@
-//! A connection made before it is known what for: while the service makes up its answer, the way to where that
-//! will lead is made ready. It saves the round trips of TCP and TLS from the start.
+//! Connects to the expected stream host while StartSession is in flight: saves the TCP and TLS round trips.
 
 use std::{fmt, time::Duration};
 
@@ -8,92 +7,91 @@ use http::Uri;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::{OpenError, Settings, stream_url};
-use crate::net::dial::{self, Transport};
+use super::{StreamEndpoint, stream_url};
+use crate::net::dial::{ConnectError, Transport};
 
-/// A connection to the stream host, made or being made.
-///
-/// It is a guess: whatever becomes of it, a connection can still be made when the `StreamUrl` is known.
-pub struct Ahead<'a> {
-    /// Where it leads; `None` where nobody can tell.
+/// A connection to the expected stream host, open or being opened. If the `StreamUrl` leads elsewhere, or the
+/// connection fails, a new one is opened once the URL is known.
+pub(crate) struct Preconnect<'a> {
+    /// `None` where the host cannot be predicted.
     host: Option<Uri>,
     state: State<'a>,
 }
 
 enum State<'a> {
-    Connecting(BoxFuture<'a, Result<Box<dyn Transport>, OpenError>>),
-    Made(Box<dyn Transport>, Instant),
-    /// There is none, or none any more.
+    Connecting(BoxFuture<'a, Result<Box<dyn Transport>, ConnectError>>),
+    Connected(Box<dyn Transport>, Instant),
     None,
 }
 
-impl<'a> Ahead<'a> {
-    /// Nothing is sent before the first [`during`](Self::during).
-    pub fn new(settings: &'a Settings) -> Self {
-        let host = stream_url::expected(settings);
+impl<'a> Preconnect<'a> {
+    /// Sends nothing before the first [`drive_while`](Self::drive_while).
+    pub(crate) fn new(endpoint: &'a StreamEndpoint) -> Self {
+        let host = stream_url::expected_host(endpoint);
         let state = match host.clone() {
             Some(uri) => {
-                State::Connecting(Box::pin(async move { dial::connect(&uri, settings).await }))
+                State::Connecting(Box::pin(async move { endpoint.connector.connect(&uri).await }))
             }
             None => State::None,
         };
         Self { host, state }
     }
 
-    /// None at all.
-    pub const fn none() -> Self {
+    /// No early connection.
+    #[cfg(test)]
+    pub(crate) const fn none() -> Self {
         Self { host: None, state: State::None }
     }
 
-    /// Goes on connecting while `other` is under way, and returns what comes of that. Cancel-safe if `other`
-    /// is.
-    pub async fn during<T>(&mut self, other: impl Future<Output = T>) -> T {
+    /// Continues to connect until `other` completes; returns its output. Cancel-safe if `other` is.
+    pub(crate) async fn drive_while<T>(&mut self, other: impl Future<Output = T>) -> T {
         let mut other = std::pin::pin!(other);
         loop {
             let State::Connecting(connecting) = &mut self.state else { return other.await };
-            let made = tokio::select! {
-                outcome = &mut other => return outcome,
-                made = connecting => made,
+            let outcome = tokio::select! {
+                output = &mut other => return output,
+                outcome = connecting => outcome,
             };
-            self.state = known(made);
+            self.state = State::of(outcome);
         }
     }
 
-    /// The connection, if it leads to the host of `uri` and can be trusted to be alive; waits for one that is
-    /// being made. Cancel-safe: it is dropped then.
+    /// Returns the connection if it is to the host of `uri` and younger than [`FRESH`]; waits for one that is being
+    /// opened. Cancel-safe: the connection is dropped.
     pub(super) async fn take(&mut self, uri: &Uri) -> Option<Box<dyn Transport>> {
         let host = self.host.take()?;
         let mut state = std::mem::replace(&mut self.state, State::None);
         if (host.scheme(), host.authority()) != (uri.scheme(), uri.authority()) {
-            debug!("the StreamUrl leads elsewhere than expected");
+            debug!("the StreamUrl has another host than expected");
             return None;
         }
         if let State::Connecting(connecting) = state {
-            state = known(connecting.await);
+            state = State::of(connecting.await);
         }
         match state {
-            State::Made(transport, made) if made.elapsed() < FRESH => Some(transport),
+            State::Connected(transport, since) if since.elapsed() < FRESH => Some(transport),
             _ => None,
         }
     }
 }
 
-impl fmt::Debug for Ahead<'_> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Ahead").field("host", &self.host).finish_non_exhaustive()
-    }
-}
-
-fn known(made: Result<Box<dyn Transport>, OpenError>) -> State<'static> {
-    match made {
-        Ok(transport) => State::Made(transport, Instant::now()),
-        Err(error) => {
-            debug!(%error, "no connection ahead of the StreamUrl");
-            State::None
+impl State<'static> {
+    fn of(outcome: Result<Box<dyn Transport>, ConnectError>) -> Self {
+        match outcome {
+            Ok(transport) => Self::Connected(transport, Instant::now()),
+            Err(error) => {
+                debug!(%error, "no early connection to the stream host");
+                Self::None
+            }
         }
     }
 }
 
-/// For how long a connection may lie unused. Gateways and NATs close such ones sooner or later, some without a
-/// word.
+impl fmt::Debug for Preconnect<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Preconnect").field("host", &self.host).finish_non_exhaustive()
+    }
+}
+
+/// An older unused connection is not used: gateways and NATs close idle ones, some silently.
 const FRESH: Duration = Duration::from_secs(5);

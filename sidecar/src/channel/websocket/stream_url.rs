@@ -1,45 +1,43 @@
-//! Where a data channel may be opened: the checks of a `StreamUrl`, and its replacement by the document's host.
+//! Where a data channel may be opened: checks a `StreamUrl`, and replaces its host by the config's.
 //!
-//! The query's `cell-number` routes the connection and is base64: `+`, `/` and `=` must arrive as they came,
-//! so nothing here decodes or encodes, and no general URL parser touches the path and the query.
+//! The query's `cell-number` routes the connection and is base64: `+`, `/` and `=` must be sent as received. So nothing
+//! here decodes or encodes, and no general URL parser touches path and query.
 
 use http::{Uri, uri::PathAndQuery};
 
-use super::Settings;
+use super::StreamEndpoint;
 use crate::{
-    aws::{Partition, partition},
     net::proxy::is_loopback,
+    session::partition::{Partition, partition},
 };
 
-/// Why a `StreamUrl` is not used.
+/// Why a `StreamUrl` is refused.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum InvalidStreamUrl {
-    /// It cannot be read as a URL; not repeated, since it is a peer's text.
+pub(crate) enum InvalidStreamUrl {
+    /// Not a URL. It is not quoted, since it is a peer's text.
     #[error("the StreamUrl is not a URL")]
     Malformed,
-    /// It does not lead to the session service of the region.
+    /// The host is not the session service of the region.
     #[error("the StreamUrl leads to `{host}`, which is no `ssmmessages` host of AWS in `{region}`")]
-    Foreign {
-        /// As it stands in the URL.
-        host: String,
-        /// `aws.region`.
-        region: String,
-    },
-    /// It would be opened without TLS.
+    Foreign { host: String, region: String },
+    /// `ws` instead of `wss`.
     #[error("the StreamUrl asks for a connection without TLS")]
     Plain,
 }
 
-/// The address to open in place of, or according to, the service's `StreamUrl`.
-pub(crate) fn resolve(stream_url: &str, settings: &Settings) -> Result<Uri, InvalidStreamUrl> {
+/// Returns the URI to open for a `StreamUrl`: with the config's host if it names one, else unchanged.
+pub(crate) fn resolve(
+    stream_url: &str,
+    endpoint: &StreamEndpoint,
+) -> Result<Uri, InvalidStreamUrl> {
     let service: Uri = stream_url.parse().map_err(|_| InvalidStreamUrl::Malformed)?;
-    // The parser keeps the bytes of path and query, yet it drops a fragment: refuse what it would change.
+    // The parser keeps the bytes of path and query, but drops a fragment: refuse what it would change.
     let kept = service.path_and_query().map(PathAndQuery::as_str);
     if !kept.is_some_and(|kept| stream_url.ends_with(kept)) {
         return Err(InvalidStreamUrl::Malformed);
     }
-    if let Some(endpoint) = &settings.stream_endpoint_url {
-        return replace_host(&service, endpoint);
+    if let Some(replacement) = &endpoint.stream_endpoint_url {
+        return replace_host(&service, replacement);
     }
     let authority = service.authority().ok_or(InvalidStreamUrl::Malformed)?;
     let host = authority.host();
@@ -49,14 +47,14 @@ pub(crate) fn resolve(stream_url: &str, settings: &Settings) -> Result<Uri, Inva
         _ => return Err(InvalidStreamUrl::Malformed),
     };
     let foreign =
-        || InvalidStreamUrl::Foreign { host: shown(host), region: settings.region.clone() };
+        || InvalidStreamUrl::Foreign { host: shown(host), region: endpoint.region.clone() };
     if authority.as_str().contains('@') {
         return Err(foreign());
     }
     if is_loopback(host) {
-        return if settings.allow_loopback { Ok(service) } else { Err(foreign()) };
+        return if endpoint.allow_loopback { Ok(service) } else { Err(foreign()) };
     }
-    if !is_stream_host(host, &settings.region) {
+    if !is_aws_stream_host(host, &endpoint.region) {
         return Err(foreign());
     }
     if plain {
@@ -65,15 +63,16 @@ pub(crate) fn resolve(stream_url: &str, settings: &Settings) -> Result<Uri, Inva
     Ok(service)
 }
 
-/// Where the next `StreamUrl` most likely leads, without its path; `None` where only the service can tell.
-pub(crate) fn expected(settings: &Settings) -> Option<Uri> {
-    let region = &settings.region;
-    if settings.stream_endpoint_url.is_none() && settings.allow_loopback {
-        // An emulated service, which names a port of its own.
+/// Returns the host that the next `StreamUrl` most likely has, as a URI without path; `None` where it cannot be
+/// predicted.
+pub(crate) fn expected_host(endpoint: &StreamEndpoint) -> Option<Uri> {
+    let region = &endpoint.region;
+    if endpoint.stream_endpoint_url.is_none() && endpoint.allow_loopback {
+        // An emulated service names a port of its own.
         return None;
     }
     let suffix = partition(region).suffix;
-    resolve(&format!("wss://ssmmessages.{region}.{suffix}/"), settings).ok()
+    resolve(&format!("wss://ssmmessages.{region}.{suffix}/"), endpoint).ok()
 }
 
 fn replace_host(service: &Uri, endpoint: &Uri) -> Result<Uri, InvalidStreamUrl> {
@@ -89,11 +88,11 @@ fn replace_host(service: &Uri, endpoint: &Uri) -> Result<Uri, InvalidStreamUrl> 
     Uri::from_parts(parts).map_err(|_| InvalidStreamUrl::Malformed)
 }
 
-/// Whether AWS alone can answer as `host`: `ssmmessages[-fips].REGION.SUFFIX`, or that of an interface
-/// endpoint, `vpce-….ssmmessages[-fips].REGION.vpce.SUFFIX`.
+/// Whether `host` belongs to AWS alone: `ssmmessages[-fips].REGION.SUFFIX`, or an interface endpoint's
+/// `vpce-….ssmmessages[-fips].REGION.vpce.SUFFIX`.
 ///
-/// The labels are taken one by one: customers can name load balancers and buckets below AWS's domains.
-fn is_stream_host(host: &str, region: &str) -> bool {
+/// Each label is compared: customers can name load balancers and buckets below AWS's domains.
+fn is_aws_stream_host(host: &str, region: &str) -> bool {
     let host = host.to_ascii_lowercase();
     let below = |suffix: &str| host.strip_suffix(suffix).and_then(|rest| rest.strip_suffix('.'));
     let Partition { suffix, dual_stack_suffix, .. } = partition(region);
@@ -112,45 +111,38 @@ fn shown(host: &str) -> String {
     host.chars().take(MAX_SHOWN).collect()
 }
 
-/// Longest host name there is (RFC 1035), in characters.
+/// Longest host name (RFC 1035), in characters.
 const MAX_SHOWN: usize = 253;
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::net::{proxy::Proxy, tls::Trust};
+    use super::{super::testing::endpoint, *};
 
     const PATH: &str =
         "/v1/data-channel/user-0abc?role=publish_subscribe&cell-number=AAEA+b/c==&x=%2b%2F";
 
-    fn settings(endpoint: Option<&str>, allow_loopback: bool) -> Settings {
-        Settings {
-            stream_endpoint_url: endpoint.map(|endpoint| endpoint.parse().unwrap()),
-            allow_loopback,
-            ..Settings::new("ap-northeast-1", Trust::from_pem(b""), Proxy::default())
-        }
+    fn in_region(region: &str) -> StreamEndpoint {
+        StreamEndpoint { region: region.to_owned(), ..endpoint(None, false) }
+    }
+
+    fn resolved(url: &str, endpoint: &StreamEndpoint) -> Result<String, InvalidStreamUrl> {
+        resolve(url, endpoint).map(|uri| uri.to_string())
     }
 
     #[test]
-    fn stream_host_is_known_beforehand_but_of_an_emulated_service() {
-        let host = |settings: &Settings| expected(settings).map(|uri| uri.to_string());
-        let in_region =
-            |region: &str| Settings::new(region, Trust::from_pem(b""), Proxy::default());
-        for (settings, known) in [
-            (settings(None, false), Some("wss://ssmmessages.ap-northeast-1.amazonaws.com/")),
+    fn stream_host_is_predicted_except_of_an_emulated_service() {
+        let host = |endpoint: &StreamEndpoint| expected_host(endpoint).map(|uri| uri.to_string());
+        for (endpoint, known) in [
+            (endpoint(None, false), Some("wss://ssmmessages.ap-northeast-1.amazonaws.com/")),
             (in_region("cn-north-1"), Some("wss://ssmmessages.cn-north-1.amazonaws.com.cn/")),
             (in_region("eusc-de-east-1"), Some("wss://ssmmessages.eusc-de-east-1.amazonaws.eu/")),
-            (settings(Some("https://vpce.example"), false), Some("wss://vpce.example/")),
-            (settings(Some("ws://127.0.0.1:7"), true), Some("ws://127.0.0.1:7/")),
-            (settings(None, true), None),
-            (settings(Some("ws://elsewhere.example"), false), None),
+            (endpoint(Some("https://vpce.example"), false), Some("wss://vpce.example/")),
+            (endpoint(Some("ws://127.0.0.1:7"), true), Some("ws://127.0.0.1:7/")),
+            (endpoint(None, true), None),
+            (endpoint(Some("ws://elsewhere.example"), false), None),
         ] {
-            assert_eq!(host(&settings).as_deref(), known, "{settings:?}");
+            assert_eq!(host(&endpoint).as_deref(), known, "{endpoint:?}");
         }
-    }
-
-    fn resolved(url: &str, settings: &Settings) -> Result<String, InvalidStreamUrl> {
-        resolve(url, settings).map(|uri| uri.to_string())
     }
 
     #[test]
@@ -164,11 +156,10 @@ mod tests {
             "SSMMESSAGES.ap-northeast-1.amazonaws.com",
         ] {
             let url = format!("wss://{host}{PATH}");
-            assert_eq!(resolved(&url, &settings(None, false)), Ok(url));
+            assert_eq!(resolved(&url, &endpoint(None, false)), Ok(url));
         }
         let china = "wss://ssmmessages.cn-north-1.amazonaws.com.cn/v1/data-channel/s?role=x";
-        let settings = Settings { region: "cn-north-1".to_owned(), ..settings(None, false) };
-        assert_eq!(resolved(china, &settings).as_deref(), Ok(china));
+        assert_eq!(resolved(china, &in_region("cn-north-1")).as_deref(), Ok(china));
     }
 
     #[test]
@@ -190,15 +181,15 @@ mod tests {
             "127.0.0.1:8080",
             "[::1]:8080",
         ] {
-            let found = resolved(&format!("wss://{host}{PATH}"), &settings(None, false));
+            let found = resolved(&format!("wss://{host}{PATH}"), &endpoint(None, false));
             assert!(matches!(found, Err(InvalidStreamUrl::Foreign { .. })), "{host}: {found:?}");
         }
     }
 
     #[test]
-    fn what_is_no_stream_url_is_refused() {
+    fn malformed_stream_urls_are_refused() {
         let host = "ssmmessages.ap-northeast-1.amazonaws.com";
-        let plain = resolved(&format!("ws://{host}{PATH}"), &settings(None, true));
+        let plain = resolved(&format!("ws://{host}{PATH}"), &endpoint(None, true));
         assert_eq!(plain, Err(InvalidStreamUrl::Plain));
         for url in [
             String::new(),
@@ -209,7 +200,7 @@ mod tests {
             format!("wss://{host}/a\r\nHost: evil"),
         ] {
             assert_eq!(
-                resolved(&url, &settings(None, true)),
+                resolved(&url, &endpoint(None, true)),
                 Err(InvalidStreamUrl::Malformed),
                 "{url:?}"
             );
@@ -220,25 +211,25 @@ mod tests {
     fn loopback_is_taken_only_where_the_api_is_on_loopback_too() {
         for host in ["127.0.0.1:8080", "localhost:8080", "[::1]:8080"] {
             let url = format!("ws://{host}{PATH}");
-            assert_eq!(resolved(&url, &settings(None, true)), Ok(url.clone()));
-            let found = resolved(&url, &settings(None, false));
+            assert_eq!(resolved(&url, &endpoint(None, true)), Ok(url.clone()));
+            let found = resolved(&url, &endpoint(None, false));
             assert!(matches!(found, Err(InvalidStreamUrl::Foreign { .. })), "{found:?}");
         }
     }
 
     #[test]
-    fn the_documents_host_replaces_the_services_and_keeps_path_and_query() {
+    fn the_configs_host_replaces_the_services_and_keeps_path_and_query() {
         let url = format!("wss://ssmmessages.ap-northeast-1.amazonaws.com{PATH}");
-        for (endpoint, expected) in [
+        for (replacement, expected) in [
             ("wss://vpce-1.ssmmessages.example", "wss://vpce-1.ssmmessages.example"),
             ("https://stream.example:8443/ignored", "wss://stream.example:8443"),
             ("ws://127.0.0.1:9000", "ws://127.0.0.1:9000"),
             ("http://[::1]:9000", "ws://[::1]:9000"),
         ] {
-            let found = resolved(&url, &settings(Some(endpoint), false));
-            assert_eq!(found, Ok(format!("{expected}{PATH}")), "{endpoint}");
+            let found = resolved(&url, &endpoint(Some(replacement), false));
+            assert_eq!(found, Ok(format!("{expected}{PATH}")), "{replacement}");
         }
-        let plain = resolved(&url, &settings(Some("ws://stream.example"), false));
+        let plain = resolved(&url, &endpoint(Some("ws://stream.example"), false));
         assert_eq!(plain, Err(InvalidStreamUrl::Plain));
     }
 }

@@ -1,7 +1,8 @@
+use parking_lot::Mutex;
 use std::{
     net::SocketAddr,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
 };
@@ -22,13 +23,16 @@ use tokio_tungstenite::{
 
 use super::*;
 use crate::{
-    net::{proxy::testing::StubProxy, tls::testing::Authority},
+    net::{
+        proxy::{Proxy, testing::StubProxy},
+        tls::{RootCertificates, testing::Authority},
+    },
     session::{ApiError, ApiErrorKind, Resumed, Started},
 };
 
 const PATH: &str = "/v1/data-channel/s-1?role=publish_subscribe&cell-number=AA+b/c==";
 
-/// Signs with a word, or cannot.
+/// Signs with a fixed value, or not at all.
 #[derive(Debug)]
 struct Signer(Option<&'static str>);
 
@@ -54,10 +58,10 @@ impl SessionApi for Signer {
     }
 
     fn caller(&self) -> BoxFuture<'_, Result<String, ApiError>> {
-        unreachable!("nobody asks")
+        unreachable!("these tests ask for no caller")
     }
 
-    fn over(&self, _: &str) {}
+    fn session_ended(&self, _: &str) {}
 }
 
 /// Path and query, then the signature, of each upgrade.
@@ -75,7 +79,7 @@ struct StubGateway {
 }
 
 impl StubGateway {
-    /// Answers each upgrade by `judge`, which gets its signature.
+    /// Answers each upgrade by `judge`, given its signature.
     async fn start(tls: Option<TlsAcceptor>, judge: fn(Option<&str>) -> StatusCode) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -109,7 +113,7 @@ impl StubGateway {
     }
 
     fn signatures(&self) -> Vec<Option<String>> {
-        self.upgrades.lock().unwrap().iter().map(|(_, signature)| signature.clone()).collect()
+        self.upgrades.lock().iter().map(|(_, signature)| signature.clone()).collect()
     }
 }
 
@@ -123,7 +127,7 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
         let signature = request.headers().get(header::AUTHORIZATION);
         let signature = signature.map(|value| value.to_str().unwrap().to_owned());
         let status = judge(signature.as_deref());
-        seen.lock().unwrap().push((request.uri().to_string(), signature));
+        seen.lock().push((request.uri().to_string(), signature));
         if status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(accepted);
         }
@@ -146,21 +150,20 @@ fn refuses(_: Option<&str>) -> StatusCode {
     StatusCode::FORBIDDEN
 }
 
-fn on_loopback() -> Settings {
-    let settings = Settings::new("ap-northeast-1", Trust::from_pem(b""), Proxy::default());
-    Settings { allow_loopback: true, ..settings }
+fn on_loopback() -> StreamEndpoint {
+    testing::endpoint(None, true)
 }
 
 async fn open(
-    settings: &Settings,
+    endpoint: &StreamEndpoint,
     api: &dyn SessionApi,
     url: &str,
     opening: String,
-) -> Result<WebSocket, OpenError> {
-    super::open(settings, api, url, opening, Ahead::none()).await
+) -> Result<WebSocket, WebSocketOpenError> {
+    super::open(endpoint, api, url, opening, Preconnect::none()).await
 }
 
-async fn open_at(gateway: &StubGateway, signer: Signer) -> Result<WebSocket, OpenError> {
+async fn open_at(gateway: &StubGateway, signer: Signer) -> Result<WebSocket, WebSocketOpenError> {
     open(&on_loopback(), &signer, &gateway.url(), "opening".to_owned()).await
 }
 
@@ -177,14 +180,14 @@ async fn opening_is_signed_and_its_url_arrives_byte_for_byte() {
     let mut gateway = StubGateway::start(None, takes_all).await;
     let socket = open_at(&gateway, Signer(Some("sig"))).await.unwrap();
     assert_eq!(socket.signature(), OpeningSignature::Signed);
-    let upgrades = gateway.upgrades.lock().unwrap().clone();
+    let upgrades = gateway.upgrades.lock().clone();
     assert_eq!(upgrades, [(PATH.to_owned(), Some("sig".to_owned()))]);
     let mut peer = gateway.peers.recv().await.unwrap();
     assert_eq!(peer.next().await.unwrap().unwrap(), Message::text("opening"));
 }
 
 #[tokio::test]
-async fn refused_signature_is_followed_by_one_opening_without() {
+async fn refused_signature_is_followed_by_one_unsigned_opening() {
     let gateway = StubGateway::start(None, takes_unsigned).await;
     let socket = open_at(&gateway, Signer(Some("sig"))).await.unwrap();
     assert_eq!(socket.signature(), OpeningSignature::UnsignedAfterRefusal);
@@ -198,7 +201,7 @@ async fn opening_that_is_refused_both_ways_names_the_permission() {
     assert_eq!(gateway.signatures(), [Some("sig".to_owned()), None]);
     assert_eq!(error.code(), ErrorCode::AwsAccessDenied);
     assert!(error.hint().contains("`ssmmessages:OpenDataChannel`"), "{}", error.hint());
-    assert!(!error.may_pass());
+    assert!(!error.is_transient());
 }
 
 #[tokio::test]
@@ -208,12 +211,18 @@ async fn other_refusals_are_not_repeated() {
     }
     let gateway = StubGateway::start(None, not_found).await;
     let error = open_at(&gateway, Signer(Some("sig"))).await.unwrap_err();
-    assert!(matches!(error, OpenError::Refused { status: 404, signature_refused: false, .. }));
+    assert!(matches!(
+        error,
+        WebSocketOpenError::Refused { status: 404, signature_refused: false, .. }
+    ));
     assert_eq!(gateway.signatures().len(), 1);
 
     let gateway = StubGateway::start(None, refuses).await;
     let error = open_at(&gateway, Signer(None)).await.unwrap_err();
-    assert!(matches!(error, OpenError::Refused { status: 403, signature_refused: false, .. }));
+    assert!(matches!(
+        error,
+        WebSocketOpenError::Refused { status: 403, signature_refused: false, .. }
+    ));
     assert_eq!(gateway.signatures(), [None]);
 }
 
@@ -228,9 +237,9 @@ async fn opening_goes_on_unsigned_when_it_cannot_be_signed() {
 #[tokio::test]
 async fn host_that_is_not_the_services_is_never_dialled() {
     let gateway = StubGateway::start(None, takes_all).await;
-    let settings = Settings { allow_loopback: false, ..on_loopback() };
-    let outcome = open(&settings, &Signer(None), &gateway.url(), String::new()).await;
-    assert!(matches!(outcome, Err(OpenError::Url(InvalidStreamUrl::Foreign { .. }))));
+    let endpoint = StreamEndpoint { allow_loopback: false, ..on_loopback() };
+    let outcome = open(&endpoint, &Signer(None), &gateway.url(), String::new()).await;
+    assert!(matches!(outcome, Err(WebSocketOpenError::Url(InvalidStreamUrl::Foreign { .. }))));
     assert!(gateway.signatures().is_empty());
 }
 
@@ -238,14 +247,14 @@ async fn host_that_is_not_the_services_is_never_dialled() {
 async fn gateway_that_does_not_answer_is_given_up() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("ws://{}{PATH}", listener.local_addr().unwrap());
-    let settings = Settings { timeout: Duration::from_millis(50), ..on_loopback() };
-    let error = open(&settings, &Signer(None), &url, String::new()).await.unwrap_err();
+    let endpoint = StreamEndpoint { timeout: Duration::from_millis(50), ..on_loopback() };
+    let error = open(&endpoint, &Signer(None), &url, String::new()).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::TimeoutSession);
 }
 
 #[tokio::test]
-async fn gateway_that_is_not_there_is_named() {
-    // Bound, so that nobody else listens there, and silent itself.
+async fn gateway_that_is_not_reached_is_named() {
+    // Bound but not listening.
     let taken = TcpSocket::new_v4().unwrap();
     taken.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let url = format!("ws://{}{PATH}", taken.local_addr().unwrap());
@@ -254,18 +263,14 @@ async fn gateway_that_is_not_there_is_named() {
     assert!(error.hint().contains("127.0.0.1"), "{}", error.hint());
 }
 
-/// The stream host of a document that names one, behind TLS with a private authority.
-async fn behind_tls() -> (StubGateway, Settings) {
+/// The stream host of a config that names one, behind TLS with a private authority.
+async fn behind_tls() -> (StubGateway, StreamEndpoint) {
     let authority = Authority::new();
     let acceptor = authority.acceptor("stream.example");
     let gateway = StubGateway::start(Some(acceptor), takes_all).await;
-    let trust = authority.pem();
-    let endpoint = "wss://stream.example:8443".parse().unwrap();
-    let settings = Settings {
-        stream_endpoint_url: Some(endpoint),
-        ..Settings::new("ap-northeast-1", Trust::from_pem(trust), Proxy::default())
-    };
-    (gateway, settings)
+    let mut endpoint = testing::endpoint(Some("wss://stream.example:8443"), false);
+    endpoint.connector.roots = RootCertificates::from_pem(authority.pem());
+    (gateway, endpoint)
 }
 
 const PUBLIC_URL: &str = "wss://ssmmessages.ap-northeast-1.amazonaws.com/v1/data-channel/s-1\
@@ -273,58 +278,58 @@ const PUBLIC_URL: &str = "wss://ssmmessages.ap-northeast-1.amazonaws.com/v1/data
 
 #[tokio::test]
 async fn proxy_is_asked_for_a_tunnel_with_its_password() {
-    let (gateway, settings) = behind_tls().await;
+    let (gateway, mut endpoint) = behind_tls().await;
     let proxy = StubProxy::start(Some(gateway.address)).await;
     let url = format!("http://user:p%40ss@{}", proxy.address);
-    let proxied = Proxy::new(Some(&url), None).unwrap();
-    let settings = Settings { proxy: proxied, ..settings };
-    open(&settings, &Signer(Some("sig")), PUBLIC_URL, "opening".to_owned()).await.unwrap();
+    endpoint.connector.proxy = Proxy::new(Some(&url), None).unwrap();
+    open(&endpoint, &Signer(Some("sig")), PUBLIC_URL, "opening".to_owned()).await.unwrap();
     let heads = proxy.heads();
     assert_eq!(heads.len(), 1);
     assert!(heads[0].starts_with("CONNECT stream.example:8443 HTTP/1.1\r\n"), "{heads:?}");
     // base64 of `user:p@ss`
     let password = "\r\nProxy-Authorization: Basic dXNlcjpwQHNz\r\n";
     assert!(heads[0].contains(password), "{heads:?}");
-    let upgrades = gateway.upgrades.lock().unwrap().clone();
+    let upgrades = gateway.upgrades.lock().clone();
     assert_eq!(upgrades, [(PATH.to_owned(), Some("sig".to_owned()))]);
 }
 
 #[tokio::test]
-async fn proxy_that_refuses_is_told_from_the_service() {
-    let (_gateway, settings) = behind_tls().await;
+async fn refusal_of_the_proxy_is_distinguished_from_the_services() {
+    let (_gateway, mut endpoint) = behind_tls().await;
     let proxy = StubProxy::start(None).await;
-    let proxied = Proxy::new(Some(&format!("http://{}", proxy.address)), None).unwrap();
-    let settings = Settings { proxy: proxied, ..settings };
-    let error = open(&settings, &Signer(None), PUBLIC_URL, String::new()).await.unwrap_err();
-    assert!(matches!(error, OpenError::Proxy { .. }), "{error:?}");
+    endpoint.connector.proxy =
+        Proxy::new(Some(&format!("http://{}", proxy.address)), None).unwrap();
+    let error = open(&endpoint, &Signer(None), PUBLIC_URL, String::new()).await.unwrap_err();
+    assert!(matches!(error, WebSocketOpenError::Connect(ConnectError::Proxy { .. })), "{error:?}");
     assert_eq!(error.hint(), "put the proxy's user and password into `HTTPS_PROXY`");
 }
 
 #[tokio::test]
-async fn excepted_host_does_not_take_the_proxy() {
+async fn excepted_host_does_not_use_the_proxy() {
     let proxy = StubProxy::start(None).await;
     let url = format!("http://{}", proxy.address);
-    let settings = Settings {
-        // Names below `invalid` never resolve (RFC 6761): the direct way ends there.
-        stream_endpoint_url: Some("wss://stream.invalid".parse().unwrap()),
-        proxy: Proxy::new(Some(&url), Some("invalid")).unwrap(),
-        ..on_loopback()
-    };
-    let outcome = open(&settings, &Signer(None), PUBLIC_URL, String::new()).await;
-    assert!(matches!(outcome, Err(OpenError::Unreachable { .. })), "{outcome:?}");
+    // Names below `invalid` never resolve (RFC 6761): a direct connection fails.
+    let mut endpoint = testing::endpoint(Some("wss://stream.invalid"), true);
+    endpoint.connector.proxy = Proxy::new(Some(&url), Some("invalid")).unwrap();
+    let outcome = open(&endpoint, &Signer(None), PUBLIC_URL, String::new()).await;
+    assert!(
+        matches!(outcome, Err(WebSocketOpenError::Connect(ConnectError::Unreachable { .. }))),
+        "{outcome:?}"
+    );
     assert!(proxy.heads().is_empty());
 }
 
 #[tokio::test]
-async fn certificate_of_a_private_authority_needs_trust() {
+async fn certificate_of_a_private_authority_needs_its_root() {
     for trusted in [true, false] {
         let authority = Authority::new();
         let acceptor = authority.acceptor("localhost");
         let gateway = StubGateway::start(Some(acceptor), takes_all).await;
         let trust = if trusted { authority.pem() } else { b"" };
-        let settings = Settings { trust: Trust::from_pem(trust), ..on_loopback() };
+        let mut endpoint = on_loopback();
+        endpoint.connector.roots = RootCertificates::from_pem(trust);
         let url = format!("wss://localhost:{}{PATH}", gateway.address.port());
-        let outcome = open(&settings, &Signer(None), &url, String::new()).await;
+        let outcome = open(&endpoint, &Signer(None), &url, String::new()).await;
         if trusted {
             outcome.unwrap();
             continue;
@@ -335,7 +340,7 @@ async fn certificate_of_a_private_authority_needs_trust() {
             "the certificate of `localhost` is not accepted: its issuer is not trusted"
         );
         assert!(error.hint().contains("`SSL_CERT_FILE`"), "{}", error.hint());
-        assert!(!error.may_pass());
+        assert!(!error.is_transient());
     }
 }
 
@@ -363,7 +368,7 @@ async fn frames_of_both_kinds_are_messages() {
 }
 
 #[tokio::test]
-async fn fed_frames_leave_together_with_the_flush() {
+async fn fed_frames_are_sent_with_the_flush() {
     let (mut socket, mut peer) = open_pair().await;
     socket.feed(Frame::Message(Bytes::from_static(b"one"))).await.unwrap();
     socket.feed(Frame::Ping(Bytes::from_static(b"keepalive"))).await.unwrap();
@@ -386,53 +391,49 @@ async fn message_that_is_too_large_ends_the_socket() {
 }
 
 #[tokio::test]
-async fn peer_that_goes_away_without_a_word_is_an_error() {
+async fn connection_closed_without_a_close_frame_is_an_error() {
     let (mut socket, peer) = open_pair().await;
     drop(peer);
     assert!(matches!(socket.next().await, Some(Err(_))));
 }
 
-fn at(gateway: &StubGateway) -> Settings {
-    let endpoint = format!("ws://{}", gateway.address).parse().unwrap();
-    Settings { stream_endpoint_url: Some(endpoint), ..on_loopback() }
+fn at(gateway: &StubGateway) -> StreamEndpoint {
+    testing::endpoint(Some(&format!("ws://{}", gateway.address)), true)
 }
 
 #[tokio::test]
 async fn connection_made_while_the_session_starts_carries_the_opening() {
     let gateway = StubGateway::start(None, takes_all).await;
-    let settings = at(&gateway);
-    let mut ahead = Ahead::new(&settings);
+    let endpoint = at(&gateway);
+    let mut preconnect = Preconnect::new(&endpoint);
     let start = async {
         while gateway.connections.load(Relaxed) == 0 {
             tokio::task::yield_now().await;
         }
         "started"
     };
-    assert_eq!(ahead.during(start).await, "started");
+    assert_eq!(preconnect.drive_while(start).await, "started");
     let opening = "opening".to_owned();
-    super::open(&settings, &Signer(Some("sig")), PUBLIC_URL, opening, ahead).await.unwrap();
+    super::open(&endpoint, &Signer(Some("sig")), PUBLIC_URL, opening, preconnect).await.unwrap();
     assert_eq!(gateway.connections.load(Relaxed), 1);
     assert_eq!(gateway.signatures(), [Some("sig".to_owned())]);
 }
 
 #[tokio::test]
-async fn connection_made_ahead_that_is_dead_or_leads_elsewhere_is_replaced() {
+async fn early_connection_that_is_closed_or_to_another_host_is_replaced() {
     // Accepts and closes.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let gateway = StubGateway::start(None, takes_all).await;
-    let elsewhere = Settings {
-        stream_endpoint_url: Some(format!("ws://{address}").parse().unwrap()),
-        ..on_loopback()
-    };
-    let mut ahead = Ahead::new(&elsewhere);
-    ahead.during(async { drop(listener.accept().await.unwrap()) }).await;
-    super::open(&at(&gateway), &Signer(None), PUBLIC_URL, String::new(), ahead).await.unwrap();
+    let elsewhere = testing::endpoint(Some(&format!("ws://{address}")), true);
+    let mut preconnect = Preconnect::new(&elsewhere);
+    preconnect.drive_while(async { drop(listener.accept().await.unwrap()) }).await;
+    super::open(&at(&gateway), &Signer(None), PUBLIC_URL, String::new(), preconnect).await.unwrap();
     assert_eq!(gateway.connections.load(Relaxed), 1);
 
     let (near, far) = tokio::io::duplex(64);
     drop(far);
-    let (settings, uri) = (at(&gateway), gateway.url().parse().unwrap());
-    upgrade(&settings, &uri, SignedHeaders::new(), Some(Box::new(near))).await.unwrap();
+    let (endpoint, uri) = (at(&gateway), gateway.url().parse().unwrap());
+    upgrade(&endpoint, &uri, SignedHeaders::new(), Some(Box::new(near))).await.unwrap();
     assert_eq!(gateway.connections.load(Relaxed), 2);
 }

@@ -1,9 +1,7 @@
-//! As process 1 of a container `exec` inherits whoever lost their parent, and must wait for them.
+//! As process 1 of a container, `exec` inherits orphaned processes, and must reap them.
 
-use std::{
-    fs,
-    sync::{Arc, Mutex, PoisonError},
-};
+use parking_lot::Mutex;
+use std::{fs, sync::Arc};
 
 use nix::{
     sys::wait::{WaitPidFlag, waitpid},
@@ -15,7 +13,7 @@ use tokio::{
     task::JoinSet,
 };
 
-/// Waits for processes that are none of ours; the runtime waits for its own.
+/// Reaps processes that this one has not started; the runtime reaps its own children.
 #[derive(Debug, Default)]
 pub(super) struct Reaper {
     own: Arc<Mutex<Vec<i32>>>,
@@ -23,7 +21,7 @@ pub(super) struct Reaper {
 }
 
 impl Reaper {
-    /// Begins, where this is process 1.
+    /// Starts, if this is process 1.
     pub(super) fn start() -> Self {
         let mut reaper = Self::default();
         if getpid().as_raw() == 1
@@ -32,28 +30,28 @@ impl Reaper {
             let own = Arc::clone(&reaper.own);
             reaper.reaping.spawn(async move {
                 while ended.recv().await.is_some() {
-                    reap(&own.lock().unwrap_or_else(PoisonError::into_inner));
+                    reap(&own.lock());
                 }
             });
         }
         reaper
     }
 
-    /// Leaves `child` to whoever holds it. Call before anything is awaited after its start.
+    /// Leaves `child` to the runtime. Call before anything is awaited after its start.
     pub(super) fn leave(&self, child: &Child) {
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
-        self.own.lock().unwrap_or_else(PoisonError::into_inner).extend(pid);
+        self.own.lock().extend(pid);
     }
 }
 
 fn reap(own: &[i32]) {
     let children = fs::read_to_string(CHILDREN).unwrap_or_default();
-    let strangers = children.split_whitespace().filter_map(|pid| pid.parse().ok());
-    for stranger in strangers.filter(|pid| !own.contains(pid)) {
-        // One that still runs is asked again when it has ended.
-        let _running = waitpid(Pid::from_raw(stranger), Some(WaitPidFlag::WNOHANG));
+    let orphans = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+    for orphan in orphans.filter(|pid| !own.contains(pid)) {
+        // A running one is reaped at its own SIGCHLD.
+        let _running = waitpid(Pid::from_raw(orphan), Some(WaitPidFlag::WNOHANG));
     }
 }
 
-/// Those of process 1's first thread, which is where orphans go (Linux).
+/// The children of process 1's first thread, which inherits orphans (Linux).
 const CHILDREN: &str = "/proc/1/task/1/children";

@@ -1,4 +1,4 @@
-//! Signals that are meant for the command.
+//! Signals for the command.
 
 use std::{io, io::IsTerminal as _};
 
@@ -12,7 +12,7 @@ use tokio::{
     task::JoinSet,
 };
 
-/// What arrives here and is to be passed on.
+/// Receives the signals that are passed on to the command.
 #[derive(Debug)]
 pub(super) struct Signals {
     next: mpsc::Receiver<Signal>,
@@ -20,7 +20,7 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Takes over every signal that asks a program for something, so that none ends this process.
+    /// Handles every signal in [`PASSED_ON`], so that none ends this process.
     pub(super) fn listen() -> io::Result<Self> {
         let (sender, next) = mpsc::channel(QUEUED);
         let mut listeners = JoinSet::new();
@@ -43,7 +43,7 @@ impl Signals {
 async fn listen(mut arrived: unix::Signal, each: Signal, sender: mpsc::Sender<Signal>) {
     while arrived.recv().await.is_some() {
         if FROM_TERMINALS.contains(&each) && shares_a_terminal() {
-            // Ctrl-C goes to the whole foreground group, so the command has it already.
+            // The terminal has sent it to the whole foreground group, the command included.
             continue;
         }
         if sender.send(each).await.is_err() {
@@ -67,7 +67,7 @@ const PASSED_ON: [Signal; 6] = [
     Signal::SIGUSR2,
 ];
 
-/// Those that a terminal's keys send.
+/// Signals of a terminal's keys.
 const FROM_TERMINALS: [Signal; 2] = [Signal::SIGINT, Signal::SIGQUIT];
 
 const QUEUED: usize = 16;

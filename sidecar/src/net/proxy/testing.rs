@@ -1,9 +1,7 @@
 //! A proxy that leads every tunnel to one address, and notes who asked for what.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex},
-};
+use parking_lot::Mutex;
+use std::{net::SocketAddr, sync::Arc};
 
 use tokio::{
     io::{AsyncWriteExt as _, copy_bidirectional},
@@ -35,7 +33,7 @@ impl StubProxy {
                 let seen = Arc::clone(&seen);
                 tunnels.spawn(async move {
                     let head = read_head(&mut stream).await.unwrap();
-                    seen.lock().unwrap().push(String::from_utf8(head).unwrap());
+                    seen.lock().push(String::from_utf8(head).unwrap());
                     let Some(destination) = destination else {
                         let answer = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n";
                         return stream.write_all(answer).await.unwrap();
@@ -52,6 +50,6 @@ impl StubProxy {
 
     /// The requests so far, each with its headers.
     pub(crate) fn heads(&self) -> Vec<String> {
-        self.heads.lock().unwrap().clone()
+        self.heads.lock().clone()
     }
 }

@@ -1,57 +1,89 @@
-//! What lanes are made from, and what their start finds out.
+//! What lanes are opened with.
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
 use tokio::sync::Notify;
 
-use super::host_key;
+use super::host_key::HostKeyType;
 use crate::{
-    channel::websocket::{self, OpeningSignature},
+    channel::websocket::StreamEndpoint,
+    config::{Settings, Target},
+    net::dial::Connector,
     runtime::shutdown::Shutdown,
-    session::SessionApi,
+    session::{SessionApi, SessionStarter},
 };
 
-/// What every lane of this process is made from.
+/// What every lane of this process is opened with.
 #[derive(Debug)]
-pub struct Needs {
-    /// The control plane.
-    pub api: Arc<dyn SessionApi>,
-    /// How to reach the service's stream host.
-    pub stream: websocket::Settings,
+pub(crate) struct LaneConfig {
+    pub(crate) api: Arc<dyn SessionApi>,
+    pub(crate) starter: SessionStarter,
+    pub(crate) stream: StreamEndpoint,
     /// Payload of each message towards the agent, in bytes.
-    pub message_bytes: usize,
-    /// The bastion's sshd, user, key and pins.
-    pub ssh: ssh_client::Config,
-    /// The type of host key to ask for, once a fingerprint was found to be of it.
-    pub host_key_type: OnceLock<host_key::Type>,
-    /// For hints: where the bastion's sshd should listen.
-    pub ssh_port: u16,
-    /// The database.
-    pub target: Target,
-    /// How many lanes may be open at once.
-    pub sessions: usize,
-    /// How long a broken path may take to come back.
-    pub reconnect: Duration,
+    pub(crate) message_bytes: usize,
+    /// User, key and pins of the bastion's sshd.
+    pub(crate) ssh: ssh_client::Config,
+    /// The type of the pinned host key, once a fingerprint was found to be of it.
+    pub(crate) host_key_type: OnceLock<HostKeyType>,
+    /// For hints.
+    pub(crate) ssh_port: u16,
+    pub(crate) target: Target,
+    /// Lanes at once, besides those that are drained.
+    pub(crate) sessions: usize,
+    /// How long an outage may last.
+    pub(crate) reconnect: Duration,
     /// How long the service leaves a data channel open.
-    pub channel_life: Duration,
-    /// How long a start may go on trying what may pass.
-    pub start: Duration,
-    /// Notified when a lane's WebSocket breaks and when its session is resumed.
-    pub path_changed: Arc<Notify>,
-    /// Hears what a start finds out on its way, for whoever wants to know more than the outcome.
-    pub observer: Option<Arc<dyn Observer>>,
-    /// The tasks and the stop signal of the process.
-    pub shutdown: Shutdown,
+    pub(crate) channel_life: Duration,
+    /// Notified when a lane's WebSocket is lost and when its session was resumed.
+    pub(crate) path_changed: Arc<Notify>,
+    pub(crate) shutdown: Shutdown,
+    lanes_opened: AtomicU64,
 }
 
-impl Needs {
-    pub(super) fn found(&self, finding: impl FnOnce() -> Finding) {
-        if let Some(observer) = &self.observer {
-            observer.on_found(finding());
+impl LaneConfig {
+    /// The configuration by `settings`; sessions are started by `api`, connections opened by `connector`.
+    pub(crate) fn new(
+        settings: &Settings,
+        api: Arc<dyn SessionApi>,
+        connector: Connector,
+        channel_life: Duration,
+        shutdown: Shutdown,
+    ) -> Self {
+        let mut ssh =
+            ssh_client::Config::new(&settings.bastion.ssh_user, Arc::clone(&settings.bastion.key));
+        ssh.pins.clone_from(&settings.bastion.pins);
+        ssh.compression = settings.tunnel.compression;
+        ssh.keepalive_interval = Some(SSH_KEEPALIVE);
+        // One more than clients may open: the probe connection may still be open.
+        ssh.max_channels = settings.tunnel.max_connections + 1;
+        let start = settings.timeouts.ready;
+        Self {
+            starter: SessionStarter::new(Arc::clone(&api), shutdown.clone(), start),
+            api,
+            stream: StreamEndpoint::new(&settings.aws, connector),
+            message_bytes: settings.tunnel.message_bytes,
+            ssh,
+            host_key_type: OnceLock::new(),
+            ssh_port: settings.bastion.ssh_port,
+            target: settings.target.clone(),
+            sessions: settings.tunnel.sessions,
+            reconnect: settings.timeouts.reconnect,
+            channel_life,
+            path_changed: Arc::default(),
+            shutdown,
+            lanes_opened: AtomicU64::new(0),
         }
+    }
+
+    /// Returns the number of the next lane; the first has 1.
+    pub(super) fn next_lane(&self) -> u64 {
+        self.lanes_opened.fetch_add(1, Relaxed) + 1
     }
 
     pub(super) fn pins_fingerprints(&self) -> bool {
@@ -59,40 +91,9 @@ impl Needs {
     }
 }
 
-/// Hears what the start of a lane finds out.
-pub trait Observer: Send + Sync + std::fmt::Debug {
-    /// Called from the lane's task; must not block.
-    fn on_found(&self, finding: Finding);
-}
+/// The service closes data channels after about 60 minutes, idle or not (`aws/session-manager-plugin` #135, #136).
+pub(crate) const CHANNEL_LIFE: Duration = Duration::from_hours(1);
 
-/// What the start of a lane has found out.
-#[derive(Clone, Debug)]
-pub enum Finding {
-    /// The id of the session that was started.
-    Session(String),
-    /// The data channel is open.
-    Channel {
-        /// The version of the SSM agent, as it said in the handshake.
-        agent_version: String,
-        /// How the opening was signed.
-        signature: OpeningSignature,
-    },
-    /// The key exchange is done; authentication is next.
-    Server {
-        /// Its identification.
-        server: String,
-        /// `SHA256:…`.
-        fingerprint: String,
-        /// Whether the document pins it.
-        pinned: bool,
-    },
-}
-
-/// Where connections lead.
-#[derive(Clone, Debug)]
-pub struct Target {
-    /// As the bastion resolves it.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
-}
+/// Silence after which sshd is sent a keepalive. It counts as input of the session, too, whose idle time-out may be
+/// as short as a minute.
+const SSH_KEEPALIVE: Duration = Duration::from_secs(20);

@@ -1,71 +1,132 @@
 //! Why lanes are not opened, and why they end.
 
+use runner_protocol::{Blame, ErrorCode, Failure};
+
 use crate::{
-    channel::{driver::Ended, websocket::OpenError},
-    session::{ApiError, ApiErrorKind},
+    channel::{ChannelEnd, websocket::WebSocketOpenError},
+    runtime::failure::ToFailure,
+    session::{ApiError, ApiErrorKind, IamAction},
     ssh::SshError,
 };
 
 /// Why a lane could not be opened, or is over.
 #[derive(Debug, thiserror::Error)]
-pub enum LaneError {
-    /// The SSM API refused or could not be reached.
+pub(crate) enum LaneError {
     #[error(transparent)]
     Api(#[from] ApiError),
-    /// The data channel's WebSocket could not be opened.
     #[error(transparent)]
-    Stream(#[from] OpenError),
-    /// The data channel ended.
+    Stream(#[from] WebSocketOpenError),
     #[error(transparent)]
-    Channel(#[from] Ended),
-    /// The SSH connection ended.
+    Channel(#[from] ChannelEnd),
     #[error(transparent)]
     Ssh(#[from] SshError),
-    /// The session stands, but sshd is silent.
+    /// The session is open, but sshd sends nothing.
     #[error("sshd does not answer on port {port} of the bastion")]
     NoSshd {
         /// `bastion.ssh_port`.
         port: u16,
     },
-    /// Somebody answers at sshd's port, but does not speak SSH.
     #[error("what answers on port {port} of the bastion does not identify itself as an SSH server")]
     NotSsh {
         /// `bastion.ssh_port`.
         port: u16,
     },
-    /// A lane beside the first, or in place of it, took too long.
+    /// A lane after the first took too long to open.
     #[error("a new session was not usable within {seconds} s")]
-    Overdue {
-        /// How long it had.
-        seconds: u64,
-    },
-    /// The time for a new lane is used up.
+    OpenTimedOut { seconds: u64 },
+    /// `timeouts.reconnect_s` is over without a lane.
     #[error("the path was lost and did not come back in time")]
     NotReplaced(#[source] Box<Self>),
-    /// The process is stopping.
     #[error("stopping")]
     Stopping,
 }
 
 impl LaneError {
-    /// Whether trying again within seconds makes sense, where a lane has been open before.
-    pub fn may_pass(&self) -> bool {
+    /// Whether a new attempt within seconds makes sense, where a lane has been open before.
+    pub(crate) fn is_transient(&self) -> bool {
         match self {
-            // Renewed ones may be on their way over stdin.
+            // New credentials may arrive on stdin.
             Self::Api(error) if error.kind() == ApiErrorKind::CredentialsExpired => true,
-            Self::Api(error) => error.may_pass(),
-            // To whom it was open before, an answer but "not allowed" is the service's own trouble.
-            Self::Stream(OpenError::Refused { status, .. }) => !matches!(status, 401 | 403),
-            Self::Stream(error) => error.may_pass(),
+            Self::Api(error) => error.is_transient(),
+            // The same opening was accepted before: a refusal other than "not allowed" is the service's fault.
+            Self::Stream(WebSocketOpenError::Refused { status, .. }) => {
+                !matches!(status, 401 | 403)
+            }
+            Self::Stream(error) => error.is_transient(),
             Self::Channel(_)
             | Self::NoSshd { .. }
-            | Self::Overdue { .. }
+            | Self::OpenTimedOut { .. }
             | Self::Ssh(SshError::StreamEnded) => true,
             Self::Ssh(SshError::Protocol(error)) => !matches!(
                 **error,
                 ssh_client::Error::HostKeyMismatch { .. } | ssh_client::Error::AuthRejected { .. }
             ),
             Self::NotSsh { .. } | Self::NotReplaced(_) | Self::Stopping => false,
+        }
+    }
+
+    /// The IAM action that is not allowed, if that is why.
+    pub(crate) fn denied_action(&self) -> Option<IamAction> {
+        match self {
+            Self::Api(error) => error.denied_action(),
+            Self::Stream(error) => error.denied_action(),
+            _ => None,
+        }
+    }
+}
+
+impl ToFailure for LaneError {
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::Api(error) => error.code(),
+            Self::Stream(error) => error.code(),
+            Self::Channel(end) => end.code(),
+            Self::Ssh(error) => error.code(),
+            Self::NoSshd { .. } => ErrorCode::SshUnreachable,
+            Self::NotSsh { .. } => ErrorCode::SshProtocol,
+            Self::OpenTimedOut { .. } => ErrorCode::TimeoutSession,
+            Self::NotReplaced(_) => ErrorCode::SessionLost,
+            Self::Stopping => ErrorCode::Internal,
+        }
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            Self::Api(error) => error.hint(),
+            Self::Stream(error) => error.hint(),
+            Self::Channel(end) => end.hint(),
+            Self::Ssh(error) => error.hint(),
+            Self::NoSshd { port } => format!(
+                "start sshd on the bastion and let it listen on port {port} at localhost, or set \
+                 `bastion.ssh_port` to the port that it listens on"
+            ),
+            Self::NotSsh { port } => {
+                format!("set `bastion.ssh_port` to sshd's port: {port} is another server's")
+            }
+            Self::OpenTimedOut { .. } => {
+                "check the way to the `ssmmessages` host, from here and from the instance".to_owned()
+            }
+            Self::NotReplaced(_) => {
+                "start the job again; if the path breaks often, allow `ssm:ResumeSession` and raise \
+                 `timeouts.reconnect_s`"
+                    .to_owned()
+            }
+            // Never reported: the stop has its own outcome.
+            Self::Stopping => Failure::REPORT_HINT.to_owned(),
+        }
+    }
+
+    fn blame(&self) -> Option<Blame> {
+        match self {
+            Self::Api(error) => error.blame(),
+            _ => None,
+        }
+    }
+
+    fn aws_request_id(&self) -> Option<&str> {
+        match self {
+            Self::Api(error) => error.aws_request_id(),
+            _ => None,
         }
     }
 }

@@ -1,21 +1,19 @@
-//! Decides when lanes are opened, replaced and let go: what happens and the time come in, what to do comes
-//! out. No IO and no clock.
+//! Decides when lanes are opened, drained, closed and replaced. No IO and no clock: events and the time come in,
+//! actions come out.
 //!
-//! The service closes each data channel after about an hour. A session that may be resumed goes on in a
-//! new one and nobody notices. Where `ssm:ResumeSession` is not allowed the session ends there, so a
-//! successor is **made before it breaks**: new connections go to it, those of the old lane stay where they
-//! are, and a lane that nobody uses any more is ended at once. A minute before the close the old lane is
-//! ended with what it still carries: the close would cut that anyway, and leave a session, its connection
-//! to sshd and those to the database until the idle time-out, since without its channel a session can be
-//! ended by `ssm:TerminateSession` alone.
+//! The service closes each data channel after about an hour. A session that may be resumed continues on a new
+//! WebSocket. Where `ssm:ResumeSession` is not allowed the session ends there, so its lane is **replaced before that**:
+//! new connections go to the replacement, those of the old lane stay where they are (it is *drained*), and it is closed
+//! once it carries none. A minute before the close by the service it is closed with what it still carries: the service
+//! would cut that anyway, and leave the session, its connection to sshd and those to the database until the idle
+//! time-out, since a session without channel can be ended by `ssm:TerminateSession` only.
 //!
-//! Whether sessions may be resumed is asked right after the start, by a `ResumeSession` on the session that is
-//! open: its answer opens nothing, it only says whether the call is allowed, and the customer hears of the
-//! missing permission while there is time to grant it. It is asked again before a successor is made and
-//! after an outage.
+//! Whether sessions may be resumed is probed right after the start, by a `ResumeSession` on the open session. It opens
+//! nothing; its answer says whether the call is allowed, so that the customer learns of a missing permission while
+//! there is time to grant it. It is probed again before a lane is replaced, and after an outage.
 //!
-//! Lanes are opened one after another: an agent that is asked for several sessions at once begins them in
-//! steps of a second (seen with the real agent).
+//! Lanes are opened one after another: an agent that is asked for several sessions at once starts them one second apart
+//! (seen with the real agent).
 
 use std::{
     collections::VecDeque,
@@ -25,37 +23,61 @@ use std::{
 
 use tracing::{debug, warn};
 
-use super::{Change, LaneError};
-use crate::{runtime::backoff::Pauses, session::ApiErrorKind};
+use super::{LaneError, PathChange};
+use crate::{runtime::backoff::Backoff, session::ApiErrorKind};
 
-/// The state machine. After each `on_…` and whenever [`poll_timeout`](Self::poll_timeout) is due, take
-/// [`poll_action`](Self::poll_action) until there is nothing to do.
+/// The lanes of this process, and what is to be done about them.
+///
+/// After each `on_…`, and whenever [`poll_timeout`](Self::poll_timeout) is due, call
+/// [`poll_action`](Self::poll_action) until it returns `None`.
 #[derive(Debug)]
-pub(super) struct Upkeep {
+pub(super) struct Lifecycle<L> {
     limits: Limits,
-    /// Those that are open.
-    lanes: Vec<Open>,
-    opening: Opening,
-    /// No lane is opened before.
+    lanes: Vec<Entry<L>>,
+    open_state: OpenState,
+    /// No lane is opened before this time.
     not_before: Instant,
-    demand: Demand,
+    /// A connection had to share a lane.
+    wants_lane: bool,
     resumption: Resumption,
-    /// The lane for whose succession it was asked again whether sessions may be resumed.
-    asked_again: Option<u64>,
-    /// What the runner was told last.
-    told: Told,
-    standing: Standing,
-    /// For the pauses of the next outage.
+    /// The lane before whose replacement resumption was probed again.
+    probed_again: Option<u64>,
+    reported: Reported,
+    health: Health,
+    /// For the delays of the next outage.
     seed: u64,
-    actions: VecDeque<Action>,
+    actions: VecDeque<Action<L>>,
 }
 
-/// What the document and the service allow.
+/// A handle on a lane, as far as its lifecycle is concerned.
+pub(super) trait LaneHandle: Clone {
+    fn number(&self) -> u64;
+
+    /// When its data channel was opened.
+    fn opened_at(&self) -> Instant;
+}
+
+/// An open lane.
+#[derive(Clone, Debug)]
+pub(super) struct Entry<L> {
+    pub(super) lane: L,
+    pub(super) state: LaneState,
+}
+
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) enum LaneState {
+    /// Takes new connections.
+    Active,
+    /// Was replaced: takes new connections only where no active lane can.
+    Draining,
+}
+
+/// Limits by the config and by the service.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// How many lanes may be open at once, besides those that are succeeded.
+    /// Active lanes at once.
     pub(super) sessions: usize,
-    /// How long a broken path may take to come back.
+    /// How long an outage may last.
     pub(super) reconnect: Duration,
     /// How long the service leaves a data channel open.
     pub(super) channel_life: Duration,
@@ -63,225 +85,216 @@ pub(super) struct Limits {
 
 /// What is to be done.
 #[derive(Debug)]
-pub(super) enum Action {
-    /// Open a further lane; ends with [`Upkeep::on_opened`] or [`Upkeep::on_open_failed`].
+pub(super) enum Action<L> {
+    /// Open a lane; answer with [`Lifecycle::on_opened`] or [`Lifecycle::on_open_failed`].
     Open,
-    /// Ask whether the session of this lane may be resumed, instead of what is being asked; ends with
-    /// [`Upkeep::on_answer`].
-    Ask(u64),
-    /// Tell the runner.
-    Tell(Change),
-    /// Keep new connections away from this lane, which has a successor, and say when it is
-    /// [empty](Upkeep::on_emptied).
-    Leave(u64),
-    /// As before, say when this lane is empty.
-    Linger(u64),
-    /// Let new connections come to this lane again.
-    Return(u64),
-    /// End this lane, with what it still carries.
-    Retire(u64),
-    /// Give the tunnel up. Nothing follows.
+    /// Probe whether the session of this lane may be resumed, instead of a probe under way; answer with
+    /// [`Lifecycle::on_probed`].
+    ProbeResume(L),
+    /// Report to the runner.
+    Notify(PathChange),
+    /// Call [`Lifecycle::on_drained`] when this lane, which was replaced, carries no connection.
+    Drain(L),
+    /// The same again: there was a new connection in between.
+    KeepDraining(L),
+    /// This lane is active again.
+    Undrain(L),
+    /// Close this lane, with what it still carries.
+    Close(L),
+    /// Give up the tunnel. The last action.
     GiveUp(LaneError),
 }
 
-/// How things stand at this moment.
+/// The state of the path below all lanes.
 #[derive(Clone, Debug)]
-pub(super) enum Path {
-    /// A lane carries bytes.
-    Whole,
-    /// None does; why, where a lane that is still open knows.
-    Broken(Option<String>),
+pub(super) enum PathHealth {
+    /// A lane has a WebSocket.
+    Up,
+    /// None has; the reason, if an open lane has one.
+    Down(Option<String>),
 }
 
 /// Whether sessions may be resumed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Answer {
-    /// Or not known.
-    Allowed,
-    /// Sessions end with their channel, so lanes need successors.
-    Refused,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Open {
-    number: u64,
-    opened: Instant,
-    place: Place,
+pub(super) enum ResumePermission {
+    /// Or unknown.
+    Granted,
+    /// Sessions end with their channel, so lanes need replacements.
+    Denied,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Place {
-    /// Takes new connections.
-    Staying,
-    /// Has a successor.
-    Leaving,
-}
-
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Opening {
+enum OpenState {
     Idle,
-    Underway,
-}
-
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Demand {
-    Met,
-    /// A connection would have liked a lane of its own.
-    Unmet,
+    Opening,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Resumption {
-    /// What was known before holds until the answer.
-    Asking(Answer),
-    Known(Answer),
+    /// The last known permission holds until the answer.
+    Probing(ResumePermission),
+    Known(ResumePermission),
 }
 
+/// What the runner knows of the path.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Told {
+enum Reported {
     Recovered,
     Degraded,
 }
 
 #[derive(Debug)]
-enum Standing {
-    /// Nothing is to be mended.
-    Sound,
-    /// There is no lane at all.
-    Lost(Outage),
-    /// A lane is open again, since then: soon lost too, it has mended nothing.
-    Mended(Outage, Instant),
-    /// There is nothing to do any more.
-    GivenUp,
+enum Health {
+    Ok,
+    /// There is no lane.
+    Outage(Outage),
+    /// There is a lane again, since this time. If it is lost soon, the outage goes on.
+    Recovering(Outage, Instant),
+    /// The tunnel was given up.
+    Failed,
 }
 
 #[derive(Debug)]
 struct Outage {
     deadline: Instant,
     last: LaneError,
-    pauses: Pauses,
+    backoff: Backoff,
 }
 
-impl Upkeep {
-    /// Begins with `lanes`, the number of each and when it was opened. `seed` draws the pauses.
-    pub(super) fn new(
-        now: Instant,
-        limits: Limits,
-        seed: u64,
-        lanes: impl IntoIterator<Item = (u64, Instant)>,
-    ) -> Self {
-        let staying = |(number, opened)| Open { number, opened, place: Place::Staying };
-        let mut upkeep = Self {
+impl<L: LaneHandle> Lifecycle<L> {
+    /// Without a lane, until [`add_first`](Self::add_first). `seed`: of the random part of delays.
+    pub(super) fn new(now: Instant, limits: Limits, seed: u64) -> Self {
+        Self {
             limits,
-            lanes: lanes.into_iter().map(staying).collect(),
-            opening: Opening::Idle,
+            lanes: Vec::new(),
+            open_state: OpenState::Idle,
             not_before: now,
-            demand: Demand::Met,
-            resumption: Resumption::Known(Answer::Allowed),
-            asked_again: None,
-            told: Told::Recovered,
-            standing: Standing::Sound,
+            wants_lane: false,
+            resumption: Resumption::Known(ResumePermission::Granted),
+            probed_again: None,
+            reported: Reported::Recovered,
+            health: Health::Ok,
             seed,
             actions: VecDeque::new(),
-        };
-        if let Some(first) = upkeep.lanes.first() {
-            upkeep.ask(first.number);
         }
-        upkeep
     }
 
-    /// A lane is open.
-    pub(super) fn on_opened(&mut self, now: Instant, number: u64, opened: Instant) {
-        self.opening = Opening::Idle;
-        self.demand = Demand::Met;
-        let succeeded = self.due(now).map(|lane| lane.number);
-        self.lanes.push(Open { number, opened, place: Place::Staying });
-        // A successor mends nothing: only the first lane after an outage does.
-        self.standing = match mem::replace(&mut self.standing, Standing::Sound) {
-            Standing::Lost(outage) => {
-                // What could be resumed would not have been replaced.
-                self.ask(number);
-                Standing::Mended(outage, now)
+    /// Adds the lane that the start has opened.
+    pub(super) fn add_first(&mut self, lane: L) {
+        self.lanes.push(Entry { lane: lane.clone(), state: LaneState::Active });
+        self.probe(lane);
+    }
+
+    /// The open lanes.
+    pub(super) fn lanes(&self) -> &[Entry<L>] {
+        &self.lanes
+    }
+
+    /// Removes and returns all lanes.
+    pub(super) fn take_lanes(&mut self) -> Vec<L> {
+        mem::take(&mut self.lanes).into_iter().map(|entry| entry.lane).collect()
+    }
+
+    /// The number of active lanes.
+    pub(super) fn active(&self) -> usize {
+        self.lanes.len() - self.draining().count()
+    }
+
+    /// A lane was opened.
+    pub(super) fn on_opened(&mut self, now: Instant, lane: L) {
+        self.open_state = OpenState::Idle;
+        self.wants_lane = false;
+        let replaced = self.due(now).cloned();
+        self.lanes.push(Entry { lane: lane.clone(), state: LaneState::Active });
+        // Only the first lane after an outage ends it, not a replacement.
+        self.health = match mem::replace(&mut self.health, Health::Ok) {
+            Health::Outage(outage) => {
+                // A session that could be resumed would not have been lost.
+                self.probe(lane);
+                Health::Recovering(outage, now)
             }
-            standing => standing,
+            health => health,
         };
-        if let Some(old) = succeeded {
-            self.set_place(old, Place::Leaving);
-            self.actions.push_back(Action::Leave(old));
+        if let Some(old) = replaced {
+            self.set_state(old.number(), LaneState::Draining);
+            self.actions.push_back(Action::Drain(old));
         }
     }
 
     /// A lane could not be opened.
     pub(super) fn on_open_failed(&mut self, now: Instant, error: LaneError) {
-        self.opening = Opening::Idle;
-        self.demand = Demand::Met;
-        let Standing::Lost(outage) = &mut self.standing else {
-            warn!(%error, "a further session could not be opened; connections share those there are");
-            self.not_before = now + ADD_PAUSE;
+        self.open_state = OpenState::Idle;
+        self.wants_lane = false;
+        let Health::Outage(outage) = &mut self.health else {
+            warn!(%error, "a further session could not be opened; connections share the open ones");
+            self.not_before = now + ADD_DELAY;
             return;
         };
-        if !error.may_pass() {
+        if !error.is_transient() {
             self.give_up(error);
             return;
         }
-        warn!(%error, "no new session yet");
+        warn!(%error, "a new session could not be opened, retrying");
         outage.last = error;
-        self.not_before = now + outage.pauses.next_pause();
+        self.not_before = now + outage.backoff.next_delay();
         self.give_up_if_over(self.not_before);
     }
 
-    /// A lane is over for `reason`; its path, if it broke before that, did so at `broken`.
+    /// The lane of this number is over for `reason`. `disconnected`: since when it had no WebSocket. Returns the lane,
+    /// if it was open.
     pub(super) fn on_ended(
         &mut self,
         now: Instant,
         number: u64,
-        broken: Option<Instant>,
+        disconnected: Option<Instant>,
         reason: LaneError,
-    ) {
-        match self.remove(number) {
-            Some(Place::Staying) => warn!(lane = number, %reason, "lane lost"),
-            Some(Place::Leaving) => debug!(lane = number, %reason, "succeeded lane ended"),
-            None => return,
+    ) -> Option<L> {
+        let entry = self.remove(number)?;
+        match entry.state {
+            LaneState::Active => warn!(lane = number, %reason, "lane lost"),
+            LaneState::Draining => debug!(lane = number, %reason, "drained lane ended"),
         }
         if self.lanes.is_empty() {
-            self.on_outage(now, broken.unwrap_or(now), reason);
+            self.on_outage(now, disconnected.unwrap_or(now), reason);
+        }
+        Some(entry.lane)
+    }
+
+    /// A draining lane carried no connection for a moment; it has `connections` now.
+    pub(super) fn on_drained(&mut self, now: Instant, number: u64, connections: usize) {
+        let is_drained =
+            |entry: &&Entry<L>| entry.lane.number() == number && entry.state == LaneState::Draining;
+        if let Some(entry) = self.lanes.iter().find(is_drained) {
+            self.close(now, entry.lane.clone(), connections);
         }
     }
 
-    /// A lane that is left carries no connection any more, or did so a moment ago: it has `connections` now.
-    pub(super) fn on_emptied(&mut self, now: Instant, number: u64, connections: usize) {
-        let is_left = |lane: &&Open| lane.number == number && lane.place == Place::Leaving;
-        if let Some(lane) = self.lanes.iter().find(is_left).copied() {
-            self.let_go(now, lane, connections);
-        }
+    /// The answer of a probe.
+    pub(super) fn on_probed(&mut self, permission: ResumePermission) {
+        self.resumption = Resumption::Known(permission);
     }
 
-    /// It is known whether sessions may be resumed.
-    pub(super) fn on_answer(&mut self, answer: Answer) {
-        self.resumption = Resumption::Known(answer);
+    /// A connection had to share a lane.
+    pub(super) fn on_lane_wanted(&mut self) {
+        self.wants_lane = true;
     }
 
-    /// A connection would have liked a lane of its own.
-    pub(super) fn on_wanted(&mut self) {
-        self.demand = Demand::Unmet;
-    }
-
-    /// Returns what is to be done next, if anything.
+    /// Returns the next action, if there is one.
     #[must_use]
-    pub(super) fn poll_action(&mut self, now: Instant, path: &Path) -> Option<Action> {
+    pub(super) fn poll_action(&mut self, now: Instant, path: &PathHealth) -> Option<Action<L>> {
         self.give_up_if_over(now);
-        if matches!(self.standing, Standing::GivenUp) {
+        if matches!(self.health, Health::Failed) {
             return self.actions.pop_front();
         }
         if self.actions.is_empty() {
-            self.tell(path);
+            self.report(path);
         }
-        let overdue = self.leaving().find(|lane| self.ends(lane) <= now).copied();
+        let overdue = self.draining().find(|lane| self.closes_at(lane) <= now).cloned();
         if self.actions.is_empty()
             && let Some(lane) = overdue
         {
             // Whatever it carries.
-            self.let_go(now, lane, 0);
+            self.close(now, lane, 0);
         }
         if self.actions.is_empty() {
             self.open_if_needed(now);
@@ -289,193 +302,192 @@ impl Upkeep {
         self.actions.pop_front()
     }
 
-    /// Returns when the clock alone may make a difference; `now` as it was when there was nothing more to do,
-    /// so that no turn comes in between.
+    /// Returns the next deadline after `now`. Pass the same `now` as to the last `poll_action`, so that no deadline in
+    /// between is skipped.
     #[must_use]
     pub(super) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
-        let outage = match &self.standing {
-            Standing::Lost(outage) => Some(outage.deadline),
-            Standing::Sound | Standing::Mended(..) => None,
-            Standing::GivenUp => return None,
+        let outage = match &self.health {
+            Health::Outage(outage) => Some(outage.deadline),
+            Health::Ok | Health::Recovering(..) => None,
+            Health::Failed => return None,
         };
-        let succession = self
+        let replacement = self
             .oldest()
-            .filter(|_| self.resumption.answer() == Answer::Refused)
-            .map(|lane| self.needs_successor(lane));
-        let ends = self.leaving().map(|lane| self.ends(lane));
-        let turns = [Some(self.not_before), outage, succession].into_iter().flatten().chain(ends);
-        turns.filter(|turn| *turn > now).min()
+            .filter(|_| self.resumption.permission() == ResumePermission::Denied)
+            .map(|lane| self.replaced_at(lane));
+        let closes = self.draining().map(|lane| self.closes_at(lane));
+        let deadlines = [Some(self.not_before), outage, replacement].into_iter().flatten();
+        deadlines.chain(closes).filter(|deadline| *deadline > now).min()
     }
 
-    /// Tells when the last path breaks, whatever is done about it, and when bytes are carried again.
-    fn tell(&mut self, path: &Path) {
-        let change = match (self.told, path) {
-            (Told::Recovered, Path::Broken(reason)) => {
-                self.told = Told::Degraded;
-                let last = || match &self.standing {
-                    Standing::Lost(outage) | Standing::Mended(outage, _) => {
+    /// Reports that the last path is down, whatever is done about it, and that a lane is up again.
+    fn report(&mut self, path: &PathHealth) {
+        let change = match (self.reported, path) {
+            (Reported::Recovered, PathHealth::Down(reason)) => {
+                self.reported = Reported::Degraded;
+                let last = || match &self.health {
+                    Health::Outage(outage) | Health::Recovering(outage, _) => {
                         Some(outage.last.to_string())
                     }
-                    Standing::Sound | Standing::GivenUp => None,
+                    Health::Ok | Health::Failed => None,
                 };
-                Change::Degraded(reason.clone().or_else(last).unwrap_or_default())
+                PathChange::Degraded(reason.clone().or_else(last).unwrap_or_default())
             }
-            (Told::Degraded, Path::Whole) => {
-                self.told = Told::Recovered;
-                Change::Recovered
+            (Reported::Degraded, PathHealth::Up) => {
+                self.reported = Reported::Recovered;
+                PathChange::Recovered
             }
-            (Told::Recovered, Path::Whole) | (Told::Degraded, Path::Broken(_)) => return,
+            (Reported::Recovered, PathHealth::Up) | (Reported::Degraded, PathHealth::Down(_)) => {
+                return;
+            }
         };
-        self.actions.push_back(Action::Tell(change));
+        self.actions.push_back(Action::Notify(change));
     }
 
-    /// Begins to open a lane if one is needed and none is being opened.
     fn open_if_needed(&mut self, now: Instant) {
-        if self.opening == Opening::Underway || now < self.not_before {
+        if self.open_state == OpenState::Opening || now < self.not_before {
             return;
         }
-        let due = self.due(now).map(|lane| lane.number);
-        if let Some(number) = due
-            && self.asked_again != due
+        let due = self.due(now).cloned();
+        if let Some(lane) = &due
+            && self.probed_again != Some(lane.number())
         {
-            // The customer has had time to allow it.
-            self.asked_again = due;
-            self.ask(number);
+            // The permission may have been granted meanwhile.
+            self.probed_again = Some(lane.number());
+            self.probe(lane.clone());
             return;
         }
-        let succession = due.is_some() && matches!(self.resumption, Resumption::Known(_));
-        let staying = self.staying();
-        if staying >= self.limits.sessions {
-            self.demand = Demand::Met;
+        let replace = due.is_some() && matches!(self.resumption, Resumption::Known(_));
+        let active = self.active();
+        if active >= self.limits.sessions {
+            self.wants_lane = false;
         }
-        if staying == 0 || succession || self.demand == Demand::Unmet {
-            self.opening = Opening::Underway;
+        if active == 0 || replace || self.wants_lane {
+            self.open_state = OpenState::Opening;
             self.actions.push_back(Action::Open);
         }
     }
 
-    /// Counts from when the path broke, not from when the attempts to resume it were given up; but a new
-    /// session gets a chance in any case.
-    fn on_outage(&mut self, now: Instant, broken: Instant, reason: LaneError) {
-        let outage = match mem::replace(&mut self.standing, Standing::Sound) {
-            Standing::Mended(mut outage, mended) if now - mended < STEADY => {
-                self.not_before = now + outage.pauses.next_pause();
-                // Only time without a path is used up, however often it breaks.
-                outage.deadline += now - mended;
+    /// The deadline counts from the loss of the WebSocket, not from when resuming was given up; but a new session has
+    /// [`NEW_SESSION_SHARE`] of the time in any case.
+    fn on_outage(&mut self, now: Instant, disconnected: Instant, reason: LaneError) {
+        let outage = match mem::replace(&mut self.health, Health::Ok) {
+            Health::Recovering(mut outage, recovered) if now - recovered < STABLE_AFTER => {
+                self.not_before = now + outage.backoff.next_delay();
+                // Only time without a lane counts.
+                outage.deadline += now - recovered;
                 outage.last = reason;
                 outage
             }
             _ => {
                 self.not_before = now;
-                if self.told == Told::Degraded {
-                    // Until now it was a pause; what cannot be resumed is cut, and here is why.
-                    let degraded = Change::Degraded(reason.to_string());
-                    self.actions.push_back(Action::Tell(degraded));
+                if self.reported == Reported::Degraded {
+                    // Until now connections only paused; now they are reset, and this is why.
+                    let degraded = PathChange::Degraded(reason.to_string());
+                    self.actions.push_back(Action::Notify(degraded));
                 }
                 let reconnect = self.limits.reconnect;
-                let deadline = (broken + reconnect).max(now + reconnect / 6);
+                let deadline = (disconnected + reconnect).max(now + reconnect / NEW_SESSION_SHARE);
                 self.seed = self.seed.wrapping_add(1);
-                let pauses = Pauses::seeded(FIRST_PAUSE, self.seed);
-                Outage { deadline, last: reason, pauses }
+                let backoff = Backoff::seeded(FIRST_DELAY, self.seed);
+                Outage { deadline, last: reason, backoff }
             }
         };
-        self.standing = Standing::Lost(outage);
+        self.health = Health::Outage(outage);
     }
 
-    /// Ends a lane that was succeeded, once it carries no connection any more or has to go.
-    fn let_go(&mut self, now: Instant, lane: Open, connections: usize) {
-        let number = lane.number;
-        let action = if self.staying() == 0 {
-            // Its successor was lost: this one is all there is, until it is succeeded again.
-            self.set_place(number, Place::Staying);
-            Action::Return(number)
-        } else if connections > 0 && now < self.ends(&lane) {
-            // Chosen just before it was succeeded.
-            Action::Linger(number)
+    /// Closes a drained lane, unless it is needed still.
+    fn close(&mut self, now: Instant, lane: L, connections: usize) {
+        let number = lane.number();
+        let action = if self.active() == 0 {
+            // Its replacement was lost: it is the only lane, until it is replaced again.
+            self.set_state(number, LaneState::Active);
+            Action::Undrain(lane)
+        } else if connections > 0 && now < self.closes_at(&lane) {
+            // A connection chose it just before it was replaced.
+            Action::KeepDraining(lane)
         } else {
             self.remove(number);
-            Action::Retire(number)
+            Action::Close(lane)
         };
         self.actions.push_back(action);
     }
 
-    /// Gives up if the outage has no time left at `then`.
+    /// Gives up if no time of the outage is left at `then`.
     fn give_up_if_over(&mut self, then: Instant) {
-        self.standing = match mem::replace(&mut self.standing, Standing::GivenUp) {
-            Standing::Lost(outage) if outage.deadline <= then => {
-                return self.give_up(outage.reason());
+        self.health = match mem::replace(&mut self.health, Health::Failed) {
+            Health::Outage(outage) if outage.deadline <= then => {
+                return self.give_up(outage.into_error());
             }
-            standing => standing,
+            health => health,
         };
     }
 
     fn give_up(&mut self, error: LaneError) {
-        self.standing = Standing::GivenUp;
+        self.health = Health::Failed;
         self.actions.push_back(Action::GiveUp(error));
     }
 
-    fn ask(&mut self, number: u64) {
-        self.resumption = Resumption::Asking(self.resumption.answer());
-        self.actions.push_back(Action::Ask(number));
+    fn probe(&mut self, lane: L) {
+        self.resumption = Resumption::Probing(self.resumption.permission());
+        self.actions.push_back(Action::ProbeResume(lane));
     }
 
-    /// The lane that needs a successor now.
-    fn due(&self, now: Instant) -> Option<&Open> {
-        let is_due = |lane: &&Open| self.needs_successor(lane) <= now;
-        self.oldest().filter(is_due).filter(|_| self.resumption.answer() == Answer::Refused)
+    /// The lane that needs a replacement now.
+    fn due(&self, now: Instant) -> Option<&L> {
+        let is_due = |lane: &&L| self.replaced_at(lane) <= now;
+        let denied = self.resumption.permission() == ResumePermission::Denied;
+        self.oldest().filter(is_due).filter(|_| denied)
     }
 
-    /// The oldest of those that take new connections.
-    fn oldest(&self) -> Option<&Open> {
-        let staying = self.lanes.iter().filter(|lane| lane.place == Place::Staying);
-        staying.min_by_key(|lane| lane.opened)
+    /// The oldest active lane.
+    fn oldest(&self) -> Option<&L> {
+        let active = self.lanes.iter().filter(|entry| entry.state == LaneState::Active);
+        active.map(|entry| &entry.lane).min_by_key(|lane| lane.opened_at())
     }
 
-    fn staying(&self) -> usize {
-        self.lanes.len() - self.leaving().count()
+    fn draining(&self) -> impl Iterator<Item = &L> {
+        let draining = self.lanes.iter().filter(|entry| entry.state == LaneState::Draining);
+        draining.map(|entry| &entry.lane)
     }
 
-    fn leaving(&self) -> impl Iterator<Item = &Open> {
-        self.lanes.iter().filter(|lane| lane.place == Place::Leaving)
-    }
-
-    fn set_place(&mut self, number: u64, place: Place) {
-        if let Some(lane) = self.lanes.iter_mut().find(|lane| lane.number == number) {
-            lane.place = place;
+    fn set_state(&mut self, number: u64, state: LaneState) {
+        if let Some(entry) = self.lanes.iter_mut().find(|entry| entry.lane.number() == number) {
+            entry.state = state;
         }
     }
 
-    fn remove(&mut self, number: u64) -> Option<Place> {
-        let index = self.lanes.iter().position(|lane| lane.number == number)?;
-        Some(self.lanes.remove(index).place)
+    fn remove(&mut self, number: u64) -> Option<Entry<L>> {
+        let index = self.lanes.iter().position(|entry| entry.lane.number() == number)?;
+        Some(self.lanes.remove(index))
     }
 
-    /// When a lane whose session cannot be resumed gets a successor: there is time for several attempts, and
-    /// few connections live from then to the close.
-    fn needs_successor(&self, lane: &Open) -> Instant {
-        lane.opened + self.limits.channel_life * 5 / 6
+    /// When a lane that cannot be resumed is replaced: early enough for several attempts, and late enough that few
+    /// connections live from then to the close.
+    fn replaced_at(&self, lane: &L) -> Instant {
+        lane.opened_at() + self.limits.channel_life * 5 / 6
     }
 
-    /// When a succeeded lane is ended whatever it carries.
-    fn ends(&self, lane: &Open) -> Instant {
-        lane.opened + self.limits.channel_life * 59 / 60
+    /// When a draining lane is closed with what it carries.
+    fn closes_at(&self, lane: &L) -> Instant {
+        lane.opened_at() + self.limits.channel_life * 59 / 60
     }
 }
 
 impl Resumption {
-    /// As far as is known.
-    fn answer(self) -> Answer {
+    /// The last known permission.
+    fn permission(self) -> ResumePermission {
         match self {
-            Self::Asking(answer) | Self::Known(answer) => answer,
+            Self::Probing(permission) | Self::Known(permission) => permission,
         }
     }
 }
 
 impl Outage {
     /// Why the tunnel is given up.
-    fn reason(self) -> LaneError {
+    fn into_error(self) -> LaneError {
         match self.last {
-            // Says better than a lost path what to do.
+            // Explains better than a lost path what to change.
             LaneError::Api(error) if error.kind() == ApiErrorKind::CredentialsExpired => {
                 error.into()
             }
@@ -485,13 +497,16 @@ impl Outage {
 }
 
 /// Before the second attempt to end an outage.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const FIRST_DELAY: Duration = Duration::from_millis(200);
 
-/// Pause after a lane that nobody waits for could not be opened.
-const ADD_PAUSE: Duration = Duration::from_secs(5);
+/// After a further lane could not be opened.
+const ADD_DELAY: Duration = Duration::from_secs(5);
 
-/// A lane that lasts so long has ended the outage before it.
-const STEADY: Duration = Duration::from_secs(10);
+/// A lane that lasts this long has ended the outage before it.
+const STABLE_AFTER: Duration = Duration::from_secs(10);
+
+/// A new session has `reconnect` divided by this, even if resuming the old one took all of it.
+const NEW_SESSION_SHARE: u32 = 6;
 
 #[cfg(test)]
 mod tests;

@@ -1,132 +1,135 @@
-//! How a lane's session goes on after its WebSocket is lost.
+//! Resumes a lane's session after its WebSocket is lost.
 
-use std::{
-    future::Future,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
 };
 
+use futures_util::future::BoxFuture;
 use tokio::time::{sleep, timeout_at};
 use tracing::{debug, warn};
 
 use super::{
-    config::Needs,
-    resume_policy::{Failure, Patience, Verdict},
+    config::LaneConfig,
+    resume_policy::{Attempt, Decision, ResumePolicy},
 };
 use crate::{
     channel::{
-        driver::{Ended, Reconnect, Trouble},
-        websocket::{self, Ahead, OpenError, WebSocket},
+        ChannelEnd, Outage, Reconnect,
+        websocket::{self, Preconnect, StreamEndpoint, WebSocket, WebSocketOpenError},
     },
     runtime::{backoff, clock::now},
     session::{ApiErrorKind, SessionApi},
 };
 
-/// Resumes one session, as often as it takes.
+/// Resumes one session, any number of times.
 #[derive(Debug)]
 pub(super) struct Resume {
     api: Arc<dyn SessionApi>,
-    stream: websocket::Settings,
+    stream: StreamEndpoint,
     session_id: String,
-    /// The last one; its cell value expires, so a newer one replaces it.
+    /// The last one: its cell value expires, so a newer one replaces it.
     stream_url: String,
-    patience: Patience,
+    policy: ResumePolicy,
     resumes: Arc<AtomicU64>,
 }
 
 impl Resume {
+    /// `resumes` counts the successful attempts.
     pub(super) fn new(
-        needs: &Needs,
+        config: &LaneConfig,
         session_id: String,
         stream_url: String,
         resumes: Arc<AtomicU64>,
     ) -> Self {
         Self {
-            api: Arc::clone(&needs.api),
-            stream: needs.stream.clone(),
+            api: Arc::clone(&config.api),
+            stream: config.stream.clone(),
             session_id,
             stream_url,
-            patience: Patience::new(now(), needs.reconnect, backoff::seed()),
+            policy: ResumePolicy::new(now(), config.reconnect, backoff::random_seed()),
             resumes,
         }
     }
 
-    /// One attempt; the token of an attempt that failed is not used again.
+    /// Makes one attempt. The token of a failed attempt is not used again.
     ///
     /// # Errors
     ///
-    /// What came of it, and why.
+    /// How it failed, and why.
     async fn attempt(
         &mut self,
-        opening: &(dyn Fn(&str) -> String + Sync),
-    ) -> Result<WebSocket, (Failure, String)> {
-        let mut ahead = Ahead::new(&self.stream);
-        let resumed = match ahead.during(self.api.resume(&self.session_id)).await {
+        opening_message: &(dyn Fn(&str) -> String + Sync),
+    ) -> Result<WebSocket, (Attempt, String)> {
+        let mut preconnect = Preconnect::new(&self.stream);
+        let resumed = match preconnect.drive_while(self.api.resume(&self.session_id)).await {
             Ok(resumed) => resumed,
             Err(error) => {
-                // Renewed credentials may be on their way over stdin.
-                let may_pass = error.may_pass() || error.kind() == ApiErrorKind::CredentialsExpired;
-                let failure = if may_pass { Failure::NoWay } else { Failure::Final };
-                return Err((failure, error.to_string()));
+                // New credentials may arrive on stdin.
+                let is_transient =
+                    error.is_transient() || error.kind() == ApiErrorKind::CredentialsExpired;
+                let failed = if is_transient { Attempt::Unavailable } else { Attempt::Permanent };
+                return Err((failed, error.to_string()));
             }
         };
         let Some(token) = resumed.token else {
-            return Err((Failure::Final, "the session has ended".to_owned()));
+            return Err((Attempt::Permanent, "the session has ended".to_owned()));
         };
         if let Some(url) = resumed.stream_url {
             self.stream_url = url;
         }
-        let opening = opening(token.expose());
-        websocket::open(&self.stream, &*self.api, &self.stream_url, opening, ahead).await.map_err(
-            |error| {
-                let is_refusal = matches!(error, OpenError::Refused { .. }) && !error.may_pass();
-                let failure = if is_refusal { Failure::Refused } else { Failure::Unopened };
-                (failure, error.to_string())
-            },
-        )
+        let opening = opening_message(token.expose());
+        let outcome =
+            websocket::open(&self.stream, &*self.api, &self.stream_url, opening, preconnect).await;
+        outcome.map_err(|error| {
+            let is_refused = matches!(error, WebSocketOpenError::Refused { .. });
+            let failed = if is_refused && !error.is_transient() {
+                Attempt::Rejected
+            } else {
+                Attempt::ConnectFailed
+            };
+            (failed, error.to_string())
+        })
     }
 }
 
 impl Reconnect for Resume {
     fn reconnect<'a>(
         &'a mut self,
-        trouble: Trouble,
-        opening: &'a (dyn Fn(&str) -> String + Sync),
-    ) -> Pin<Box<dyn Future<Output = Result<WebSocket, Ended>> + Send + 'a>> {
+        outage: Outage,
+        opening_message: &'a (dyn Fn(&str) -> String + Sync),
+    ) -> BoxFuture<'a, Result<WebSocket, ChannelEnd>> {
         Box::pin(async move {
-            let mut verdict = self.patience.on_lost(now(), trouble);
-            let mut reason = "the session's sockets come to nothing".to_owned();
+            let mut decision = self.policy.on_disconnected(now(), outage);
+            let mut reason = "WebSocket connections close before any data is received".to_owned();
             loop {
-                match verdict {
-                    Verdict::Try => (),
-                    Verdict::TryAfter(pause) => sleep(pause).await,
-                    Verdict::GiveUp => {
+                match decision {
+                    Decision::Now => (),
+                    Decision::After(delay) => sleep(delay).await,
+                    Decision::GiveUp => {
                         debug!(reason, "the session cannot be resumed");
-                        return Err(Ended::Lost(reason));
+                        return Err(ChannelEnd::Lost(reason));
                     }
                 }
-                let deadline = self.patience.deadline().into();
-                let failure = match timeout_at(deadline, self.attempt(opening)).await {
+                let deadline = self.policy.deadline().into();
+                let failed = match timeout_at(deadline, self.attempt(opening_message)).await {
                     Ok(Ok(socket)) => {
-                        self.patience.on_opened();
+                        self.policy.on_opened();
                         self.resumes.fetch_add(1, Relaxed);
                         return Ok(socket);
                     }
-                    Ok(Err((failure, why))) => {
+                    Ok(Err((failed, why))) => {
                         reason = why;
-                        failure
+                        failed
                     }
                     Err(_) => {
                         "no attempt was answered in time".clone_into(&mut reason);
-                        Failure::NoWay
+                        Attempt::Unavailable
                     }
                 };
-                verdict = self.patience.on_failed(now(), failure);
-                if verdict != Verdict::GiveUp {
-                    warn!(reason, "not resumed yet");
+                decision = self.policy.on_failed(now(), failed);
+                if decision != Decision::GiveUp {
+                    warn!(reason, "the session could not be resumed, retrying");
                 }
             }
         })

@@ -1,99 +1,96 @@
-//! Decides how often and for how long it is tried to resume a session: what happens and the time come in, what
-//! to do comes out. No IO and no clock.
+//! Decides when a session is tried to be resumed, and when that is given up. No IO and no clock.
 
 use std::time::{Duration, Instant};
 
-use crate::{channel::driver::Trouble, runtime::backoff::Pauses};
+use crate::{channel::Outage, runtime::backoff::Backoff};
 
 /// The state machine.
 #[derive(Debug)]
-pub(super) struct Patience {
+pub(super) struct ResumePolicy {
     budget: Duration,
     deadline: Instant,
-    pauses: Pauses,
-    /// For the pauses of the next trouble.
+    delays: Backoff,
+    /// For the delays of the next outage.
     seed: u64,
-    /// Openings in a row that the service has refused though it had just named the way.
+    /// Attempts in a row in which the service refused the WebSocket after it had given a token.
     refusals: u32,
 }
 
-/// What is to be done.
+/// When the next attempt is made.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Verdict {
-    /// Make an attempt at once.
-    Try,
-    /// Make an attempt after a pause.
-    TryAfter(Duration),
-    /// The session is not resumed.
+pub(super) enum Decision {
+    Now,
+    After(Duration),
+    /// No attempt: the session counts as lost.
     GiveUp,
 }
 
-/// What came of an attempt.
+/// How an attempt failed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Failure {
-    /// The service named no way into the session, but may do so later; or it did not answer in time.
-    NoWay,
-    /// The service named a way, and refused to let us in.
-    Refused,
-    /// The service named a way, and it led nowhere.
-    Unopened,
-    /// There will never be one.
-    Final,
+pub(super) enum Attempt {
+    /// ResumeSession gave no token, but may do so later; or it did not answer in time.
+    Unavailable,
+    /// ResumeSession gave a token, and the service refused the WebSocket.
+    Rejected,
+    /// ResumeSession gave a token, but the WebSocket could not be opened.
+    ConnectFailed,
+    /// The session cannot be resumed.
+    Permanent,
 }
 
-impl Patience {
-    /// `budget` is for each trouble; `seed` draws the pauses.
+impl ResumePolicy {
+    /// `budget`: the time limit of each outage. `seed`: of the random part of the delays.
     pub(super) fn new(now: Instant, budget: Duration, seed: u64) -> Self {
-        let pauses = Pauses::seeded(FIRST_PAUSE, seed);
-        Self { budget, deadline: now + budget, pauses, seed, refusals: 0 }
+        let delays = Backoff::seeded(FIRST_DELAY, seed);
+        Self { budget, deadline: now + budget, delays, seed, refusals: 0 }
     }
 
-    /// A socket was lost.
-    pub(super) fn on_lost(&mut self, now: Instant, trouble: Trouble) -> Verdict {
-        match trouble {
-            Trouble::New => {
+    /// The WebSocket was lost.
+    pub(super) fn on_disconnected(&mut self, now: Instant, outage: Outage) -> Decision {
+        match outage {
+            Outage::New => {
                 *self = Self::new(now, self.budget, self.seed.wrapping_add(1));
-                Verdict::Try
+                Decision::Now
             }
-            // The first attempt of the trouble was made at once; this is a further one.
-            Trouble::Same => self.pause(now),
+            // The first attempt of the outage was made at once.
+            Outage::Ongoing => self.delay(now),
         }
     }
 
-    /// An attempt has led to an open socket.
+    /// An attempt has opened a WebSocket.
     pub(super) fn on_opened(&mut self) {
         self.refusals = 0;
     }
 
     /// An attempt has failed.
-    pub(super) fn on_failed(&mut self, now: Instant, failure: Failure) -> Verdict {
-        match failure {
-            Failure::NoWay => (),
-            Failure::Refused => self.refusals += 1,
-            Failure::Unopened => self.refusals = 0,
-            Failure::Final => return Verdict::GiveUp,
+    pub(super) fn on_failed(&mut self, now: Instant, attempt: Attempt) -> Decision {
+        match attempt {
+            Attempt::Unavailable => (),
+            Attempt::Rejected => self.refusals += 1,
+            Attempt::ConnectFailed => self.refusals = 0,
+            Attempt::Permanent => return Decision::GiveUp,
         }
         if self.refusals >= MAXIMUM_REFUSALS {
-            return Verdict::GiveUp;
+            return Decision::GiveUp;
         }
-        self.pause(now)
+        self.delay(now)
     }
 
-    /// When an attempt that is not answered has failed.
+    /// When an unanswered attempt has failed.
     pub(super) fn deadline(&self) -> Instant {
         self.deadline
     }
 
-    fn pause(&mut self, now: Instant) -> Verdict {
-        let pause = self.pauses.next_pause();
-        if now + pause >= self.deadline { Verdict::GiveUp } else { Verdict::TryAfter(pause) }
+    fn delay(&mut self, now: Instant) -> Decision {
+        let delay = self.delays.next_delay();
+        if now + delay >= self.deadline { Decision::GiveUp } else { Decision::After(delay) }
     }
 }
 
-/// Before the second attempt; the plugin's own figure.
-const FIRST_PAUSE: Duration = Duration::from_millis(150);
+/// Before the second attempt, as in the official plugin.
+const FIRST_DELAY: Duration = Duration::from_millis(150);
 
-/// A new session is worth more than a further attempt once the service has refused so many openings in a row.
+/// After this many refused WebSockets in a row, a new session is more promising than a further attempt.
 const MAXIMUM_REFUSALS: u32 = 5;
 
 #[cfg(test)]
@@ -102,159 +99,158 @@ mod tests {
 
     use super::*;
 
-    /// With what is added by chance.
-    const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+    /// With its random part.
+    const LONGEST_DELAY: Duration = Duration::from_secs(10);
     const BUDGET: Duration = Duration::from_mins(1);
 
-    /// Patience whose first attempt is being made.
-    fn tried(now: Instant) -> Patience {
-        let mut patience = Patience::new(now, BUDGET, 1);
-        assert_eq!(patience.on_lost(now, Trouble::New), Verdict::Try);
-        patience
+    /// A policy whose first attempt is being made.
+    fn tried(now: Instant) -> ResumePolicy {
+        let mut policy = ResumePolicy::new(now, BUDGET, 1);
+        assert_eq!(policy.on_disconnected(now, Outage::New), Decision::Now);
+        policy
     }
 
-    /// Fails until patience ends, each attempt at once; returns when that was, and the pauses before.
+    /// Lets every attempt fail at once until the policy gives up; returns when that was, and the delays.
     fn exhaust(
-        patience: &mut Patience,
+        policy: &mut ResumePolicy,
         mut now: Instant,
-        failures: &[Failure],
+        attempts: &[Attempt],
     ) -> (Instant, Vec<Duration>) {
-        let mut pauses = Vec::new();
-        for failure in failures.iter().cycle() {
-            match patience.on_failed(now, *failure) {
-                Verdict::Try => unreachable!("without a pause"),
-                Verdict::TryAfter(pause) => pauses.push(pause),
-                Verdict::GiveUp => break,
+        let mut delays = Vec::new();
+        for attempt in attempts.iter().cycle() {
+            match policy.on_failed(now, *attempt) {
+                Decision::Now => unreachable!("without a delay"),
+                Decision::After(delay) => delays.push(delay),
+                Decision::GiveUp => break,
             }
-            now += *pauses.last().unwrap();
+            now += *delays.last().unwrap();
         }
-        (now, pauses)
+        (now, delays)
     }
 
     #[test]
-    fn attempts_go_on_with_growing_pauses_for_as_long_as_there_is_time() {
+    fn attempts_go_on_with_growing_delays_within_the_budget() {
         let start = Instant::now();
-        let mut patience = tried(start);
-        let (end, pauses) = exhaust(&mut patience, start, &[Failure::NoWay]);
-        assert!(end < patience.deadline() && end + LONGEST_PAUSE >= start + BUDGET);
-        let mut least = FIRST_PAUSE;
-        for pause in pauses {
-            assert!((least..2 * least).contains(&pause), "{pause:?} instead of {least:?} and more");
-            least = (2 * least).min(LONGEST_PAUSE / 2);
+        let mut policy = tried(start);
+        let (end, delays) = exhaust(&mut policy, start, &[Attempt::Unavailable]);
+        assert!(end < policy.deadline() && end + LONGEST_DELAY >= start + BUDGET);
+        let mut least = FIRST_DELAY;
+        for delay in delays {
+            assert!((least..2 * least).contains(&delay), "{delay:?} instead of {least:?} and more");
+            least = (2 * least).min(LONGEST_DELAY / 2);
         }
     }
 
     #[test]
-    fn sockets_that_come_to_nothing_get_no_further_time_and_new_trouble_does() {
+    fn ongoing_outage_gets_no_further_time_and_a_new_one_does() {
         let start = Instant::now();
-        let mut patience = tried(start);
-        patience.on_opened();
-        assert!(matches!(patience.on_lost(start, Trouble::Same), Verdict::TryAfter(_)));
+        let mut policy = tried(start);
+        policy.on_opened();
+        assert!(matches!(policy.on_disconnected(start, Outage::Ongoing), Decision::After(_)));
         let late = start + BUDGET;
-        assert_eq!(patience.on_lost(late, Trouble::Same), Verdict::GiveUp);
-        assert_eq!(patience.on_lost(late, Trouble::New), Verdict::Try);
-        assert_eq!(patience.deadline(), late + BUDGET);
-        let Verdict::TryAfter(pause) = patience.on_failed(late, Failure::NoWay) else { panic!() };
-        assert!(pause < 2 * FIRST_PAUSE, "pauses are short again");
+        assert_eq!(policy.on_disconnected(late, Outage::Ongoing), Decision::GiveUp);
+        assert_eq!(policy.on_disconnected(late, Outage::New), Decision::Now);
+        assert_eq!(policy.deadline(), late + BUDGET);
+        let Decision::After(delay) = policy.on_failed(late, Attempt::Unavailable) else { panic!() };
+        assert!(delay < 2 * FIRST_DELAY, "delays are short again");
     }
 
     #[test]
     fn a_session_that_cannot_be_resumed_is_given_up_at_once() {
         let start = Instant::now();
-        assert_eq!(tried(start).on_failed(start, Failure::Final), Verdict::GiveUp);
+        assert_eq!(tried(start).on_failed(start, Attempt::Permanent), Decision::GiveUp);
     }
 
     #[test]
-    fn openings_that_are_refused_again_and_again_end_patience_early() {
-        use Failure::{NoWay, Refused, Unopened};
-        let cases: [(&str, &[Failure], Option<usize>); 3] = [
-            ("in a row", &[Refused], Some(4)),
-            ("without being asked between", &[Refused, NoWay], Some(8)),
+    fn websockets_refused_in_a_row_end_the_attempts_early() {
+        use Attempt::{ConnectFailed, Rejected, Unavailable};
+        let cases: [(&str, &[Attempt], Option<usize>); 3] = [
+            ("in a row", &[Rejected], Some(4)),
+            ("with an unavailable session between", &[Rejected, Unavailable], Some(8)),
             (
-                "with an honest failure between",
-                &[Refused, Refused, Refused, Refused, Unopened],
+                "with a failed connection between",
+                &[Rejected, Rejected, Rejected, Rejected, ConnectFailed],
                 None,
             ),
         ];
-        for (name, failures, attempts) in cases {
+        for (name, attempts, count) in cases {
             let start = Instant::now();
-            let (_, pauses) = exhaust(&mut tried(start), start, failures);
-            match attempts {
-                Some(attempts) => assert_eq!(pauses.len(), attempts, "case: {name}"),
-                None => assert!(pauses.len() > 9, "case: {name}"),
+            let (_, delays) = exhaust(&mut tried(start), start, attempts);
+            match count {
+                Some(count) => assert_eq!(delays.len(), count, "case: {name}"),
+                None => assert!(delays.len() > 9, "case: {name}"),
             }
         }
     }
 
     #[derive(Clone, Copy, Debug)]
-    enum Happening {
-        Failed(Failure),
-        /// The socket is open for so long, and lost again.
-        Opened(Duration, Trouble),
+    enum Step {
+        Failed(Attempt),
+        /// A WebSocket is open for this long, and lost again.
+        Opened(Duration, Outage),
     }
 
-    fn happening() -> impl Strategy<Value = Happening> {
-        let failure = prop_oneof![
-            5 => Just(Failure::NoWay),
-            3 => Just(Failure::Refused),
-            3 => Just(Failure::Unopened),
-            1 => Just(Failure::Final),
+    fn step() -> impl Strategy<Value = Step> {
+        let attempt = prop_oneof![
+            5 => Just(Attempt::Unavailable),
+            3 => Just(Attempt::Rejected),
+            3 => Just(Attempt::ConnectFailed),
+            1 => Just(Attempt::Permanent),
         ];
-        let trouble = prop_oneof![1 => Just(Trouble::New), 3 => Just(Trouble::Same)];
+        let outage = prop_oneof![1 => Just(Outage::New), 3 => Just(Outage::Ongoing)];
         let open = (0_u64..20_000).prop_map(Duration::from_millis);
         prop_oneof![
-            5 => failure.prop_map(Happening::Failed),
-            1 => (open, trouble).prop_map(|(open, trouble)| Happening::Opened(open, trouble)),
+            5 => attempt.prop_map(Step::Failed),
+            1 => (open, outage).prop_map(|(open, outage)| Step::Opened(open, outage)),
         ]
     }
 
     proptest! {
-        /// No attempt begins when the time of its trouble is over, and until then none is left out but for the
-        /// reasons there are.
+        /// No attempt begins after the budget of its outage, and attempts end before that only for the two reasons.
         #[test]
-        fn whatever_happens_patience_lasts_for_its_time(
+        fn whatever_happens_attempts_last_for_the_budget(
             budget in 5_u64..120,
             seed: u64,
-            happenings in vec((0_u64..3_000, happening()), 0..100),
+            steps in vec((0_u64..3_000, step()), 0..100),
         ) {
             let budget = Duration::from_secs(budget);
             let mut now = Instant::now();
-            let mut patience = Patience::new(now, budget, seed);
+            let mut policy = ResumePolicy::new(now, budget, seed);
             let (mut began, mut in_a_row) = (now, 0);
-            for (attempt_ms, happening) in happenings {
-                // An attempt is cut at the deadline, and counts as one without an answer.
+            for (attempt_ms, step) in steps {
+                // An attempt is cancelled at the deadline, and counts as unanswered.
                 let answered = now + Duration::from_millis(attempt_ms);
-                let is_cut = answered > patience.deadline();
-                now = answered.min(patience.deadline().max(now));
-                let (verdict, mut may_give_up) = match happening {
-                    Happening::Failed(failure) => {
-                        let failure = if is_cut { Failure::NoWay } else { failure };
-                        match failure {
-                            Failure::Refused => in_a_row += 1,
-                            Failure::Unopened => in_a_row = 0,
-                            Failure::NoWay | Failure::Final => (),
+                let is_cut = answered > policy.deadline();
+                now = answered.min(policy.deadline().max(now));
+                let (verdict, mut may_give_up) = match step {
+                    Step::Failed(attempt) => {
+                        let attempt = if is_cut { Attempt::Unavailable } else { attempt };
+                        match attempt {
+                            Attempt::Rejected => in_a_row += 1,
+                            Attempt::ConnectFailed => in_a_row = 0,
+                            Attempt::Unavailable | Attempt::Permanent => (),
                         }
-                        let is_over = failure == Failure::Final || in_a_row == 5;
-                        (patience.on_failed(now, failure), is_over)
+                        let is_over = attempt == Attempt::Permanent || in_a_row == 5;
+                        (policy.on_failed(now, attempt), is_over)
                     }
-                    Happening::Opened(open, trouble) => {
-                        patience.on_opened();
+                    Step::Opened(open, outage) => {
+                        policy.on_opened();
                         in_a_row = 0;
                         now += open;
-                        if trouble == Trouble::New {
+                        if outage == Outage::New {
                             began = now;
                         }
-                        (patience.on_lost(now, trouble), false)
+                        (policy.on_disconnected(now, outage), false)
                     }
                 };
-                may_give_up |= now + LONGEST_PAUSE >= began + budget;
+                may_give_up |= now + LONGEST_DELAY >= began + budget;
                 match verdict {
-                    Verdict::Try => assert_eq!(began, now, "at once, but not in the same trouble"),
-                    Verdict::TryAfter(pause) => {
-                        now += pause;
-                        assert!(now < began + budget, "an attempt after the time is over");
+                    Decision::Now => assert_eq!(began, now, "at once, but not in the same outage"),
+                    Decision::After(delay) => {
+                        now += delay;
+                        assert!(now < began + budget, "an attempt after the budget");
                     }
-                    Verdict::GiveUp => {
+                    Decision::GiveUp => {
                         assert!(may_give_up, "after {:?} of {budget:?}", now - began);
                         break;
                     }

@@ -1,7 +1,6 @@
-//! Carries out what [`Upkeep`] decides about the lanes, and tells it what becomes of them.
+//! Carries out the actions of the [`Lifecycle`](super::lifecycle::Lifecycle), and reports to it what becomes of lanes.
 
 use std::{
-    collections::BTreeMap,
     future::pending,
     ops::ControlFlow,
     sync::Arc,
@@ -13,53 +12,37 @@ use tokio::time::{sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::{
-    Change, Lane, LaneError, Lanes, Needs,
-    lifecycle::{Action, Answer, Limits, Path, Upkeep},
-    open_session::END_BOUND,
+    Lane, LaneConfig, LaneError, LaneObserver, LanePool, PathChange,
+    lifecycle::{Action, PathHealth, ResumePermission},
 };
 use crate::{
-    runtime::{backoff, clock::now},
-    session::ApiErrorKind,
+    runtime::{clock::now, stop},
+    session::{ApiErrorKind, IamAction},
 };
 
-/// The loop that keeps lanes open; it alone opens further ones.
+/// The loop that opens, replaces and closes lanes.
 pub(super) struct Supervisor<'a, F> {
-    lanes: &'a Lanes,
+    pool: &'a LanePool,
     on_change: F,
-    upkeep: Upkeep,
-    /// Those that `upkeep` knows, by number.
-    known: BTreeMap<u64, Arc<Lane>>,
-    /// Each lane's end, with its reason.
-    endings: FuturesUnordered<BoxFuture<'a, (Arc<Lane>, LaneError)>>,
-    /// The end of each leaving lane's last connection.
-    departures: FuturesUnordered<BoxFuture<'a, Arc<Lane>>>,
-    /// The lane that is being opened.
+    /// The end of each lane, with its reason.
+    ends: FuturesUnordered<BoxFuture<'a, (Arc<Lane>, LaneError)>>,
+    /// The end of the last connection of each draining lane.
+    drained: FuturesUnordered<BoxFuture<'a, Arc<Lane>>>,
     opening: Option<BoxFuture<'a, Result<Lane, LaneError>>>,
-    /// The question whether sessions may be resumed.
-    probe: Option<BoxFuture<'a, Answer>>,
+    probe: Option<BoxFuture<'a, ResumePermission>>,
 }
 
-impl<'a, F: Fn(Change)> Supervisor<'a, F> {
-    pub(super) fn new(lanes: &'a Lanes, on_change: F) -> Self {
-        let needs = &lanes.needs;
-        let limits = Limits {
-            sessions: needs.sessions,
-            reconnect: needs.reconnect,
-            channel_life: needs.channel_life,
-        };
-        let open = lanes.open.borrow().clone();
-        let opened = open.iter().map(|lane| (lane.number, lane.opened()));
-        let mut supervisor = Self {
-            lanes,
+impl<'a, F: Fn(PathChange)> Supervisor<'a, F> {
+    pub(super) fn new(pool: &'a LanePool, on_change: F) -> Self {
+        let supervisor = Self {
+            pool,
             on_change,
-            upkeep: Upkeep::new(now(), limits, backoff::seed(), opened),
-            known: BTreeMap::new(),
-            endings: FuturesUnordered::new(),
-            departures: FuturesUnordered::new(),
+            ends: FuturesUnordered::new(),
+            drained: FuturesUnordered::new(),
             opening: None,
             probe: None,
         };
-        for lane in open {
+        for lane in pool.lanes() {
             supervisor.watch(lane);
         }
         supervisor
@@ -69,12 +52,12 @@ impl<'a, F: Fn(Change)> Supervisor<'a, F> {
     pub(super) async fn run(mut self) -> LaneError {
         loop {
             let (now, path) = (now(), self.path());
-            while let Some(action) = self.upkeep.poll_action(now, &path) {
+            while let Some(action) = self.pool.poll_action(now, &path) {
                 if let ControlFlow::Break(error) = self.carry_out(action) {
                     return error;
                 }
             }
-            let timeout = self.upkeep.poll_timeout(now);
+            let timeout = self.pool.poll_timeout(now);
             self.step(timeout).await;
         }
     }
@@ -87,146 +70,122 @@ impl<'a, F: Fn(Change)> Supervisor<'a, F> {
             }
         };
         tokio::select! {
-            Some((lane, reason)) = self.endings.next() => self.on_ended(&lane, reason),
-            Some(lane) = self.departures.next() => {
-                self.upkeep.on_emptied(now(), lane.number, lane.ssh.channels());
+            Some((lane, reason)) = self.ends.next() => {
+                let disconnected = lane.disconnected().map(|disconnected| disconnected.since);
+                self.pool.on_ended(&lane, disconnected, reason);
             }
+            Some(lane) = self.drained.next() => self.pool.on_drained(&lane),
             outcome = completed(&mut self.opening) => self.on_opened(outcome),
-            answer = completed(&mut self.probe) => self.upkeep.on_answer(answer),
-            () = self.lanes.wanted.notified() => self.upkeep.on_wanted(),
-            () = self.lanes.needs.path_changed.notified() => (),
+            permission = completed(&mut self.probe) => self.pool.on_probed(permission),
+            () = self.pool.lane_wanted.notified() => self.pool.on_lane_wanted(),
+            () = self.pool.config.path_changed.notified() => (),
             () = timeout => (),
         }
     }
 
-    fn path(&self) -> Path {
-        if self.lanes.up() > 0 {
-            return Path::Whole;
+    fn path(&self) -> PathHealth {
+        if self.pool.up() > 0 {
+            return PathHealth::Up;
         }
-        let why = |lane: &Arc<Lane>| {
-            let broken = lane.broken().map(|broken| broken.reason);
-            broken.or_else(|| Some(lane.driver().try_ended()?.to_string()))
+        let reason = |lane: Arc<Lane>| {
+            let disconnected = lane.disconnected().map(|disconnected| disconnected.reason);
+            disconnected.or_else(|| Some(lane.channel().try_ended()?.to_string()))
         };
-        Path::Broken(self.lanes.open.borrow().iter().find_map(why))
+        PathHealth::Down(self.pool.lanes().into_iter().find_map(reason))
     }
 
-    fn carry_out(&mut self, action: Action) -> ControlFlow<LaneError> {
+    fn carry_out(&mut self, action: Action<Arc<Lane>>) -> ControlFlow<LaneError> {
         match action {
-            Action::Open => {
-                let number = self.lanes.number();
-                self.opening = Some(open(number, &self.lanes.needs).boxed());
+            Action::Open => self.opening = Some(open(&self.pool.config).boxed()),
+            Action::ProbeResume(lane) => {
+                self.probe = Some(probe_resume(&self.pool.config, lane).boxed());
             }
-            Action::Ask(number) => {
-                if let Some(lane) = self.known.get(&number) {
-                    self.probe = Some(may_resume(self.lanes, Arc::clone(lane)).boxed());
-                }
+            Action::Notify(change) => (self.on_change)(change),
+            Action::Drain(lane) => {
+                let connections = lane.ssh.channels();
+                info!(
+                    lane = lane.number,
+                    connections, "lane is replaced before its channel is closed"
+                );
+                self.drained.push(drained(lane).boxed());
             }
-            Action::Tell(change) => (self.on_change)(change),
-            Action::Leave(number) => {
-                if let Some(lane) = self.known.get(&number) {
-                    let connections = lane.ssh.channels();
-                    info!(
-                        lane = number,
-                        connections, "lane is succeeded before its channel is closed"
-                    );
-                    lane.set_leaving(true);
-                    self.departures.push(departed(Arc::clone(lane)).boxed());
-                }
-            }
-            Action::Linger(number) => {
-                if let Some(lane) = self.known.get(&number) {
-                    self.departures.push(departed(Arc::clone(lane)).boxed());
-                }
-            }
-            Action::Return(number) => {
-                if let Some(lane) = self.known.get(&number) {
-                    lane.set_leaving(false);
-                }
-            }
-            Action::Retire(number) => self.retire(number),
+            Action::KeepDraining(lane) => self.drained.push(drained(lane).boxed()),
+            // The pool reads the state from the lifecycle.
+            Action::Undrain(lane) => debug!(lane = lane.number, "lane is active again"),
+            Action::Close(lane) => self.close(lane),
             Action::GiveUp(error) => return ControlFlow::Break(error),
         }
         ControlFlow::Continue(())
     }
 
-    fn retire(&mut self, number: u64) {
-        if let Some(lane) = self.known.remove(&number)
-            && self.lanes.retire(&lane)
-        {
-            let connections = lane.ssh.channels();
-            info!(lane = number, connections, "succeeded lane is ended");
-            let shutdown = &self.lanes.needs.shutdown;
-            shutdown.spawn_to_its_end(async move { lane.terminate(END_BOUND).await });
-        }
+    fn close(&self, lane: Arc<Lane>) {
+        let connections = lane.ssh.channels();
+        info!(lane = lane.number, connections, "replaced lane is closed");
+        let shutdown = &self.pool.config.shutdown;
+        shutdown.spawn_to_its_end(async move { lane.terminate(stop::TERMINATE_FLAG).await });
     }
 
     fn on_opened(&mut self, outcome: Result<Lane, LaneError>) {
         match outcome {
             Ok(lane) => {
-                let lane = self.lanes.admit(lane);
-                info!(lane = lane.number, "a further session is open");
-                self.upkeep.on_opened(now(), lane.number, lane.opened());
+                let lane = Arc::new(lane);
+                info!(lane = lane.number, "lane opened");
+                self.pool.on_opened(&lane);
                 self.watch(lane);
             }
-            Err(error) => self.upkeep.on_open_failed(now(), error),
+            Err(error) => self.pool.on_open_failed(error),
         }
     }
 
-    fn on_ended(&mut self, lane: &Arc<Lane>, reason: LaneError) {
-        self.known.remove(&lane.number);
-        self.lanes.retire(lane);
-        let broken = lane.broken().map(|broken| broken.since);
-        self.upkeep.on_ended(now(), lane.number, broken, reason);
-    }
-
-    fn watch(&mut self, lane: Arc<Lane>) {
-        self.known.insert(lane.number, Arc::clone(&lane));
-        let ending = async move {
+    fn watch(&self, lane: Arc<Lane>) {
+        let end = async move {
             let reason = lane.ended().await;
             (lane, reason)
         };
-        self.endings.push(ending.boxed());
+        self.ends.push(end.boxed());
     }
 }
 
-/// Completes when a lane carries nothing any more. Cancel-safe.
-async fn departed(lane: Arc<Lane>) -> Arc<Lane> {
-    lane.ssh.emptied().await;
+/// Completes when a lane carries no connection. Cancel-safe.
+async fn drained(lane: Arc<Lane>) -> Arc<Lane> {
+    lane.ssh.channels_closed().await;
     lane
 }
 
-/// Asks for leave to resume a session that is open. Where the answer is anything but a refusal, the close of
-/// its channel will show.
-async fn may_resume(lanes: &Lanes, lane: Arc<Lane>) -> Answer {
+/// Checks whether `ssm:ResumeSession` is allowed, by calling it on an open session. Any outcome but AccessDenied counts
+/// as allowed.
+async fn probe_resume(config: &LaneConfig, lane: Arc<Lane>) -> ResumePermission {
     loop {
-        match lanes.needs.api.resume(lane.session_id()).await {
-            Ok(_) => return Answer::Allowed,
+        match config.api.resume(lane.session_id()).await {
+            Ok(_) => return ResumePermission::Granted,
             Err(error) if error.kind() == ApiErrorKind::AccessDenied => {
-                let minutes = lanes.needs.channel_life.as_secs() / 60;
+                let minutes = config.channel_life.as_secs() / 60;
                 warn!(
                     %error,
                     minutes,
-                    "sessions cannot be resumed: a broken path resets connections, and those older than \
-                     a data channel's life are cut; allow `ssm:ResumeSession`, as `ssm-sidecar policy` prints it"
+                    "sessions cannot be resumed: a lost WebSocket resets connections, and so does the close of a \
+                     data channel at the end of its life; allow `{}`, as `ssm-sidecar policy` prints it",
+                    IamAction::ResumeSession
                 );
-                return Answer::Refused;
+                return ResumePermission::Denied;
             }
-            Err(error) if error.may_pass() => {
+            Err(error) if error.is_transient() => {
                 debug!(%error, "not known yet whether sessions can be resumed");
-                sleep(PROBE_PAUSE).await;
+                sleep(PROBE_DELAY).await;
             }
             Err(error) => {
                 debug!(%error, "not known whether sessions can be resumed");
-                return Answer::Allowed;
+                return ResumePermission::Granted;
             }
         }
     }
 }
 
-/// Opens one more lane, if that takes no longer than [`OPENING`].
-async fn open(number: u64, needs: &Arc<Needs>) -> Result<Lane, LaneError> {
-    let overdue = || Err(LaneError::Overdue { seconds: OPENING.as_secs() });
-    timeout(OPENING, Lane::open(number, needs, |_| ())).await.unwrap_or_else(|_| overdue())
+/// Opens one more lane, within [`OPEN_TIMEOUT`].
+async fn open(config: &Arc<LaneConfig>) -> Result<Lane, LaneError> {
+    let observer: LaneObserver = Arc::new(|_| ());
+    let timed_out = || Err(LaneError::OpenTimedOut { seconds: OPEN_TIMEOUT.as_secs() });
+    timeout(OPEN_TIMEOUT, Lane::open(config, &observer)).await.unwrap_or_else(|_| timed_out())
 }
 
 /// Completes with the future in `slot`, and empties it; never while it is empty. Cancel-safe.
@@ -237,9 +196,9 @@ async fn completed<T>(slot: &mut Option<BoxFuture<'_, T>>) -> T {
     output
 }
 
-/// For a further lane. A session may be started while its bastion is going down, whose agent then never answers;
-/// the next one is another chance. One that comes to something takes a second or two.
-const OPENING: Duration = Duration::from_secs(20);
+/// For a lane after the first. A session may be started while its bastion is going down, whose agent then never
+/// answers; the next one may succeed. A successful opening takes a second or two.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Before the question whether sessions may be resumed is repeated.
-const PROBE_PAUSE: Duration = Duration::from_secs(30);
+/// Before the probe is repeated.
+const PROBE_DELAY: Duration = Duration::from_secs(30);

@@ -1,4 +1,4 @@
-//! Who has connected: the user behind a socket of this host, asked of the kernel by `sock_diag(7)`.
+//! The user of a client's socket, from the kernel by `sock_diag(7)`.
 
 use std::{
     io,
@@ -10,49 +10,47 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
 };
 
-/// The users that may connect, and a way to ask who did.
+/// The user ids that may connect.
 #[derive(Debug)]
-pub(super) struct Peers {
+pub(super) struct AllowedUsers {
     allowed: Vec<u32>,
-    /// Sees the sockets of the network namespace in which it was made.
-    diagnosis: OwnedFd,
+    /// Sees the sockets of the network namespace in which it was created.
+    sock_diag: OwnedFd,
 }
 
-/// Why a client is not let in.
+/// Why a client is refused.
 #[derive(Debug, thiserror::Error)]
-pub enum Refusal {
-    /// Its user is not among `listen.allowed_uids`.
+pub(crate) enum Refusal {
     #[error("user {0} is not among `listen.allowed_uids`")]
     User(u32),
-    /// The kernel does not tell whose it is, as when it is gone already.
-    #[error("its user cannot be told: {0}")]
+    /// The kernel does not know the socket, for instance since it is closed already.
+    #[error("its user is unknown: {0}")]
     Unknown(io::Error),
 }
 
-/// Makes a socket that sees those of the network namespace in which the calling thread is.
-pub(super) fn diagnosis() -> io::Result<OwnedFd> {
+/// Creates a netlink socket for the network namespace of the calling thread.
+pub(super) fn sock_diag() -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let protocol = SockProtocol::NetlinkSockDiag;
     Ok(socket(AddressFamily::Netlink, SockType::Datagram, flags, protocol)?)
 }
 
-impl Peers {
-    /// Asks by `diagnosis`.
-    pub(super) fn new(allowed: Vec<u32>, diagnosis: OwnedFd) -> Self {
-        Self { allowed, diagnosis }
+impl AllowedUsers {
+    pub(super) fn new(allowed: Vec<u32>, sock_diag: OwnedFd) -> Self {
+        Self { allowed, sock_diag }
     }
 
-    /// Lets the owner of the socket at `peer`, connected to `own`, in, or says why not.
-    pub(super) fn admit(&self, peer: SocketAddr, own: SocketAddr) -> Result<(), Refusal> {
+    /// Checks the owner of the socket at `peer`, which is connected to `own`.
+    pub(super) fn check(&self, peer: SocketAddr, own: SocketAddr) -> Result<(), Refusal> {
         let user = self.user(peer, own).map_err(Refusal::Unknown)?;
         if self.allowed.contains(&user) { Ok(()) } else { Err(Refusal::User(user)) }
     }
 
     fn user(&self, peer: SocketAddr, own: SocketAddr) -> io::Result<u32> {
-        let descriptor = self.diagnosis.as_raw_fd();
+        let descriptor = self.sock_diag.as_raw_fd();
         let kernel = NetlinkAddr::new(0, 0);
-        sendto(descriptor, &question(peer, own), &kernel, MsgFlags::empty())?;
-        // The kernel answers within the call that asks; nothing is waited for.
+        sendto(descriptor, &request(peer, own), &kernel, MsgFlags::empty())?;
+        // The kernel answers within the sending call: this does not wait.
         let mut answer = [0; ANSWER_BYTES];
         let length = recv(descriptor, &mut answer, MsgFlags::empty())?;
         user_of(answer.get(..length).unwrap_or_default())
@@ -60,20 +58,20 @@ impl Peers {
 }
 
 /// `struct nlmsghdr` and `struct inet_diag_req_v2` of `linux/inet_diag.h`, for exactly one socket.
-fn question(peer: SocketAddr, own: SocketAddr) -> Vec<u8> {
+fn request(peer: SocketAddr, own: SocketAddr) -> Vec<u8> {
     let mut message = Vec::new();
     message.extend_from_slice(&REQUEST_BYTES.to_ne_bytes());
     message.extend_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     message.extend_from_slice(&NLM_F_REQUEST.to_ne_bytes());
-    message.extend_from_slice(&[0; 8]); // sequence number and port: one question at a time
+    message.extend_from_slice(&[0; 8]); // sequence number and port: one request at a time
     let family = if peer.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     message.extend_from_slice(&[family as u8, IPPROTO_TCP, 0, 0]);
-    message.extend_from_slice(&u32::MAX.to_ne_bytes()); // in whatever state
+    message.extend_from_slice(&u32::MAX.to_ne_bytes()); // any state
     message.extend_from_slice(&peer.port().to_be_bytes());
     message.extend_from_slice(&own.port().to_be_bytes());
     message.extend_from_slice(&padded(peer.ip()));
     message.extend_from_slice(&padded(own.ip()));
-    message.extend_from_slice(&0_u32.to_ne_bytes()); // on whatever interface
+    message.extend_from_slice(&0_u32.to_ne_bytes()); // any interface
     message.extend_from_slice(&[0xff; 8]); // INET_DIAG_NOCOOKIE
     message
 }
@@ -147,20 +145,20 @@ mod tests {
             let (accepted, peer) = listener.accept().unwrap();
             let own = accepted.local_addr().unwrap();
             assert!(
-                Peers::new(vec![me], diagnosis().unwrap()).admit(peer, own).is_ok(),
+                AllowedUsers::new(vec![me], sock_diag().unwrap()).check(peer, own).is_ok(),
                 "{address}"
             );
-            let refusal = Peers::new(vec![me + 1], diagnosis().unwrap());
-            let refusal = refusal.admit(peer, own).unwrap_err();
+            let refusal = AllowedUsers::new(vec![me + 1], sock_diag().unwrap());
+            let refusal = refusal.check(peer, own).unwrap_err();
             assert!(matches!(refusal, Refusal::User(user) if user == me), "{address}: {refusal}");
             drop(client);
         }
     }
 
     #[test]
-    fn a_connection_that_does_not_exist_is_nobodys() {
-        let peers = Peers::new(vec![0], diagnosis().unwrap());
+    fn a_connection_that_does_not_exist_has_no_user() {
+        let peers = AllowedUsers::new(vec![0], sock_diag().unwrap());
         let nowhere = |port| SocketAddr::new(IpAddr::from([127, 0, 0, 1]), port);
-        assert!(matches!(peers.admit(nowhere(1), nowhere(2)), Err(Refusal::Unknown(_))));
+        assert!(matches!(peers.check(nowhere(1), nowhere(2)), Err(Refusal::Unknown(_))));
     }
 }

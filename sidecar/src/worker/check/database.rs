@@ -1,43 +1,43 @@
-//! What a database says of itself to a stranger.
+//! What a database reveals before the login.
 //!
-//! MySQL greets with its version. PostgreSQL waits for the client: asked whether it speaks TLS it answers with
-//! one letter, and tells its version only to who has logged in. Nothing is logged in here.
+//! MySQL greets with its version. PostgreSQL waits for the client: it answers `SSLRequest` with one letter, and sends
+//! its version only after the login. There is no login here.
 
 use std::{future::poll_fn, time::Duration};
 
-use runner_protocol::request::Engine;
+use runner_protocol::config::Engine;
 use tokio::time::timeout;
 
 use crate::ssh::Channel;
 
-/// Asks; without an engine it only listens.
+/// Identifies the database. Without an engine it only listens.
 ///
 /// # Errors
 ///
-/// What it does in place of an answer, as the rest of a sentence.
+/// What it does instead, as the rest of a sentence.
 pub(super) async fn ask(channel: &Channel, engine: Option<Engine>) -> Result<String, String> {
     match engine {
         Some(Engine::PostgreSql) => {
             poll_fn(|context| channel.poll_write(context, &SSL_REQUEST))
                 .await
                 .map_err(|error| format!("is lost: {error}"))?;
-            let answer = read(channel, 1, PATIENCE).await;
+            let answer = read(channel, 1, ANSWER_TIMEOUT).await;
             postgres(&answer)
         }
         Some(Engine::MySql) => {
-            let greeting = read(channel, GREETING, PATIENCE).await;
+            let greeting = read(channel, GREETING, ANSWER_TIMEOUT).await;
             mysql(&greeting).unwrap_or_else(|| Err("does not greet as MySQL does".to_owned()))
         }
         None => {
-            let greeting = read(channel, GREETING, SHORT_PATIENCE).await;
+            let greeting = read(channel, GREETING, GREETING_TIMEOUT).await;
             mysql(&greeting)
                 .unwrap_or_else(|| Ok("not asked: `target.engine` is not given".to_owned()))
         }
     }
 }
 
-/// Reads until `enough` bytes are there, the other end is silent, or the connection ends.
-async fn read(channel: &Channel, enough: usize, patience: Duration) -> Vec<u8> {
+/// Reads until there are `enough` bytes or a whole packet, `limit` has passed, or the connection ends.
+async fn read(channel: &Channel, enough: usize, limit: Duration) -> Vec<u8> {
     let mut bytes = Vec::new();
     let reading = async {
         while bytes.len() < enough && !is_whole_packet(&bytes) {
@@ -50,8 +50,8 @@ async fn read(channel: &Channel, enough: usize, patience: Duration) -> Vec<u8> {
             }
         }
     };
-    // What came until then is what there is.
-    let _silent = timeout(patience, reading).await.is_err();
+    // What was read until then counts.
+    let _silent = timeout(limit, reading).await.is_err();
     bytes
 }
 
@@ -65,14 +65,14 @@ fn is_whole_packet(bytes: &[u8]) -> bool {
     }
 }
 
-/// Reads the first packet of a server; `None` if it is none of MySQL's (`Protocol::HandshakeV10`, `ERR_Packet`).
+/// Parses the first packet of a server; `None` if it is not MySQL's (`Protocol::HandshakeV10`, `ERR_Packet`).
 fn mysql(bytes: &[u8]) -> Option<Result<String, String>> {
     let [_, _, _, 0, kind, rest @ ..] = bytes else { return None };
     match kind {
         10 => {
             let version = rest.split(|byte| *byte == 0).next()?;
             let version = std::str::from_utf8(version).ok()?;
-            // MariaDB puts this in front for the sake of old replicas.
+            // MariaDB's prefix for old replicas.
             let version = version.strip_prefix("5.5.5-").unwrap_or(version);
             let name = if version.contains("MariaDB") { "MariaDB" } else { "MySQL" };
             Some(Ok(format!("{name} {version}")))
@@ -99,21 +99,21 @@ fn postgres(answer: &[u8]) -> Result<String, String> {
 /// Length 8 and the code 80877103 (PostgreSQL protocol, `SSLRequest`).
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
-/// Greetings are shorter, in bytes.
+/// Longer than any greeting, in bytes.
 const GREETING: usize = 1024;
 
-/// For an answer; a server that looks up its clients' names may take its time.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// For an answer; a server that looks up its clients' names may be slow.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// For a greeting that nobody promised.
-const SHORT_PATIENCE: Duration = Duration::from_secs(1);
+/// For a greeting without a known engine.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn first_words_of_servers() {
+    fn greetings_of_servers() {
         let greeting = b"\x4a\0\0\0\x0a8.0.36\0\x01\x02";
         assert_eq!(mysql(greeting), Some(Ok("MySQL 8.0.36".to_owned())));
         let maria = b"\x4a\0\0\0\x0a5.5.5-10.11.6-MariaDB-0\0\x01";

@@ -1,23 +1,21 @@
-//! What a check tells, step by step: text for people, JSON lines for machines.
+//! Prints the steps of a check: text for people, JSON lines for machines.
 
-use std::{
-    io::{self, Write},
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use parking_lot::{Mutex, MutexGuard};
+use std::io::{self, Write};
 
 use runner_protocol::{ExitStatus, Failure};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::{
-    commands::cli::OutputFormat,
+    ipc::message::OutputFormat,
     runtime::{phase::Phase, terminal},
 };
 
 /// A step of the check, in order.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(super) enum Step {
-    Document,
+pub(crate) enum Step {
+    Config,
     Identity,
     StartSession,
     Session,
@@ -31,7 +29,7 @@ pub(super) enum Step {
 impl Step {
     const fn name(self) -> &'static str {
         match self {
-            Self::Document => "document",
+            Self::Config => "config",
             Self::Identity => "identity",
             Self::StartSession => "start_session",
             Self::Session => "session",
@@ -44,8 +42,8 @@ impl Step {
     }
 }
 
-/// Tells each step when it is done, and on a terminal which one is under way.
-pub(super) struct Report {
+/// Prints each step when it is done, and on a terminal the one that is running.
+pub(crate) struct Report {
     format: OutputFormat,
     terminal: bool,
     coloured: bool,
@@ -54,13 +52,13 @@ pub(super) struct Report {
 
 struct State {
     out: Box<dyn Write + Send>,
-    /// The step under way; done with once it was told.
+    /// The running step, until it is printed.
     running: Option<(Step, Instant)>,
     last: Option<Step>,
 }
 
 impl Report {
-    pub(super) fn to_stdout(format: OutputFormat) -> Self {
+    pub(crate) fn to_stdout(format: OutputFormat) -> Self {
         let stdout = io::stdout();
         let terminal = format == OutputFormat::Text && io::IsTerminal::is_terminal(&stdout);
         let coloured = terminal && terminal::is_coloured(&stdout);
@@ -68,8 +66,9 @@ impl Report {
         Self { format, terminal, coloured, state: Mutex::new(state) }
     }
 
-    /// Begins a step; one that is past is not begun again, as when a lane is opened in a second way.
-    pub(super) fn begin(&self, step: Step) {
+    /// Begins a step. An earlier step than the last one is ignored: a lane that is opened a second time does not begin
+    /// the steps again.
+    pub(crate) fn begin(&self, step: Step) {
         let mut state = self.lock();
         if state.last.is_some_and(|last| step <= last) {
             return;
@@ -81,7 +80,7 @@ impl Report {
         }
     }
 
-    pub(super) fn begin_phase(&self, phase: Phase) {
+    pub(crate) fn begin_phase(&self, phase: Phase) {
         match phase {
             Phase::StartSession => self.begin(Step::StartSession),
             Phase::Session => self.begin(Step::Session),
@@ -90,15 +89,15 @@ impl Report {
         }
     }
 
-    /// Whether this step is under way.
-    pub(super) fn is_at(&self, step: Step) -> bool {
+    /// Whether this step is running.
+    pub(crate) fn is_at(&self, step: Step) -> bool {
         self.lock().running.is_some_and(|(running, _)| running == step)
     }
 
     /// The phase of the start that the last step belongs to.
-    pub(super) fn phase(&self) -> Phase {
+    pub(crate) fn phase(&self) -> Phase {
         match self.lock().last {
-            None | Some(Step::Document | Step::Identity) => Phase::Config,
+            None | Some(Step::Config | Step::Identity) => Phase::Config,
             Some(Step::StartSession) => Phase::StartSession,
             Some(Step::Session) => Phase::Session,
             Some(Step::Ssh | Step::Login) => Phase::Ssh,
@@ -107,26 +106,26 @@ impl Report {
         }
     }
 
-    /// Ends the running step well.
-    pub(super) fn found(&self, finding: impl Into<String>) {
-        self.tell("ok", GREEN, &finding.into(), None);
+    /// Ends the running step with success.
+    pub(crate) fn found(&self, finding: impl Into<String>) {
+        self.print("ok", GREEN, &finding.into(), None);
     }
 
-    /// Ends the running step with something to improve; `json`: the piece to add.
-    pub(super) fn warn(&self, finding: impl Into<String>, json: Option<Value>) {
-        self.tell("warning", YELLOW, &finding.into(), json);
+    /// Ends the running step with a warning; `json`: what to add to the config or the policy.
+    pub(crate) fn warn(&self, finding: impl Into<String>, json: Option<Value>) {
+        self.print("warning", YELLOW, &finding.into(), json);
     }
 
     /// Ends the check at the running step, or at the last one; returns the exit status.
-    pub(super) fn fail(&self, failure: &Failure, statement: Option<Value>) -> u8 {
+    pub(crate) fn fail(&self, failure: &Failure, statement: Option<Value>) -> u8 {
         let status = failure.exit_status().code();
         let Failure { code, message, hint, .. } = failure;
         {
             let mut state = self.lock();
-            let last = state.last.unwrap_or(Step::Document);
+            let last = state.last.unwrap_or(Step::Config);
             state.running.get_or_insert_with(|| (last, Instant::now()));
         }
-        self.tell("failed", RED, &format!("{code}: {message}"), None);
+        self.print("failed", RED, &format!("{code}: {message}"), None);
         let mut state = self.lock();
         match self.format {
             OutputFormat::Text => {
@@ -148,7 +147,7 @@ impl Report {
     }
 
     /// Ends the check; returns the exit status.
-    pub(super) fn succeed(&self) -> u8 {
+    pub(crate) fn succeed(&self) -> u8 {
         let mut state = self.lock();
         match self.format {
             OutputFormat::Text => state.write("\nthe tunnel works\n"),
@@ -157,19 +156,19 @@ impl Report {
                 state.write(&format!("{line}\n"));
             }
         }
-        ExitStatus::Ended.code()
+        ExitStatus::Ok.code()
     }
 
-    /// Notes that the check was given up.
-    pub(super) fn stopped(&self, signal: &str) {
-        self.tell("stopped", YELLOW, signal, None);
+    /// Ends the running step: the check was stopped by `signal`.
+    pub(crate) fn stopped(&self, signal: &str) {
+        self.print("stopped", YELLOW, signal, None);
     }
 
-    fn tell(&self, status: &str, colour: &str, finding: &str, piece: Option<Value>) {
+    fn print(&self, status: &str, colour: &str, finding: &str, piece: Option<Value>) {
         let mut state = self.lock();
         let Some((step, since)) = state.running.take() else { return };
         let ms = since.elapsed().as_millis();
-        // Texts of peers are in it.
+        // Peers' texts are in it.
         let finding: String =
             finding.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         let name = step.name();
@@ -192,12 +191,12 @@ impl Report {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
 impl State {
-    /// Whoever has closed our stdout is told by the exit status alone.
+    /// Errors are ignored: a reader that has closed stdout still gets the exit status.
     fn write(&mut self, text: &str) {
         drop(self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()));
     }
@@ -206,6 +205,16 @@ impl State {
 impl std::fmt::Debug for Report {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("Report").field("format", &self.format).finish_non_exhaustive()
+    }
+}
+
+/// The exit status of a stopped check: 128 and the signal's number, as shells have it.
+pub(crate) fn status_of_signal(signal: &str) -> u8 {
+    match signal {
+        "SIGHUP" => 129,
+        "SIGQUIT" => 131,
+        "SIGTERM" => 143,
+        _ => 130,
     }
 }
 

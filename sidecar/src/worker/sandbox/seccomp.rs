@@ -1,8 +1,8 @@
-//! The system calls of the worker: an allow-list, and why each group is on it.
+//! The worker's system calls: an allow-list, with the purpose of each group.
 //!
-//! Everything else is refused with `EPERM`, so that a C library that tries a newer call first finds its way;
-//! what nobody but an attacker would try ends the process. No call on the list opens, connects, starts or
-//! names anything: the worker lives on the descriptors that it has, and on those that the monitor sends it.
+//! All others fail with `EPERM`, so that a C library that tries a newer call first can fall back; calls that only an
+//! attacker would make end the process. No call on the list opens, connects, starts or names anything: the worker uses
+//! the descriptors that it has, and those that the monitor sends it.
 
 use std::collections::BTreeMap;
 
@@ -14,19 +14,19 @@ use seccompiler::{
 
 /// System calls that serve one purpose.
 #[derive(Clone, Copy, Debug)]
-pub struct Group {
-    /// What for.
-    pub purpose: &'static str,
+pub(crate) struct Group {
+    #[cfg_attr(not(test), expect(dead_code, reason = "a test holds SECURITY.md to it"))]
+    pub(crate) purpose: &'static str,
     /// Each by its name and its number on this processor.
-    pub calls: &'static [(&'static str, libc::c_long)],
+    pub(crate) calls: &'static [(&'static str, libc::c_long)],
 }
 
 macro_rules! calls {
     ($($number:ident),* $(,)?) => { &[$((stringify!($number), libc::$number)),*] };
 }
 
-/// All that the worker may call. Some are allowed with certain arguments only, see `checked`.
-pub const GROUPS: &[Group] = &[
+/// The allowed calls. Some are allowed with certain arguments only, see `checked`.
+pub(crate) const GROUPS: &[Group] = &[
     Group {
         purpose: "bytes to and from what is open",
         calls: calls![
@@ -100,7 +100,7 @@ pub const GROUPS: &[Group] = &[
 ];
 
 /// Calls that nothing in the worker makes, whatever happens: whoever does has taken it over.
-pub const FATAL: &[(&str, libc::c_long)] = calls![
+pub(crate) const FATAL: &[(&str, libc::c_long)] = calls![
     SYS_execve,
     SYS_execveat,
     SYS_ptrace,
@@ -126,7 +126,7 @@ pub const FATAL: &[(&str, libc::c_long)] = calls![
 /// # Errors
 ///
 /// What keeps the host from it, for people.
-pub fn apply() -> Result<(), String> {
+pub(crate) fn apply() -> Result<(), String> {
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|error| error.to_string())?;
     let allow = program(allowed()?, REFUSE, SeccompAction::Allow, arch)?;
     let fatal = FATAL.iter().map(|(_, number)| (*number, Vec::new())).collect();
@@ -259,7 +259,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let waiting = TcpStream::connect(address).unwrap();
         let other = TcpListener::bind("127.0.0.1:0").unwrap();
-        assert_eq!(super::super::drop_rights(), []);
+        assert_eq!(super::super::drop_privileges(), []);
         apply().unwrap();
         let kind = |outcome: std::io::Error| outcome.kind();
         assert_eq!(File::open("/dev/null").map_err(kind).err(), Some(PermissionDenied), "open");

@@ -1,72 +1,71 @@
-//! Anything may happen to the lanes at any time; what must hold whatever does.
+//! Random events, and what must hold whatever happens.
 
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
 
 #[derive(Clone, Copy, Debug)]
-enum Happening {
+enum Step {
     Time(Duration),
-    /// The lane that is being opened is open.
     Opened,
     OpenFailed(Failure),
-    Answered(bool),
-    /// What befalls one of those that are open.
-    Lane(usize, Fate),
+    Probed(bool),
+    /// An event of one of the open lanes.
+    Lane(usize, LaneStep),
     Wanted,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Failure {
-    Passing,
-    Lasting,
+    Transient,
+    Permanent,
     Expired,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Fate {
-    Broken,
+enum LaneStep {
+    Disconnected,
     Resumed,
     Ended,
-    /// Says that it was empty; so many connections have come since.
-    Emptied(usize),
+    /// It carried no connection for a moment; this many were opened since.
+    Drained(usize),
 }
 
-fn happening() -> impl Strategy<Value = Happening> {
+fn step() -> impl Strategy<Value = Step> {
     let time = prop_oneof![
         3 => (0_u64..3_000).prop_map(Duration::from_millis),
         2 => (0_u64..15_000).prop_map(Duration::from_millis),
         1 => (0_u64..15).prop_map(Duration::from_mins),
     ];
     let failure = prop_oneof![
-        8 => Just(Failure::Passing),
-        1 => Just(Failure::Lasting),
+        8 => Just(Failure::Transient),
+        1 => Just(Failure::Permanent),
         1 => Just(Failure::Expired),
     ];
-    let fate = prop_oneof![
-        3 => Just(Fate::Broken),
-        2 => Just(Fate::Resumed),
-        4 => Just(Fate::Ended),
-        2 => (0_usize..2).prop_map(Fate::Emptied),
+    let step = prop_oneof![
+        3 => Just(LaneStep::Disconnected),
+        2 => Just(LaneStep::Resumed),
+        4 => Just(LaneStep::Ended),
+        2 => (0_usize..2).prop_map(LaneStep::Drained),
     ];
     prop_oneof![
-        6 => time.prop_map(Happening::Time),
-        5 => Just(Happening::Opened),
-        3 => failure.prop_map(Happening::OpenFailed),
-        2 => prop::bool::weighted(0.3).prop_map(Happening::Answered),
-        5 => (0_usize..4, fate).prop_map(|(lane, fate)| Happening::Lane(lane, fate)),
-        3 => Just(Happening::Wanted),
+        6 => time.prop_map(Step::Time),
+        5 => Just(Step::Opened),
+        3 => failure.prop_map(Step::OpenFailed),
+        2 => prop::bool::weighted(0.3).prop_map(Step::Probed),
+        5 => (0_usize..4, step).prop_map(|(lane, step)| Step::Lane(lane, step)),
+        3 => Just(Step::Wanted),
     ]
 }
 
-/// Keeps accounts of its own, in other terms than the state machine.
+/// Checks the state machine against an account of its own.
 struct Auditor {
-    desk: Desk,
+    harness: Harness,
     limits: Limits,
-    /// What the runner has heard.
+    /// What was reported to the runner.
     degraded: bool,
-    /// Whether the runner was told since then why connections were cut.
-    told_why: bool,
+    /// Whether the reason for resets was reported since then.
+    reason_reported: bool,
     outage: Option<Account>,
     /// The last attempt to open a lane failed now.
     failed: Option<Failure>,
@@ -76,91 +75,101 @@ struct Auditor {
 struct Account {
     used: Duration,
     budget: Duration,
-    /// How long there have been lanes since.
+    /// How long there were lanes since.
     carried: Option<Duration>,
 }
 
 impl Auditor {
-    fn happen(&mut self, happening: Happening) {
+    fn apply(&mut self, step: Step) {
         self.failed = None;
-        match happening {
-            Happening::Time(time) => self.pass(time),
-            Happening::Opened if self.desk.underway => {
+        match step {
+            Step::Time(time) => self.pass(time),
+            Step::Opened if self.harness.underway => {
                 if let Some(account) = &mut self.outage {
                     account.carried.get_or_insert_default();
                 }
-                self.desk.opened();
+                self.harness.opened();
             }
-            Happening::OpenFailed(failure) if self.desk.underway => {
+            Step::OpenFailed(failure) if self.harness.underway => {
                 self.failed = Some(failure);
-                self.desk.open_failed(match failure {
-                    Failure::Passing => passing(),
-                    Failure::Lasting => lasting(),
+                self.harness.open_failed(match failure {
+                    Failure::Transient => transient(),
+                    Failure::Permanent => permanent(),
                     Failure::Expired => expired(),
                 });
             }
-            Happening::Answered(refused) if self.desk.asking.is_some() => {
-                self.desk.answer(if refused { Answer::Refused } else { Answer::Allowed });
+            Step::Probed(refused) if self.harness.probing.is_some() => {
+                self.harness.answer_probe(if refused {
+                    ResumePermission::Denied
+                } else {
+                    ResumePermission::Granted
+                });
             }
-            Happening::Lane(index, fate) => {
-                let Some((number, lane)) = self.desk.lanes.iter().nth(index) else { return };
+            Step::Lane(index, step) => {
+                let Some((number, lane)) = self.harness.lanes.iter().nth(index) else { return };
                 let (number, lane) = (*number, *lane);
-                match fate {
-                    Fate::Broken => self.desk.broke(number),
-                    Fate::Resumed => self.desk.resumed(number),
-                    Fate::Ended => {
-                        if self.desk.lanes.len() == 1 {
+                match step {
+                    LaneStep::Disconnected => self.harness.disconnect(number),
+                    LaneStep::Resumed => self.harness.resumed(number),
+                    LaneStep::Ended => {
+                        if self.harness.lanes.len() == 1 {
                             self.lose(lane);
                         }
-                        self.desk.ended(number);
+                        self.harness.ended(number);
                     }
-                    Fate::Emptied(connections) if lane.leaving => {
-                        self.desk.emptied(number, connections);
-                        if let Some(lane) = self.desk.lanes.get(&number) {
+                    LaneStep::Drained(connections) if lane.draining => {
+                        self.harness.drained(number, connections);
+                        if let Some(lane) = self.harness.lanes.get(&number) {
                             assert!(
-                                !lane.leaving || connections > 0 || self.desk.staying() == 0,
-                                "an unused lane that has a successor is kept"
+                                !lane.draining || connections > 0 || self.harness.active() == 0,
+                                "an unused replaced lane is kept"
                             );
                         }
                     }
-                    Fate::Emptied(_) => (),
+                    LaneStep::Drained(_) => (),
                 }
             }
-            Happening::Wanted => self.desk.wanted(),
-            Happening::Opened | Happening::OpenFailed(_) | Happening::Answered(_) => (),
+            Step::Wanted => self.harness.wanted(),
+            Step::Opened | Step::OpenFailed(_) | Step::Probed(_) => (),
         }
         self.audit();
     }
 
-    /// In steps, so that each stretch belongs to an outage as a whole or not at all.
+    /// In steps from deadline to deadline, so that each is within an outage or outside.
     fn pass(&mut self, time: Duration) {
-        let until = self.desk.now + time;
-        while self.desk.now < until && self.desk.gave_up.is_none() {
-            let before = self.desk.now;
-            let turn = self.desk.upkeep.poll_timeout(before).map_or(until, |turn| turn.min(until));
-            let had_lanes = !self.desk.lanes.is_empty();
+        let until = self.harness.now + time;
+        while self.harness.now < until && self.harness.gave_up.is_none() {
+            let before = self.harness.now;
+            let deadline = self
+                .harness
+                .lifecycle
+                .poll_timeout(before)
+                .map_or(until, |deadline| deadline.min(until));
+            let had_lanes = !self.harness.lanes.is_empty();
             if let Some(account) = &mut self.outage {
                 match &mut account.carried {
-                    Some(carried) => *carried += turn - before,
-                    None => account.used += turn - before,
+                    Some(carried) => *carried += deadline - before,
+                    None => account.used += deadline - before,
                 }
                 assert_eq!(had_lanes, account.carried.is_some());
             }
-            self.desk.pass(turn - before);
+            self.harness.pass(deadline - before);
             self.audit();
         }
     }
 
     /// The last lane is about to end.
-    fn lose(&mut self, lane: Paper) {
+    fn lose(&mut self, lane: FakeLane) {
         match &mut self.outage {
-            Some(account) if account.carried.is_none_or(|carried| carried < STEADY) => {
+            Some(account) if account.carried.is_none_or(|carried| carried < STABLE_AFTER) => {
                 account.carried = None;
             }
             outage => {
-                let used = lane.broken.map_or(Duration::ZERO, |broken| self.desk.now - broken);
+                let used = lane
+                    .disconnected
+                    .map_or(Duration::ZERO, |disconnected| self.harness.now - disconnected);
                 let reconnect = self.limits.reconnect;
-                // A new session gets a chance in any case.
+                // A new session has its share in any case.
                 let budget = reconnect.max(used + reconnect / 6);
                 *outage = Some(Account { used, budget, carried: None });
             }
@@ -168,24 +177,31 @@ impl Auditor {
     }
 
     fn audit(&mut self) {
-        for note in self.desk.noted() {
+        for note in self.harness.notes() {
             self.read(&note);
         }
-        let desk = &self.desk;
-        if desk.gave_up.is_some() {
+        let harness = &self.harness;
+        if harness.gave_up.is_some() {
             return;
         }
-        assert_eq!(self.degraded, matches!(desk.path(), Path::Broken(_)), "the runner knows");
-        let staying = self.desk.staying();
-        assert!(staying <= self.limits.sessions, "{staying} lanes");
-        for (number, lane) in &desk.lanes {
-            let overdue = desk.now >= lane.opened + LIFE * 59 / 60;
-            assert!(!lane.leaving || !overdue, "the close comes upon {number}");
+        assert_eq!(
+            self.degraded,
+            matches!(harness.path(), PathHealth::Down(_)),
+            "the report to the runner"
+        );
+        let active = self.harness.active();
+        assert!(active <= self.limits.sessions, "{active} lanes");
+        for (number, lane) in &harness.lanes {
+            let overdue = harness.now >= lane.opened + LIFE * 59 / 60;
+            assert!(!lane.draining || !overdue, "{number} is not closed in time");
         }
-        let turn = desk.upkeep.poll_timeout(desk.now);
-        assert!(turn.is_none_or(|turn| turn > desk.now), "a turn that has come is due no more");
-        if staying == 0 {
-            assert!(desk.underway || turn.is_some(), "nothing is done for new connections");
+        let deadline = harness.lifecycle.poll_timeout(harness.now);
+        assert!(
+            deadline.is_none_or(|deadline| deadline > harness.now),
+            "a deadline that has passed"
+        );
+        if active == 0 {
+            assert!(harness.underway || deadline.is_some(), "nothing is done for new connections");
         }
         if let Some(account) = self.outage.as_ref().filter(|account| account.carried.is_none()) {
             assert!(account.used < account.budget, "not given up in time");
@@ -195,58 +211,58 @@ impl Auditor {
     fn read(&mut self, note: &str) {
         match note.split(' ').next().unwrap_or_default() {
             "degraded:" => {
-                // A pause first, then the cut.
-                assert!(!self.degraded || !self.told_why, "told again: {note}");
-                self.told_why = self.desk.lanes.is_empty();
+                // A pause first, then the resets.
+                assert!(!self.degraded || !self.reason_reported, "reported twice: {note}");
+                self.reason_reported = self.harness.lanes.is_empty();
                 self.degraded = true;
             }
             "recovered" => {
                 assert!(self.degraded, "recovered from nothing");
-                (self.degraded, self.told_why) = (false, false);
+                (self.degraded, self.reason_reported) = (false, false);
             }
-            "give" => self.judge(),
+            "give" => self.check_give_up(),
             _ => (),
         }
     }
 
-    fn judge(&self) {
+    fn check_give_up(&self) {
         let account = self.outage.as_ref().expect("an outage to give up");
         assert!(account.carried.is_none(), "there is a lane");
-        let cannot_pass = matches!(self.failed, Some(Failure::Lasting));
-        // After a failed attempt, where the pause before the next one would last for too long.
-        let pause = if self.failed.is_some() { LONGEST_PAUSE } else { Duration::ZERO };
+        let is_permanent = matches!(self.failed, Some(Failure::Permanent));
+        // After a failed attempt, if the delay before the next one would exceed the budget.
+        let delay = if self.failed.is_some() { LONGEST_DELAY } else { Duration::ZERO };
         let Account { used, budget, .. } = account;
-        assert!(cannot_pass || *used + pause >= *budget, "given up after {used:?} of {budget:?}");
+        assert!(is_permanent || *used + delay >= *budget, "given up after {used:?} of {budget:?}");
     }
 }
 
 proptest! {
-    /// The tunnel is given up when its time without lanes is over, and never before; the runner hears of each
-    /// change once; lanes are opened, succeeded and ended within their bounds.
+    /// The tunnel is given up when its time without lanes is over, and never before; each change is reported once;
+    /// lanes are opened, replaced and closed within their bounds.
     #[test]
     fn whatever_happens_the_promises_hold(
         sessions in 1_usize..4,
         reconnect in prop_oneof![Just(5), Just(60), Just(600)],
         seed: u64,
-        happenings in vec(happening(), 0..150),
+        steps in vec(step(), 0..150),
     ) {
         let reconnect = Duration::from_secs(reconnect);
         let limits = Limits { sessions, reconnect, channel_life: LIFE };
-        let mut desk = Desk::with(limits, seed);
-        desk.work();
+        let mut harness = Harness::with(limits, seed);
+        harness.work();
         let mut auditor = Auditor {
-            desk,
+            harness,
             limits,
             degraded: false,
-            told_why: false,
+            reason_reported: false,
             outage: None,
             failed: None,
         };
-        for happening in happenings {
-            if auditor.desk.gave_up.is_some() {
+        for step in steps {
+            if auditor.harness.gave_up.is_some() {
                 break;
             }
-            auditor.happen(happening);
+            auditor.apply(step);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The byte stream inside a session, as the SSH connection sees it.
+//! The byte stream of a session, which carries the SSH connection.
 
 use std::{
     io,
@@ -10,19 +10,20 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::Shared;
+use super::state::{PathState, State};
+use crate::runtime::shared::Shared;
 
-/// Reads and writes the session's bytes. Half-close does not exist in this protocol: shutting down does
-/// nothing. Dropping the stream before the handshake is done gives the data channel up.
+/// Reads and writes the session's bytes. The protocol has no half-close: shutdown does nothing. Dropping the stream
+/// before the handshake is done abandons the data channel.
 #[derive(Debug)]
-pub struct SessionStream {
-    shared: Arc<Shared>,
-    /// What is left of the message that is being read.
+pub(crate) struct SessionStream {
+    shared: Arc<Shared<State>>,
+    /// The unread rest of a message.
     current: Bytes,
 }
 
 impl SessionStream {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
+    pub(super) fn new(shared: Arc<Shared<State>>) -> Self {
         Self { shared, current: Bytes::new() }
     }
 }
@@ -32,7 +33,7 @@ impl Drop for SessionStream {
         let mut state = self.shared.lock();
         if state.agent_version.is_none() {
             state.abandoned = true;
-            state.wake_loop();
+            state.wake_driver();
         }
     }
 }
@@ -59,11 +60,8 @@ impl AsyncRead for SessionStream {
         if buffer.filled().len() > before {
             return Poll::Ready(Ok(()));
         }
-        if let Some(ended) = &state.ended {
-            return Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::ConnectionAborted,
-                ended.clone(),
-            )));
+        if let Some(end) = &state.end {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, end.clone())));
         }
         state.reader.register(context);
         Poll::Pending
@@ -77,11 +75,8 @@ impl AsyncWrite for SessionStream {
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
         let mut state = self.shared.lock();
-        if let Some(ended) = &state.ended {
-            return Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::ConnectionAborted,
-                ended.clone(),
-            )));
+        if let Some(end) = &state.end {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, end.clone())));
         }
         match state.channel.write(data) {
             0 if data.has_remaining() => {
@@ -89,16 +84,16 @@ impl AsyncWrite for SessionStream {
                 Poll::Pending
             }
             written => {
-                state.wake_loop();
+                state.wake_driver();
                 Poll::Ready(Ok(written))
             }
         }
     }
 
-    /// Pending while there is no socket: what was written waits for the session to be resumed.
+    /// Pending while there is no WebSocket: what was written is sent once the session is resumed.
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut state = self.shared.lock();
-        if state.broken.is_some() && state.ended.is_none() {
+        if matches!(state.path, PathState::Down(_)) && state.end.is_none() {
             state.writer.register(context);
             return Poll::Pending;
         }

@@ -1,7 +1,8 @@
-//! Frames and time in and out of one WebSocket, until it is done with.
+//! One WebSocket, until it or the channel ends: frames and time in, frames out.
 
 use std::{
     fmt,
+    future::poll_fn,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -12,30 +13,32 @@ use futures_util::{Sink, Stream};
 use tokio::time::{Sleep, sleep_until};
 
 use super::{
-    Ended, Said, Shared,
-    liveness::{Liveness, Verdict},
+    ChannelEnd, Quoted,
+    liveness::{Action, Liveness},
+    state::State,
+    websocket::{Frame, WebSocket},
 };
-use crate::{
-    channel::websocket::{Frame, WebSocket},
-    runtime::clock::now,
-};
+use crate::runtime::{clock::now, shared::Shared};
 
-/// The life of one socket.
-pub(super) struct Exchange<'a> {
-    shared: &'a Shared,
+pub(super) struct SocketLoop<'a> {
+    shared: &'a Shared<State>,
     socket: WebSocket,
     timer: Pin<Box<Sleep>>,
     liveness: Liveness,
 }
 
-impl<'a> Exchange<'a> {
-    pub(super) fn new(shared: &'a Shared, socket: WebSocket) -> Self {
+impl<'a> SocketLoop<'a> {
+    pub(super) fn new(shared: &'a Shared<State>, socket: WebSocket) -> Self {
         let liveness = Liveness::new(now());
-        let timer = Box::pin(sleep_until(liveness.due().into()));
+        let timer = Box::pin(sleep_until(liveness.poll_timeout().into()));
         Self { shared, socket, timer, liveness }
     }
 
-    pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Done> {
+    pub(super) async fn run(mut self) -> SocketEnd {
+        poll_fn(|context| self.poll(context)).await
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<SocketEnd> {
         for _ in 0..ROUNDS {
             let received = match self.poll_incoming(context) {
                 Ok(received) => received,
@@ -44,7 +47,7 @@ impl<'a> Exchange<'a> {
             if let Err(done) = self.poll_outgoing(context) {
                 return Poll::Ready(done);
             }
-            match self.poll_clock(context) {
+            match self.poll_timer(context) {
                 Err(done) => return Poll::Ready(done),
                 Ok(true) => continue,
                 Ok(false) => (),
@@ -57,21 +60,24 @@ impl<'a> Exchange<'a> {
         Poll::Pending
     }
 
-    /// Takes up to a batch of frames, so that their acknowledgements share one write; false when there
-    /// was none.
-    fn poll_incoming(&mut self, context: &mut Context<'_>) -> Result<bool, Done> {
+    /// Receives up to [`BATCH`] frames, so that their acknowledgements share one write; false when there was none.
+    fn poll_incoming(&mut self, context: &mut Context<'_>) -> Result<bool, SocketEnd> {
         let mut received = false;
         for _ in 0..BATCH {
             let message = match Pin::new(&mut self.socket).poll_next(context) {
                 Poll::Pending => break,
                 Poll::Ready(None) => {
-                    return Err(Done::Lost("the service closed the socket".to_owned()));
+                    return Err(SocketEnd::Disconnected(
+                        "the service closed the WebSocket".to_owned(),
+                    ));
                 }
-                Poll::Ready(Some(Err(error))) => return Err(Done::Lost(error.to_string())),
+                Poll::Ready(Some(Err(error))) => {
+                    return Err(SocketEnd::Disconnected(error.to_string()));
+                }
                 Poll::Ready(Some(Ok(Frame::Close { code, reason }))) => {
-                    let said = Said(&reason);
-                    return Err(Done::Lost(format!(
-                        "the service closed the socket ({code}){said}"
+                    let quoted = Quoted(&reason);
+                    return Err(SocketEnd::Disconnected(format!(
+                        "the service closed the WebSocket ({code}){quoted}"
                     )));
                 }
                 Poll::Ready(Some(Ok(Frame::Message(message)))) => Some(message),
@@ -83,11 +89,18 @@ impl<'a> Exchange<'a> {
             let Some(message) = message else { continue };
             let mut state = self.shared.lock();
             let outcome = state.channel.handle_message(now, message);
-            if let Some(ended) = state.take_events() {
-                return Err(Done::Over(ended));
+            let opened = state.agent_version.is_none();
+            let end = state.take_events();
+            let opened = opened && state.agent_version.is_some();
+            drop(state);
+            if opened {
+                self.shared.notify();
+            }
+            if let Some(end) = end {
+                return Err(SocketEnd::ChannelEnded(end));
             }
             if let Err(error) = outcome {
-                return Err(Done::Over(Ended::Protocol(Arc::new(error))));
+                return Err(SocketEnd::ChannelEnded(ChannelEnd::Protocol(Arc::new(error))));
             }
         }
         if received {
@@ -96,8 +109,8 @@ impl<'a> Exchange<'a> {
         Ok(received)
     }
 
-    fn poll_outgoing(&mut self, context: &mut Context<'_>) -> Result<(), Done> {
-        let lost = |error: &dyn fmt::Display| Done::Lost(error.to_string());
+    fn poll_outgoing(&mut self, context: &mut Context<'_>) -> Result<(), SocketEnd> {
+        let lost = |error: &dyn fmt::Display| SocketEnd::Disconnected(error.to_string());
         loop {
             match Pin::new(&mut self.socket).poll_ready(context) {
                 Poll::Pending => break,
@@ -107,7 +120,7 @@ impl<'a> Exchange<'a> {
             let frame = {
                 let mut state = self.shared.lock();
                 if state.abandoned {
-                    return Err(Done::Over(Ended::Terminated));
+                    return Err(SocketEnd::ChannelEnded(ChannelEnd::Terminated));
                 }
                 state.driver.register(context);
                 state.channel.poll_transmit(now())
@@ -115,7 +128,7 @@ impl<'a> Exchange<'a> {
             let Some(frame) = frame else { break };
             self.feed(Frame::Message(frame))?;
         }
-        // Room for more in the channel may have come with what was sent.
+        // What was sent may have made room in the channel.
         self.shared.lock().wake_stream();
         match Pin::new(&mut self.socket).poll_flush(context) {
             Poll::Ready(Err(error)) => Err(lost(&error)),
@@ -123,18 +136,20 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// Runs what is due: the channel's timers, our ping, and the verdict over a silent path.
-    /// True when something may have become sendable.
-    fn poll_clock(&mut self, context: &mut Context<'_>) -> Result<bool, Done> {
+    /// Handles what is due: the channel's timers, our ping, and the time limit of a silent path. Returns true when there
+    /// may be something to send.
+    fn poll_timer(&mut self, context: &mut Context<'_>) -> Result<bool, SocketEnd> {
         let now = now();
         let mut sendable = false;
-        match self.liveness.judge(now) {
-            Verdict::Alive => (),
-            Verdict::Dead(silence) => {
+        match self.liveness.poll_action(now) {
+            Action::None => (),
+            Action::GiveUp(silence) => {
                 let seconds = silence.as_secs_f32();
-                return Err(Done::Lost(format!("nothing received for {seconds:.1} s")));
+                return Err(SocketEnd::Disconnected(format!(
+                    "nothing received for {seconds:.1} s"
+                )));
             }
-            Verdict::Ask => {
+            Action::Ping => {
                 if let Poll::Ready(Ok(())) = Pin::new(&mut self.socket).poll_ready(context) {
                     self.feed(Frame::Ping(Bytes::from_static(b"keepalive")))?;
                     sendable = true;
@@ -145,33 +160,35 @@ impl<'a> Exchange<'a> {
         if state.channel.poll_timeout().is_some_and(|due| due <= now) {
             state.channel.handle_timeout(now);
             if let Some(ended) = state.take_events() {
-                return Err(Done::Over(ended));
+                return Err(SocketEnd::ChannelEnded(ended));
             }
             sendable = true;
         }
         let channel_due = state.channel.poll_timeout();
         drop(state);
-        let own_due = self.liveness.due();
+        let own_due = self.liveness.poll_timeout();
         let due = channel_due.map_or(own_due, |due| due.min(own_due));
         self.timer.as_mut().reset(due.into());
         Ok(self.timer.as_mut().poll(context).is_ready() || sendable)
     }
 
-    fn feed(&mut self, frame: Frame) -> Result<(), Done> {
-        Pin::new(&mut self.socket).start_send(frame).map_err(|error| Done::Lost(error.to_string()))
+    fn feed(&mut self, frame: Frame) -> Result<(), SocketEnd> {
+        Pin::new(&mut self.socket)
+            .start_send(frame)
+            .map_err(|error| SocketEnd::Disconnected(error.to_string()))
     }
 }
 
-/// Why one socket is done with.
-pub(super) enum Done {
-    /// The socket is lost; the session may live on.
-    Lost(String),
-    /// The session is over.
-    Over(Ended),
+/// How the loop of one WebSocket ended.
+pub(super) enum SocketEnd {
+    /// The WebSocket is lost; the session may be resumed.
+    Disconnected(String),
+    /// The channel is over.
+    ChannelEnded(ChannelEnd),
 }
 
-/// Frames taken before their acknowledgements are written.
+/// Frames received before their acknowledgements are written.
 const BATCH: usize = 64;
 
-/// Turns of the loop before other tasks get theirs.
+/// Rounds of the loop before other tasks run.
 const ROUNDS: usize = 8;

@@ -1,0 +1,43 @@
+//! `worker`: the process that a monitor starts.
+
+use std::ffi::OsString;
+
+use runner_protocol::ExitStatus;
+use tracing::level_filters::LevelFilter;
+
+use super::cli;
+use crate::{
+    runtime::{
+        telemetry::{LogFormat, Telemetry},
+        terminal,
+    },
+    worker,
+};
+
+/// Does what the monitor asks for, until its end. Blocks.
+pub fn command(arguments: cli::Worker) -> ExitStatus {
+    let setup = worker::set_up();
+    // The thread of the logs is started after files and privileges are given up: it gives them up as well.
+    let telemetry = if arguments.quiet {
+        Telemetry::start_at(LevelFilter::OFF, arguments.log_format)
+    } else {
+        Telemetry::start(arguments.log_format)
+    };
+    match worker::run(setup, &telemetry) {
+        Ok(()) => ExitStatus::Ok,
+        Err(error) => {
+            terminal::print_line(&format!(
+                "ssm-sidecar worker: only the sidecar itself can start this: {error}"
+            ));
+            ExitStatus::Usage
+        }
+    }
+}
+
+/// The arguments of a worker process. `quiet`: no logs, unless `RUST_LOG` asks for them.
+pub(super) fn arguments(log_format: Option<LogFormat>, quiet: bool) -> Vec<OsString> {
+    let format = log_format.map(|format| ["--log-format", format.name()]);
+    let quiet = quiet.then_some("--quiet");
+    let words = ["worker"].into_iter().chain(format.into_iter().flatten()).chain(quiet);
+    words.map(OsString::from).collect()
+}

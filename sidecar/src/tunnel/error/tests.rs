@@ -1,0 +1,274 @@
+//! Whole lines that no test from outside can provoke. The others are in `tests/e2e/golden/failed/`.
+
+use std::sync::Arc;
+
+use data_channel::ProtocolError;
+use runner_protocol::Failure;
+use ssh_client::OpenFailure;
+
+use super::*;
+use crate::{
+    channel::{
+        ChannelEnd,
+        websocket::{InvalidStreamUrl, WebSocketOpenError},
+    },
+    net::{dial::ConnectError, proxy::TunnelError as ProxyError},
+    session::ApiError,
+    ssh::{ChannelOpenError, SshError},
+    tunnel::target::TargetCause,
+};
+
+/// Code, message and hint of `error` in `phase`.
+fn line(error: impl Into<TunnelError>, phase: Phase) -> (ErrorCode, String, String) {
+    let Failure { code, message, hint, .. } = error.into().to_failure(phase);
+    (code, message, hint)
+}
+
+fn ssh_error(error: ssh_client::Error) -> TunnelError {
+    LaneError::from(SshError::from(error)).into()
+}
+
+fn refused(reason: OpenFailure, description: &str) -> TunnelError {
+    let cause = TargetCause::Refused(ChannelOpenError::Refused {
+        reason,
+        description: description.to_owned(),
+    });
+    TargetError { host: "db.internal".to_owned(), port: 5432, cause }.into()
+}
+
+fn assert_lines<const N: usize>(cases: [(TunnelError, Phase, ErrorCode, &str, &str); N]) {
+    for (error, phase, code, message, hint) in cases {
+        let shown = format!("{error:?}");
+        assert_eq!(line(error, phase), (code, message.to_owned(), hint.to_owned()), "{shown}");
+    }
+}
+
+#[test]
+fn internal_errors() {
+    for (error, message) in [
+        (
+            ssh_error(ssh_client::Error::Crypto { what: "key derivation" }),
+            "cryptographic operation failed: key derivation",
+        ),
+        (ssh_error(ssh_client::Error::Ended), "SSH connection has ended"),
+        (
+            ssh_error(ssh_client::Error::ChannelsExhausted { limit: 65 }),
+            "65 channels are open already",
+        ),
+        (LaneError::from(ApiError::aborted()).into(), "the call was given up"),
+    ] {
+        let hint = Failure::REPORT_HINT.to_owned();
+        assert_eq!(line(error, Phase::Tunnel), (ErrorCode::Internal, message.to_owned(), hint));
+    }
+}
+
+#[test]
+fn connection_to_the_stream_host() {
+    let host = || "ssmmessages.eu-west-1.amazonaws.com".to_owned();
+    let proxy = |cause| {
+        let host = "proxy.example".to_owned();
+        WebSocketOpenError::from(ConnectError::Proxy { host, cause })
+    };
+    let status = |status, signature_refused| WebSocketOpenError::Refused {
+        host: host(),
+        status,
+        signature_refused,
+    };
+    let again = "try again; look for a proxy on the way that does not let WebSockets pass";
+    let cases = [
+        (
+            proxy(ProxyError::Refused(407)),
+            ErrorCode::AwsUnreachable,
+            "the proxy `proxy.example` does not open a tunnel: the proxy answered 407",
+            "put the proxy's user and password into `HTTPS_PROXY`",
+        ),
+        (
+            proxy(ProxyError::Refused(403)),
+            ErrorCode::AwsUnreachable,
+            "the proxy `proxy.example` does not open a tunnel: the proxy answered 403",
+            "let the proxy of `HTTPS_PROXY` pass CONNECT to the `ssmmessages` host, or except that host in \
+             `NO_PROXY`",
+        ),
+        (
+            // A port is no status.
+            ConnectError::Unreachable { host: host(), cause: "407".to_owned() }.into(),
+            ErrorCode::AwsUnreachable,
+            "`ssmmessages.eu-west-1.amazonaws.com` cannot be reached: 407",
+            "allow outgoing HTTPS to `ssmmessages.eu-west-1.amazonaws.com`, or name a proxy in `HTTPS_PROXY`; \
+             for a private endpoint set `aws.stream_endpoint_url`",
+        ),
+        (
+            status(403, true),
+            ErrorCode::AwsAccessDenied,
+            "`ssmmessages.eu-west-1.amazonaws.com` refuses the data channel: HTTP 403",
+            "allow `ssmmessages:OpenDataChannel` on one's own sessions (`ssm-sidecar policy` prints the \
+             statement), and check that credentials and clock are right",
+        ),
+        (
+            status(429, false),
+            ErrorCode::AwsThrottled,
+            "`ssmmessages.eu-west-1.amazonaws.com` refuses the data channel: HTTP 429",
+            "start fewer sessions at once in this account, and try again later",
+        ),
+        (
+            status(503, false),
+            ErrorCode::AwsInternal,
+            "`ssmmessages.eu-west-1.amazonaws.com` refuses the data channel: HTTP 503",
+            "try again; see the AWS Health Dashboard",
+        ),
+        (
+            status(400, false),
+            ErrorCode::SessionLost,
+            "`ssmmessages.eu-west-1.amazonaws.com` refuses the data channel: HTTP 400",
+            again,
+        ),
+        (
+            InvalidStreamUrl::Plain.into(),
+            ErrorCode::SessionProtocol,
+            "the StreamUrl asks for a connection without TLS",
+            "set `aws.stream_endpoint_url` if the host is yours, and check `aws.endpoint_url` if it is not",
+        ),
+    ];
+    for (error, code, message, hint) in cases {
+        let expected = (code, message.to_owned(), hint.to_owned());
+        assert_eq!(line(LaneError::from(error), Phase::Session), expected);
+    }
+}
+
+#[test]
+fn end_of_the_data_channel() {
+    let ended = |end: ChannelEnd| LaneError::from(end).into();
+    let preferences = "look in CloudTrail for who called TerminateSession, at the idle time-out and the maximum duration in the \
+             Session Manager preferences, and whether the instance runs and its SSM agent reaches the `ssmmessages` \
+             endpoint";
+    assert_lines([
+        (
+            ended(ChannelEnd::Closed(String::new())),
+            Phase::Tunnel,
+            ErrorCode::SessionEnded,
+            "the service ended the session",
+            preferences,
+        ),
+        (
+            // Of two lines, as the agent sends them.
+            ended(ChannelEnd::Closed("port 22 not supported\nby me".to_owned())),
+            Phase::Tunnel,
+            ErrorCode::SessionEnded,
+            "the service ended the session: `port 22 not supported\\nby me`",
+            preferences,
+        ),
+        (
+            ended(ChannelEnd::Terminated),
+            Phase::Session,
+            ErrorCode::SessionEnded,
+            "the session was terminated",
+            "start the job again",
+        ),
+        (
+            ended(ChannelEnd::Lost("no attempt was answered in time".to_owned())),
+            Phase::Session,
+            ErrorCode::SessionLost,
+            "the data channel was lost: no attempt was answered in time",
+            "try again; allow `ssm:ResumeSession` so that a session survives a broken connection",
+        ),
+        (
+            ended(ChannelEnd::Protocol(Arc::new(ProtocolError::Unexpected {
+                message: "flag",
+                state: "awaiting the handshake request",
+            }))),
+            Phase::Session,
+            ErrorCode::SessionProtocol,
+            "the agent sent an unexpected flag while awaiting the handshake request",
+            "update the SSM agent on the bastion; report this if it is up to date",
+        ),
+    ]);
+}
+
+#[test]
+fn end_of_the_ssh_connection() {
+    let log = "read sshd's log on the bastion: it ended the connection for the reason given";
+    assert_lines([
+        (
+            LaneError::from(SshError::StreamEnded).into(),
+            Phase::Ssh,
+            ErrorCode::SessionLost,
+            "the byte stream to sshd ended",
+            "try again; if it happens again, look at sshd's log on the bastion",
+        ),
+        (
+            ssh_error(ssh_client::Error::Disconnected {
+                reason: 2,
+                text: "Too many authentication failures".to_owned(),
+            }),
+            Phase::Ssh,
+            ErrorCode::SshProtocol,
+            "server disconnected: `Too many authentication failures` (reason 2)",
+            log,
+        ),
+        (
+            ssh_error(ssh_client::Error::Integrity),
+            Phase::Tunnel,
+            ErrorCode::SshProtocol,
+            "packet failed its integrity check",
+            "check that `bastion.ssh_port` is sshd's; update OpenSSH on the bastion if it is",
+        ),
+        (
+            ssh_error(ssh_client::Error::KeepaliveTimeout {
+                silent: std::time::Duration::from_secs(80),
+            }),
+            Phase::Tunnel,
+            ErrorCode::SessionLost,
+            "server has been silent for 80 s",
+            "check that the bastion is alive, then try again",
+        ),
+        (
+            ssh_error(ssh_client::Error::HostKeyUnproven { fingerprint: "SHA256:x".to_owned() }),
+            Phase::Ssh,
+            ErrorCode::SshHostKeyMismatch,
+            "server's signature does not match its host key `SHA256:x`",
+            "if the bastion was rebuilt on purpose, update `bastion.ssh_host_key`; if not, find out who answers \
+             in its place",
+        ),
+        (
+            ssh_error(ssh_client::Error::Signing {
+                algorithm: "rsa-sha2-512".to_owned(),
+                why: "the key is too short".to_owned(),
+            }),
+            Phase::Ssh,
+            ErrorCode::ConfigKeyUnreadable,
+            "private key cannot sign with rsa-sha2-512: the key is too short",
+            "give `bastion.ssh_private_key` as an unhardened Ed25519, ECDSA or RSA key of 2,048 bits or more",
+        ),
+    ]);
+}
+
+#[test]
+fn texts_of_the_bastion_about_the_target() {
+    for (words, code) in [
+        ("Connection refused", ErrorCode::TargetUnreachable),
+        ("No route to host", ErrorCode::TargetUnreachable),
+        ("Name or service not known", ErrorCode::TargetUnresolved),
+        ("Temporary failure in name resolution", ErrorCode::TargetUnresolved),
+        ("nodename nor servname provided, or not known", ErrorCode::TargetUnresolved),
+        ("No address associated with hostname", ErrorCode::TargetUnresolved),
+        ("Name does not resolve", ErrorCode::TargetUnresolved),
+    ] {
+        assert_eq!(
+            line(refused(OpenFailure::ConnectFailed, words), Phase::Target).0,
+            code,
+            "{words}"
+        );
+    }
+    let message = "target db.internal:5432 not reached from the bastion: the bastion refused the connection: ";
+    let elsewhere = "check that the database listens on db.internal:5432 and that its security group lets the bastion in";
+    for (reason, words, whole) in [
+        (OpenFailure::ConnectFailed, "No route to host", "connect failed: No route to host"),
+        (OpenFailure::ResourceShortage, "", "resource shortage: "),
+        (OpenFailure::UnknownChannelType, "what?", "unknown channel type: what?"),
+        (OpenFailure::Other(9), "tired", "reason 9: tired"),
+    ] {
+        let (code, said, hint) = line(refused(reason, words), Phase::Target);
+        assert_eq!((code, said), (ErrorCode::TargetUnreachable, format!("{message}{whole}")));
+        assert_eq!(hint, elsewhere);
+    }
+}
