@@ -42,7 +42,8 @@ impl Crate {
     pub(crate) fn parse(files: &Files) -> Self {
         let mut modules = BTreeMap::new();
         for (file, text) in files {
-            let parsed: File = syn::parse_file(text).unwrap_or_else(|error| panic!("{file}: {error}"));
+            let parsed: File =
+                syn::parse_file(text).unwrap_or_else(|error| panic!("{file}: {error}"));
             let path = module_of(file);
             let mut collector = Collector { path: path.clone(), ..Collector::default() };
             if !parsed.attrs.iter().any(is_for_tests) {
@@ -62,7 +63,8 @@ impl Crate {
     /// The other rooms that the files of `room` import.
     pub(crate) fn imports_of_room(&self, room: &str) -> BTreeSet<String> {
         let rooms = self.rooms();
-        let of_room = self.modules.iter().filter(|(path, _)| path.first().is_some_and(|at| at == room));
+        let of_room =
+            self.modules.iter().filter(|(path, _)| path.first().is_some_and(|at| at == room));
         let imported = of_room.flat_map(|(_, module)| &module.imports);
         let first = imported.filter_map(|import| import.first());
         first.filter(|name| *name != room && rooms.contains(*name)).cloned().collect()
@@ -71,8 +73,8 @@ impl Crate {
     /// The rooms with a path into a crate whose name begins with `library`.
     pub(crate) fn rooms_that_use(&self, library: &str) -> Vec<String> {
         let uses = |module: &Module| module.libraries.iter().any(|name| name.starts_with(library));
-        let users = self.modules.iter().filter(|(_, module)| uses(module));
-        users.filter_map(|(path, _)| path.first().cloned()).collect()
+        let importing = self.modules.iter().filter(|(_, module)| uses(module));
+        importing.filter_map(|(path, _)| path.first().cloned()).collect()
     }
 
     /// The cycles of imports between files, each as its files in order of their names. A module and the modules inside
@@ -107,7 +109,8 @@ impl Crate {
             if !targets.contains(path) {
                 continue;
             }
-            let is_mutual = |other: &&[String]| reach.get(other).is_some_and(|back| back.contains(path));
+            let is_mutual =
+                |other: &&[String]| reach.get(other).is_some_and(|back| back.contains(path));
             let members = targets.iter().filter(|other| is_mutual(other));
             let files = members.filter_map(|member| Some(self.modules.get(*member)?.file.clone()));
             let files: Vec<String> = files.collect::<BTreeSet<_>>().into_iter().collect();
@@ -138,7 +141,7 @@ fn collect(directory: &Path, prefix: &str, files: &mut Files) {
         }
         if entry.file_type().unwrap().is_dir() {
             collect(&entry.path(), &format!("{prefix}{name}/"), files);
-        } else if name.ends_with(".rs") && name != "main.rs" {
+        } else if entry.path().extension() == Some("rs".as_ref()) && name != "main.rs" {
             files.insert(format!("{prefix}{name}"), fs::read_to_string(entry.path()).unwrap());
         }
     }

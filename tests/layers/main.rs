@@ -33,10 +33,7 @@ const SIDECAR: &[Room] = &[
     room("runner", &["runtime", "config"]),
     room("tunnel", &["runtime", "net", "config", "session", "channel", "ssh"]),
     room("monitor", &["runtime", "net", "session", "channel", "ipc"]),
-    room(
-        "worker",
-        &["runtime", "net", "config", "session", "channel", "ssh", "ipc", "tunnel"],
-    ),
+    room("worker", &["runtime", "net", "config", "session", "channel", "ssh", "ipc", "tunnel"]),
     room(
         "commands",
         &[

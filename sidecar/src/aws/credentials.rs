@@ -48,7 +48,7 @@ pub(crate) struct AssumeRole {
     pub(crate) role_arn: String,
     /// Where the role's trust policy demands one.
     pub(crate) external_id: Option<String>,
-    /// Shown in the customer's CloudTrail.
+    /// Shown in the customer's `CloudTrail`.
     pub(crate) session_name: String,
 }
 
@@ -282,7 +282,7 @@ fn kept_from_swap(credentials: Credentials) -> Credentials {
 /// Provider name, for the SDK's logs.
 const PROVIDER: &str = "ssm-sidecar";
 
-/// Credentials that expire sooner are fetched again first. An assumed role valid_at an hour by default, and the
+/// Credentials that expire sooner are fetched again first. An assumed role `valid_at` an hour by default, and the
 /// data channel is resumed once in each.
 const REFRESH_BEFORE: Duration = Duration::from_mins(5);
 

@@ -11,6 +11,7 @@ use crate::{
 
 /// The service's endpoint, and the resource that calls concern.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_field_names, reason = "the config's names")]
 pub(super) struct Endpoint {
     pub(super) region: String,
     /// From the config, for the SDK.

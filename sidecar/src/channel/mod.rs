@@ -246,7 +246,7 @@ impl ChannelHandle {
         self.shared.lock().channel.round_trip_bound()
     }
 
-    /// Counters over all WebSockets of the channel.
+    /// Counters over all `WebSockets` of the channel.
     pub(crate) fn statistics(&self) -> Statistics {
         self.shared.lock().channel.statistics()
     }

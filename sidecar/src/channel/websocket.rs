@@ -45,6 +45,7 @@ pub(crate) use stream_url::{InvalidStreamUrl, expected_host, resolve};
 
 /// The service's stream host, and how to connect to it.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_field_names, reason = "the config's names")]
 pub(crate) struct StreamEndpoint {
     /// `aws.region`, to which a `StreamUrl` must belong.
     pub(crate) region: String,

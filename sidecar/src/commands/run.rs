@@ -1,7 +1,7 @@
 //! `run`: the process that the runner starts. Reads the config, starts the worker, and ends it.
 //!
 //! Here is what the worker must not decide: the lease, stdout, the exit status, the AWS keys, and that every session is
-//! ended however the worker ends. What the worker does is in [`tunnel`](crate::tunnel).
+//! ended however the worker ends. What the worker does is in `tunnel`.
 
 use std::{
     ffi::OsString, future::pending, net::TcpListener, panic::AssertUnwindSafe, path::PathBuf,
@@ -176,12 +176,11 @@ async fn supervise(
     };
     // A panic is caught here: the sessions are still to be ended.
     let running = AssertUnwindSafe(monitor.run(&mut handler, stop, print)).catch_unwind();
-    let outcome = match running.await {
-        Ok(outcome) => outcome,
-        Err(_) => {
-            stop_requested = Some(Instant::now());
-            monitor.run(&mut handler, async { StopReason::Panic }, print).await
-        }
+    let outcome = if let Ok(outcome) = running.await {
+        outcome
+    } else {
+        stop_requested = Some(Instant::now());
+        monitor.run(&mut handler, async { StopReason::Panic }, print).await
     };
     let deadline = match stop_requested {
         Some(requested) => requested + stop::MONITOR,

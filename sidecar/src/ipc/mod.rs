@@ -196,7 +196,7 @@ impl ReceiveBuffer {
     }
 }
 
-/// Most descriptors in one frame: the clients' listener, the sock_diag socket, the health listener.
+/// Most descriptors in one frame: the clients' listener, the `sock_diag` socket, the health listener.
 pub(crate) const MAX_DESCRIPTORS: usize = 3;
 
 /// Longest frame to the worker, in bytes: a config of 1 MiB (its limit), in which JSON escapes may grow.

@@ -54,7 +54,7 @@ use crate::{
     },
 };
 
-pub(crate) use error::WorkerFailure;
+pub(crate) use error::{ExitInfo, WorkerFailure};
 pub(crate) use service::{RequestHandler, WorkerOutcome};
 
 /// The worker process and the socket to it. Dropping it kills the worker.
@@ -235,13 +235,13 @@ async fn until(deadline: Option<std::time::Instant>) {
 }
 
 /// How the process ended whose socket is closed; it is killed if it has not.
-async fn exit_info(process: &mut Child) -> error::ExitInfo {
+async fn exit_info(process: &mut Child) -> ExitInfo {
     if let Ok(status) = timeout(stop::WORKER_EXIT, process.wait()).await {
-        return error::ExitInfo(status.ok());
+        return ExitInfo(status.ok());
     }
     // Its status after this kill says nothing.
     drop(process.kill().await);
-    error::ExitInfo::default()
+    ExitInfo::default()
 }
 
 #[cfg(target_os = "linux")]

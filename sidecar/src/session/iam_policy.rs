@@ -70,7 +70,7 @@ impl Scope {
         }
     }
 
-    /// The same for the caller `arn`, as GetCallerIdentity returns it.
+    /// The same for the caller `arn`, as `GetCallerIdentity` returns it.
     #[must_use]
     pub(crate) fn for_caller(mut self, arn: &str) -> Self {
         if let Some(account) = account_of(arn) {

@@ -111,8 +111,8 @@ async fn start_that_is_not_wanted_any_more_is_still_answered() {
     let starter = starter(&script, &shutdown);
     let starting = starter.start(std::future::ready(()));
     let answer = async { script.gate.as_ref().unwrap().notify_one() };
-    let (started, ()) = tokio::join!(starting, answer);
-    drop(started.unwrap());
+    let (session, ()) = tokio::join!(starting, answer);
+    drop(session.unwrap());
     finish(&shutdown).await;
     assert_eq!(script.calls(), ["start", "terminate s-1"]);
 }

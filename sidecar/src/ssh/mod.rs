@@ -23,8 +23,7 @@ use state::{ChannelState, ConnectionState, Handshake, State};
 
 pub(crate) use channel::{Channel, ChannelError, ChannelOpenError};
 
-/// A handle on the connection. Clones share it. The connection ends when the last handle and channel are dropped, or
-/// with [`disconnect`](Self::disconnect).
+/// A handle on the connection. Clones share it. The connection ends when the last handle and channel are dropped.
 #[derive(Clone, Debug)]
 pub(crate) struct Ssh {
     shared: Arc<Shared<State>>,
@@ -155,12 +154,6 @@ impl Ssh {
         let channel = Channel::new(self.clone(), id);
         channel.opened().await?;
         Ok(channel)
-    }
-
-    /// Sends a disconnect message; the loop ends when it is written.
-    #[cfg(test)]
-    pub(crate) fn disconnect(&self) {
-        self.shared.lock().disconnect();
     }
 
     /// Completes when the connection is over, with the reason. Cancel-safe.

@@ -126,7 +126,7 @@ impl State {
             Event::Readable(id) => self.with_channel(id, |_| ()),
             Event::Writable(id) => self.with_channel(id, |_| ()),
             Event::Eof(id) => {
-                self.with_channel(id, |channel| channel.phase = ChannelPhase::HalfClosed)
+                self.with_channel(id, |channel| channel.phase = ChannelPhase::HalfClosed);
             }
             Event::Closed(id) => {
                 self.with_channel(id, |channel| {

@@ -186,7 +186,9 @@ impl LanePool {
         let lanes = {
             let mut state = self.state.lock();
             let lanes = state.lifecycle.take_lanes();
-            lanes.iter().for_each(|lane| state.closed.add(lane));
+            for lane in &lanes {
+                state.closed.add(lane);
+            }
             lanes
         };
         let ends: FuturesUnordered<_> = lanes.iter().map(|lane| lane.terminate(bound)).collect();

@@ -169,8 +169,11 @@ async fn in_a_host_without_namespaces() {
     let expected = std::env::var("REFUSED").unwrap();
     let launcher = launcher().await;
     let sidecar = idle(&launcher).await;
-    let refused: Vec<_> =
-        sidecar.missing_protections().iter().map(|refused| refused.protection.to_string()).collect();
+    let refused: Vec<_> = sidecar
+        .missing_protections()
+        .iter()
+        .map(|refused| refused.protection.to_string())
+        .collect();
     assert_eq!(refused.join("; "), expected);
     let alive = sidecar.metrics().unwrap();
     assert!(alive.processes >= 1);

@@ -199,7 +199,10 @@ mod tests {
 
     #[test]
     fn messages_of_the_official_code_are_written_and_read_alike() {
-        let file: Value = serde_json::from_str(include_str!("../../../sidecar/data-channel/tests/vectors/ssm-vectors.json")).unwrap();
+        let file: Value = serde_json::from_str(include_str!(
+            "../../../sidecar/data-channel/tests/vectors/ssm-vectors.json"
+        ))
+        .unwrap();
         let vectors = file["vectors"].as_array().unwrap();
         assert_eq!(vectors.len(), 19);
         for vector in vectors {

@@ -45,7 +45,7 @@ fn internal_errors() {
     let cases: [(Error, &str); 4] = [
         (InternalError::new("the listener ended").into(), "internal error: the listener ended"),
         (
-            WorkerFailure::Exited(Default::default()).into(),
+            WorkerFailure::Exited(crate::monitor::ExitInfo::default()).into(),
             "internal error: the worker process has ended",
         ),
         (WorkerFailure::Stuck.into(), "internal error: the worker process did not end in time"),

@@ -16,9 +16,7 @@ use super::{
     open_session::OpenSession,
 };
 use crate::{
-    channel::{
-        ChannelEnd, ChannelHandle, Disconnected, SessionStream, websocket::OpeningSignature,
-    },
+    channel::{ChannelEnd, ChannelHandle, Disconnected, SessionStream},
     runtime::phase::Phase,
     ssh::{self, ServerIdentity, Ssh},
 };

@@ -90,7 +90,7 @@ impl ResumePolicy {
 /// Before the second attempt, as in the official plugin.
 const FIRST_DELAY: Duration = Duration::from_millis(150);
 
-/// After this many refused WebSockets in a row, a new session is more promising than a further attempt.
+/// After this many refused `WebSockets` in a row, a new session is more promising than a further attempt.
 const MAXIMUM_REFUSALS: u32 = 5;
 
 #[cfg(test)]

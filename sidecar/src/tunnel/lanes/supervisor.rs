@@ -152,7 +152,7 @@ async fn drained(lane: Arc<Lane>) -> Arc<Lane> {
     lane
 }
 
-/// Checks whether `ssm:ResumeSession` is allowed, by calling it on an open session. Any outcome but AccessDenied counts
+/// Checks whether `ssm:ResumeSession` is allowed, by calling it on an open session. Any outcome but `AccessDenied` counts
 /// as allowed.
 async fn probe_resume(config: &LaneConfig, lane: Arc<Lane>) -> ResumePermission {
     loop {
