@@ -105,7 +105,7 @@ async fn readmes_way_from_check_to_a_query_works_as_it_is_written() {
 /// The demo, with the same sidecar as the other tests.
 async fn demo() -> Command {
     let sidecar = tokio::task::spawn_blocking(binary).await.unwrap().unwrap();
-    let mut command = Command::new(Path::new(env!("CARGO_BIN_EXE_demo")));
+    let mut command = Command::new(Path::new(env!("CARGO_BIN_EXE_demo-job")));
     command.env("SSM_SIDECAR_BIN", sidecar).stdin(Stdio::null()).kill_on_drop(true);
     command
 }

@@ -95,7 +95,7 @@ async fn successor_takes_new_connections_before_the_close_and_old_ones_last_unti
     tunnel.sidecar.log_line(LIMIT, |line| line.contains("ssm:ResumeSession")).await.unwrap();
 
     let mut old = Echo::connect(tunnel.port).await;
-    let replaced = |line: &str| line.contains("succeeded before its channel is closed");
+    let replaced = |line: &str| line.contains("replaced before its channel is closed");
     tunnel.sidecar.log_line(LIMIT, replaced).await.unwrap();
     assert!(old.answers().await, "the old connection was cut off when a successor was opened");
     let mut new = Echo::connect(tunnel.port).await;
@@ -183,7 +183,7 @@ async fn break_right_after_a_replacement_is_not_charged_for_an_older_one() {
         tunnel.sidecar.word("recovered", LIMIT).await.unwrap();
     };
     break_path(&mut tunnel).await;
-    let replaced = |line: &str| line.contains("succeeded before its channel is closed");
+    let replaced = |line: &str| line.contains("replaced before its channel is closed");
     tunnel.sidecar.log_line(LIMIT, replaced).await.unwrap();
     break_path(&mut tunnel).await;
     assert!(Echo::connect(tunnel.port).await.answers().await);

@@ -34,7 +34,7 @@ async fn each_connection_finds_an_empty_session_up_to_the_number_allowed() {
         // One for each connection, and one for the next.
         if count < SESSIONS {
             let opened = |line: &str| {
-                line.contains("a further session is open")
+                line.contains("lane opened")
                     && line.contains(&format!("\"lane\":{}", count + 1))
             };
             tunnel.sidecar.log_line(LIMIT, opened).await.unwrap();
@@ -67,7 +67,7 @@ async fn connections_keep_off_the_session_of_a_download() {
     let mut tunnel = Tunnel::open(&world.config(server.port()).with(&changes)).await;
     let mut download = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     download.write_all(b"d").await.unwrap();
-    let opened = |line: &str| line.contains("a further session is open");
+    let opened = |line: &str| line.contains("lane opened");
     tunnel.sidecar.log_line(LIMIT, opened).await.unwrap();
     // From here on the download counts as bulk.
     timeout(LIMIT, download.read_exact(&mut vec![0; 512 * 1024])).await.unwrap().unwrap();

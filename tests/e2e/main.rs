@@ -22,7 +22,6 @@ mod failures;
 mod failures_aws;
 mod faulty_path;
 #[cfg(target_os = "linux")]
-mod footprint;
 mod forwarding;
 mod golden;
 mod health;

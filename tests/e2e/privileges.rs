@@ -193,7 +193,7 @@ async fn no_secret_of_aws_is_anywhere_in_the_worker_nor_in_what_a_run_leaves() {
         "session_token": renewed[1],
     });
     sidecar.write(format!("{line}\n").as_bytes()).await.unwrap();
-    sidecar.log_line(LIMIT, |line| line.contains("credentials renewed")).await.unwrap();
+    sidecar.log_line(LIMIT, |line| line.contains("credentials replaced")).await.unwrap();
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     stream.write_all(b"x").await.unwrap();
     stream.read_exact(&mut [0]).await.unwrap();

@@ -81,7 +81,7 @@ pub(crate) async fn one_on_each(tunnel: &mut Tunnel, sessions: usize) -> Outcome
         if opened < sessions {
             let number = format!("\"lane\":{},", opened + 1);
             let is_open =
-                |line: &str| line.contains("a further session is open") && line.contains(&number);
+                |line: &str| line.contains("lane opened") && line.contains(&number);
             tunnel.sidecar.log_line(LANE_OPENS, is_open).await?;
         }
     }

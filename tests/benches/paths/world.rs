@@ -134,7 +134,7 @@ impl Tunnel {
         let program = crate::program()?;
         let started = Instant::now();
         let mut sidecar = Sidecar::spawn_program(program, |command| {
-            command.env("RUST_LOG", "warn,ssm_sidecar::job=info,ssm_sidecar::lanes=info");
+            command.env("RUST_LOG", "warn,ssm_sidecar::tunnel=info,ssm_sidecar::worker=info");
         })
         .await?;
         sidecar.write(config.pretty().as_bytes()).await?;
