@@ -34,8 +34,7 @@ async fn each_connection_finds_an_empty_session_up_to_the_number_allowed() {
         // One for each connection, and one for the next.
         if count < SESSIONS {
             let opened = |line: &str| {
-                line.contains("lane opened")
-                    && line.contains(&format!("\"lane\":{}", count + 1))
+                line.contains("lane opened") && line.contains(&format!("\"lane\":{}", count + 1))
             };
             tunnel.sidecar.log_line(LIMIT, opened).await.unwrap();
         }

@@ -80,8 +80,7 @@ pub(crate) async fn one_on_each(tunnel: &mut Tunnel, sessions: usize) -> Outcome
         streams.push(TcpStream::connect(("127.0.0.1", tunnel.port)).await?);
         if opened < sessions {
             let number = format!("\"lane\":{},", opened + 1);
-            let is_open =
-                |line: &str| line.contains("lane opened") && line.contains(&number);
+            let is_open = |line: &str| line.contains("lane opened") && line.contains(&number);
             tunnel.sidecar.log_line(LANE_OPENS, is_open).await?;
         }
     }
