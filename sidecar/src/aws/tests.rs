@@ -323,7 +323,7 @@ async fn excepted_and_loopback_hosts_do_not_take_the_proxy() {
 }
 
 /// Runs the ignored test `name` of this file in a process with another identity in its environment, and with
-/// profile files that block whoever opens them.
+/// profile files that block the process that opens them.
 async fn in_foreign_environment(name: &str) {
     let name = format!("aws::tests::{name}");
     let pipe =

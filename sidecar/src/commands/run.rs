@@ -74,7 +74,7 @@ pub fn run(options: &Options) -> ExitStatus {
     let outcome = executor::block_on(supervise(options, missing, &panics));
     let dropped_lines = telemetry.dropped_lines().count();
     if dropped_lines > 0 {
-        warn!(dropped_lines, "log lines were dropped because nobody read stderr");
+        warn!(dropped_lines, "log lines were dropped because stderr was not read");
     }
     let internal = |error: InternalError| Err(Error::from(error).into_failure(Phase::Config));
     let outcome = match outcome {

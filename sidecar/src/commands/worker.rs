@@ -14,7 +14,7 @@ use crate::{
     worker,
 };
 
-/// Does what the monitor asks for, until its end. Blocks.
+/// Runs the worker's task until its end. Blocks.
 pub fn command(arguments: cli::Worker) -> ExitStatus {
     let setup = worker::set_up();
     // The thread of the logs is started after files and privileges are given up: it gives them up as well.

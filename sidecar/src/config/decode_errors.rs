@@ -76,7 +76,7 @@ pub(super) const fn key_hint(error: &KeyError) -> &'static str {
         }
         KeyError::PassphraseWrong => "correct `bastion.ssh_private_key_passphrase`",
         KeyError::Costly => {
-            "write `bastion.ssh_private_key` anew with fewer rounds: `ssh-keygen -p -a 64 -f FILE`"
+            "write `bastion.ssh_private_key` again with fewer rounds: `ssh-keygen -p -a 64 -f FILE`"
         }
         KeyError::Unreadable { .. } => {
             "give the whole text of the private key's file in `bastion.ssh_private_key`: an RSA, ECDSA \

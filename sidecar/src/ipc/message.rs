@@ -41,7 +41,7 @@ pub(crate) enum WorkerTask {
     Run {
         /// How long the service leaves a data channel open.
         channel_life: Duration,
-        /// A netlink socket that tells the user of a client.
+        /// A netlink socket (`sock_diag`) to look up the user of a client.
         sock_diag: bool,
         /// The listener of the health endpoint.
         health: bool,
@@ -76,7 +76,7 @@ pub(crate) enum Response {
 pub(crate) enum ToMonitor {
     /// The first message: the worker is sandboxed, except for these protections.
     Sandboxed(Vec<MissingProtection>),
-    /// Asks for what the worker cannot do itself. `id` is the worker's choice, and comes back in the response.
+    /// A request for what the worker cannot do itself. `id` is the worker's choice, and comes back in the response.
     Request { id: u64, request: Request },
     /// The session is over; it needs no TerminateSession.
     SessionEnded { session_id: String },

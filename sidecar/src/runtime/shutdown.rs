@@ -1,4 +1,4 @@
-//! Stopping: the token asks tasks to stop, the tracker tells when they have.
+//! Stopping: a token that requests it, a tracker that knows when all tasks have stopped.
 //!
 //! Every task of the process runs on the tracker, so that [`Shutdown::finish`] returns after the last session was
 //! terminated.

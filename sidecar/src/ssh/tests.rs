@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 use super::*;
 use server::{Pair, REFUSED_PORT, Seen};
 
-/// Takes everything and says nothing; whether it carries anything is told by its flush.
+/// Accepts all writes and never has anything to read; records whether it was flushed.
 #[derive(Clone, Default)]
 struct Silent {
     is_down: Arc<AtomicBool>,
@@ -88,7 +88,7 @@ async fn each_step_of_the_handshake_tells_what_it_has_found() {
     let expected = ServerIdentity { fingerprint: pair.fingerprint.clone(), pinned: false, server };
     assert_eq!(found, expected);
     assert_eq!(pair.ssh.authenticated().await.unwrap(), expected);
-    // What is known by now is told to whoever asks late.
+    // A late caller gets the same error.
     assert_eq!(pair.ssh.identified().await.unwrap(), expected.server);
     assert_eq!(pair.ssh.key_exchanged().await.unwrap(), expected);
 }

@@ -45,7 +45,7 @@ pub(crate) enum ListenError {
 #[derive(Debug)]
 pub(crate) struct Bound {
     pub(crate) socket: std::net::TcpListener,
-    /// A netlink socket that tells the user of a client; only with `listen.allowed_uids`.
+    /// A netlink socket (`sock_diag`) to look up the user of a client; only with `listen.allowed_uids`.
     pub(crate) sock_diag: Option<OwnedFd>,
 }
 

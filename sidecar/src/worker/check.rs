@@ -167,7 +167,7 @@ async fn check_target(
         Err(what) => {
             let message = format!("{}:{} {what}", target.host, target.port);
             let hint = "check `target.port` and `target.engine`: what listens there is not this database, \
-                        or it lets nobody in at present";
+                        or it refuses every login at present";
             let code = ErrorCode::TargetUnreachable;
             return Err(Failure::new(code, message, hint, Phase::Target.name()).into());
         }
@@ -208,7 +208,7 @@ async fn check_identity(
                 Err(step_failure(&LaneError::from(error).into(), Phase::StartSession))
             }
             _ => {
-                report.warn(format!("not told by STS: {error}"), None);
+                report.warn(format!("the caller's identity is unknown: {error}"), None);
                 Ok(())
             }
         },

@@ -2,7 +2,7 @@
 //!
 //! It is the same program as the monitor, executed again, so that nothing of the monitor's memory is in it. It is
 //! sandboxed before it reads its config: no file, no new connection, no other process, no AWS key. What it needs of
-//! these it asks the monitor for, over the socket that is its stdin, see [`monitor_client`]. When the monitor has ended,
+//! these it requests from the monitor, over the socket that is its stdin, see [`monitor_client`]. When the monitor has ended,
 //! it ends its sessions through their data channels, and exits.
 
 mod check;
@@ -68,7 +68,7 @@ pub(crate) fn set_up() -> Setup {
     Setup { roots, missing }
 }
 
-/// Does what the monitor asks for, until its end. Blocks.
+/// Runs the worker's task until its end. Blocks.
 ///
 /// # Errors
 ///
@@ -159,7 +159,7 @@ impl Task<'_> {
                 };
                 let dropped_lines = self.telemetry.dropped_lines().count();
                 if dropped_lines > 0 {
-                    warn!(dropped_lines, "log lines were dropped because nobody read stderr");
+                    warn!(dropped_lines, "log lines were dropped because stderr was not read");
                 }
                 ToMonitor::Finished(outcome.err())
             }

@@ -9,7 +9,7 @@ use rustls::{
 };
 use tokio_rustls::TlsAcceptor;
 
-/// Issues certificates that nobody trusts who was not told to.
+/// A certificate authority that is in no trust store by default.
 pub(crate) struct Authority {
     pem: String,
     issuer: Issuer<'static, KeyPair>,

@@ -99,7 +99,7 @@ pub(crate) const GROUPS: &[Group] = &[
     },
 ];
 
-/// Calls that nothing in the worker makes, whatever happens: whoever does has taken it over.
+/// Calls that no code of the worker makes: such a call means that the worker was taken over.
 pub(crate) const FATAL: &[(&str, libc::c_long)] = calls![
     SYS_execve,
     SYS_execveat,
