@@ -239,7 +239,7 @@ async fn proxy_for_everything_that_speaks_another_protocol_is_passed_over() {
     sidecar.close_stdin();
     let exit = sidecar.exit(LIMIT).await.unwrap();
     assert_eq!(exit.status.code(), Some(0), "{}", exit.text());
-    assert!(exit.text().contains("`ALL_PROXY` is no HTTP proxy"), "{}", exit.text());
+    assert!(exit.text().contains("`ALL_PROXY` is not an HTTP proxy"), "{}", exit.text());
     assert!(!exit.text().contains("hunter2"), "{}", exit.text());
     world.finish().await;
 }

@@ -254,7 +254,7 @@ async fn host_without_landlock_and_seccomp_is_told_and_refused_where_they_are_re
     assert!(ended.stdout.iter().any(|line| line.starts_with("ready ")), "{}", ended.text());
     for missing in ["Landlock", "seccomp"] {
         let warned = ended.logs().iter().any(|line| {
-            line["level"] == "WARN" && line["unprotected"].to_string().contains(missing)
+            line["level"] == "WARN" && line["missing"].to_string().contains(missing)
         });
         assert!(warned, "no warning about {missing}: {}", ended.text());
     }

@@ -101,6 +101,8 @@ mod random;
 mod rtt;
 mod sequence;
 mod statistics;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod timers;
 mod window;
 

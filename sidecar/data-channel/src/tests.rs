@@ -1,6 +1,5 @@
 //! Tests of a channel and a model of the agent on a virtual clock.
 
-mod agent;
 mod ending;
 mod faulty_path;
 mod handshake;
@@ -13,3 +12,5 @@ mod resume;
 mod seeds;
 mod statistics;
 mod window;
+
+use crate::testing as agent;

@@ -36,8 +36,8 @@ impl<R: Reconnect> Driver<R> {
                 // After the flag many agents just close.
                 break ChannelEnd::Terminated;
             }
-            let made_progress = self.shared.lock().messages_received() > received
-                || opened.elapsed() >= STABLE_AFTER;
+            let made_progress =
+                self.shared.lock().messages_received() > received || now() - opened >= STABLE_AFTER;
             let outage = if made_progress { Outage::New } else { Outage::Ongoing };
             match self.resume(outage, reason).await {
                 Ok(resumed) => socket = resumed,

@@ -15,11 +15,8 @@ use std::{
 };
 
 use tokio::{
-    io::AsyncWriteExt as _,
-    net::{
-        TcpStream,
-        tcp::{ReadHalf, WriteHalf},
-    },
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::TcpStream,
 };
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
@@ -110,7 +107,7 @@ async fn forward(
         }
     };
     debug!(%peer, "connected");
-    match relay(&mut client.stream, &channel, stats).await {
+    match relay(client.stream.split(), &channel, stats).await {
         Ok(()) => {
             client.complete = true;
             debug!("connection complete");
@@ -122,13 +119,13 @@ async fn forward(
     }
 }
 
-/// Copies both ways until both directions are complete, or one is cut.
-async fn relay(
-    client: &mut TcpStream,
+/// Copies both ways between the halves of a client's connection and the channel, until both directions are complete or
+/// one is cut.
+pub(super) async fn relay(
+    (reader, writer): (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
     channel: &Channel,
     stats: &ConnectionStats,
 ) -> Result<(), RelayError> {
-    let (reader, writer) = client.split();
     tokio::try_join!(upwards(reader, channel, stats), downwards(writer, channel, stats))?;
     // The client's last bytes may still be queued, and closing the channel would discard them: the server closes it
     // after both EOFs.
@@ -136,26 +133,21 @@ async fn relay(
 }
 
 async fn upwards(
-    client: ReadHalf<'_>,
+    mut client: impl AsyncRead + Unpin,
     channel: &Channel,
     stats: &ConnectionStats,
 ) -> Result<(), RelayError> {
     let mut buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
     loop {
-        tokio::select! {
-            ready = client.readable() => ready?,
+        let read = tokio::select! {
+            read = client.read(&mut buffer) => read?,
             closed = poll_fn(|context| channel.poll_closed(context)) => return Ok(closed?),
-        }
-        let read = match client.try_read(&mut buffer) {
-            Ok(0) => {
-                channel.finish();
-                // The target may still send; its own EOF ends the connection.
-                return Ok(());
-            }
-            Ok(read) => read,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-            Err(error) => return Err(error.into()),
         };
+        if read == 0 {
+            channel.finish();
+            // The target may still send; its own EOF ends the connection.
+            return Ok(());
+        }
         let mut rest = buffer.get(..read).unwrap_or_default();
         while !rest.is_empty() {
             let written = poll_fn(|context| channel.poll_write(context, rest)).await?;
@@ -166,7 +158,7 @@ async fn upwards(
 }
 
 async fn downwards(
-    mut client: WriteHalf<'_>,
+    mut client: impl AsyncWrite + Unpin,
     channel: &Channel,
     stats: &ConnectionStats,
 ) -> Result<(), RelayError> {
@@ -182,7 +174,7 @@ async fn downwards(
 
 /// Why a connection was reset.
 #[derive(Debug, thiserror::Error)]
-enum RelayError {
+pub(super) enum RelayError {
     #[error("the client closed its connection: {0}")]
     Client(#[from] io::Error),
     #[error(transparent)]

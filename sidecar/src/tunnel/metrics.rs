@@ -86,7 +86,11 @@ impl Metrics {
                 "Connections cut before their end",
                 connections.resets.load(Relaxed),
             ),
-            ("log_lines_dropped", "Log lines that were dropped because stderr was not read in time", dropped),
+            (
+                "log_lines_dropped",
+                "Log lines that were dropped because stderr was not read in time",
+                dropped,
+            ),
         ] {
             registry.register(name, help, ConstCounter::new(value));
         }

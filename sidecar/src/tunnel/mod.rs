@@ -12,6 +12,8 @@ mod metrics;
 pub(crate) mod target;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::{
     panic::AssertUnwindSafe,

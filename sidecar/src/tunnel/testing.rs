@@ -1,66 +1,165 @@
 //! AWS, agent, sshd and target in this process, for tests on the paused clock.
 
-use std::{io, sync::Arc, time::Duration};
+mod gateway;
+mod sshd;
 
+use std::{collections::BTreeMap, future::pending, io, mem, sync::Arc};
+
+use data_channel::testing::{Agent, Behaviour};
 use futures_util::future::BoxFuture;
 use http::Uri;
 use parking_lot::Mutex;
+use tokio::{
+    io::{DuplexStream, duplex},
+    sync::{Mutex as AsyncMutex, watch},
+};
 
 use super::lanes::{CHANNEL_LIFE, LaneConfig};
 use crate::{
-    config,
+    config::{self, Settings},
     net::{
         dial::{Connector, Dial, Transport},
         proxy::Proxy,
         tls::RootCertificates,
     },
-    runtime::shutdown::Shutdown,
+    runtime::{clock::now, shutdown::Shutdown},
     session::{ApiError, ApiErrorKind, Resumed, SessionApi, SignedHeaders, Started, Token},
 };
 
-/// Clones share the world.
+pub(crate) use sshd::REFUSED_PORT;
+
+/// The customer's side. Clones share it. Sessions are named `s-1`, `s-2`, ….
 #[derive(Clone, Debug, Default)]
-pub(crate) struct World {
-    state: Arc<Mutex<State>>,
-}
+pub(crate) struct World(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
-    started: u64,
+    calls: Vec<String>,
+    sessions: BTreeMap<String, Session>,
+    resume_is_denied: bool,
+    dialling: Dialling,
+}
+
+/// What becomes of connections to the stream host.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) enum Dialling {
+    #[default]
+    Connects,
+    Refused,
+    /// Neither connected nor refused.
+    Silent,
+}
+
+/// What is wrong with the path of a session.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) enum PathFault {
+    #[default]
+    None,
+    /// The WebSocket present at that moment ends.
+    Cut,
+    /// Nothing passes either way, though the connection is open.
+    Silent,
+}
+
+/// A session at the service, with its agent.
+#[derive(Clone, Debug)]
+struct Session {
+    agent: Arc<Mutex<Agent>>,
+    /// The agent's connection to sshd. Locked by the one WebSocket that is served.
+    sshd: Arc<AsyncMutex<DuplexStream>>,
+    fault: watch::Sender<PathFault>,
 }
 
 impl World {
-    /// The configuration of lanes in this world, by a config with `rest` after its other fields.
+    /// The settings of a config with `rest` after its other fields, for this world's AWS at loopback.
+    pub(crate) fn settings(rest: &str) -> Settings {
+        let mut settings = config::tests::settings(rest);
+        settings.aws.is_loopback = true;
+        settings
+    }
+
     pub(crate) fn lane_config(&self, rest: &str) -> Arc<LaneConfig> {
-        let settings = config::tests::settings(rest);
-        let connector = Connector {
+        let (settings, shutdown) = (Self::settings(rest), Shutdown::default());
+        let api = Arc::new(self.clone());
+        Arc::new(LaneConfig::new(&settings, api, self.connector(), CHANNEL_LIFE, shutdown))
+    }
+
+    pub(crate) fn connector(&self) -> Connector {
+        Connector {
             roots: RootCertificates::from_pem(b""),
             proxy: Proxy::default(),
             dial: Arc::new(self.clone()),
+        }
+    }
+
+    /// From now on `ssm:ResumeSession` is denied.
+    pub(crate) fn deny_resume(&self) {
+        self.0.lock().resume_is_denied = true;
+    }
+
+    pub(crate) fn set_dialling(&self, dialling: Dialling) {
+        self.0.lock().dialling = dialling;
+    }
+
+    pub(crate) fn set_path(&self, session: &str, fault: PathFault) {
+        self.session(session).fault.send_replace(fault);
+    }
+
+    /// Returns the calls of the API since the last time.
+    pub(crate) fn take_calls(&self) -> Vec<String> {
+        mem::take(&mut self.0.lock().calls)
+    }
+
+    /// Whether the agent of this session received the TerminateSession flag.
+    pub(crate) fn was_flagged(&self, session: &str) -> bool {
+        self.session(session).agent.lock().terminated
+    }
+
+    fn session(&self, id: &str) -> Session {
+        self.0.lock().sessions[id].clone()
+    }
+
+    /// Starts a session with its agent and its connection to sshd.
+    fn start_session(&self) -> String {
+        let mut state = self.0.lock();
+        let id = format!("s-{}", state.sessions.len() + 1);
+        let (near, far) = duplex(SSHD_BUFFER);
+        tokio::spawn(sshd::serve(far));
+        let session = Session {
+            agent: Arc::new(Mutex::new(Agent::new(Behaviour::default(), now()))),
+            sshd: Arc::new(AsyncMutex::new(near)),
+            fault: watch::Sender::default(),
         };
-        let api = Arc::new(self.clone());
-        Arc::new(LaneConfig::new(&settings, api, connector, CHANNEL_LIFE, Shutdown::default()))
+        state.sessions.insert(id.clone(), session);
+        id
+    }
+
+    fn record(&self, call: String) {
+        self.0.lock().calls.push(call);
     }
 }
 
 impl SessionApi for World {
     fn start(&self) -> BoxFuture<'_, Result<Started, ApiError>> {
-        Box::pin(async {
-            let mut state = self.state.lock();
-            state.started += 1;
-            Ok(Started {
-                session_id: format!("s-{}", state.started),
-                stream_url: String::new(),
-                token: Token::from(String::new()),
-            })
-        })
+        self.record("start".to_owned());
+        let session_id = self.start_session();
+        let stream_url = format!("ws://127.0.0.1:1/v1/data-channel/{session_id}");
+        let token = Token::from("token".to_owned());
+        Box::pin(async { Ok(Started { session_id, stream_url, token }) })
     }
 
-    fn resume<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Resumed, ApiError>> {
-        Box::pin(async { Err(ApiError::new(ApiErrorKind::AccessDenied, "denied", "")) })
+    fn resume<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Resumed, ApiError>> {
+        self.record(format!("resume {id}"));
+        let answer = if self.0.lock().resume_is_denied {
+            Err(ApiError::new(ApiErrorKind::AccessDenied, "denied", ""))
+        } else {
+            Ok(Resumed { stream_url: None, token: Some(Token::from("token".to_owned())) })
+        };
+        Box::pin(async { answer })
     }
 
-    fn terminate<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(), ApiError>> {
+    fn terminate<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<(), ApiError>> {
+        self.record(format!("terminate {id}"));
         Box::pin(async { Ok(()) })
     }
 
@@ -72,7 +171,9 @@ impl SessionApi for World {
         Box::pin(async { Err(ApiError::aborted()) })
     }
 
-    fn session_ended(&self, _: &str) {}
+    fn session_ended(&self, id: &str) {
+        self.record(format!("ended {id}"));
+    }
 }
 
 impl Dial for World {
@@ -82,9 +183,24 @@ impl Dial for World {
         _: &'a str,
         _: u16,
     ) -> BoxFuture<'a, io::Result<Box<dyn Transport>>> {
-        Box::pin(async {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            Err(io::ErrorKind::ConnectionRefused.into())
+        let dialling = self.0.lock().dialling;
+        Box::pin(async move {
+            match dialling {
+                Dialling::Connects => {
+                    let (near, far) = duplex(SOCKET_BUFFER);
+                    tokio::spawn(gateway::serve(self.clone(), far));
+                    let near: Box<dyn Transport> = Box::new(near);
+                    Ok(near)
+                }
+                Dialling::Refused => Err(io::ErrorKind::ConnectionRefused.into()),
+                Dialling::Silent => pending().await,
+            }
         })
     }
 }
+
+/// As much as kernels buffer for a connection, in bytes.
+const SOCKET_BUFFER: usize = 256 * 1024;
+
+/// More than any test sends: the gateway writes to sshd without reading from it meanwhile.
+const SSHD_BUFFER: usize = 16 * 1024 * 1024;

@@ -88,7 +88,9 @@ fn mysql(bytes: &[u8]) -> Option<Result<String, String>> {
 fn postgres(answer: &[u8]) -> Result<String, String> {
     match answer.first() {
         Some(b'S') => Ok("PostgreSQL, with TLS; its version is known only after login".to_owned()),
-        Some(b'N') => Ok("PostgreSQL, without TLS; its version is known only after login".to_owned()),
+        Some(b'N') => {
+            Ok("PostgreSQL, without TLS; its version is known only after login".to_owned())
+        }
         // An ErrorResponse, as when too many clients are connected.
         Some(b'E') => Err("refuses connections at present".to_owned()),
         Some(_) => Err("does not answer as PostgreSQL does".to_owned()),

@@ -1,5 +1,17 @@
 //! A model of the SSM agent (docs/ssm-protocol.md, sections 6 to 8, 10 and 16), written independently of the
-//! client: its receiver, and its retransmission of the oldest message only.
+//! client: its receiver, and its retransmission of the oldest message only. For tests of this crate, and with the
+//! feature `testing` of others. It panics where a client breaks the protocol.
+
+#![cfg_attr(
+    not(test),
+    expect(
+        clippy::indexing_slicing,
+        clippy::missing_panics_doc,
+        clippy::panic,
+        clippy::unwrap_used,
+        reason = "a test double fails the test"
+    )
+)]
 
 use std::{
     cmp::Ordering,
@@ -18,19 +30,19 @@ use crate::{
 
 /// Variants of the agent.
 #[derive(Clone, Debug)]
-pub(super) struct Behaviour {
+pub struct Behaviour {
     /// Whether it acknowledges duplicates, as agents since 3.2.1041.0 do.
-    pub(super) acknowledges_again: bool,
+    pub acknowledges_again: bool,
     /// It acknowledges only messages whose numbers are multiples of this.
-    pub(super) acknowledges_every: i64,
+    pub acknowledges_every: i64,
     /// Time to connect to sshd. Input before that is neither acknowledged nor kept.
-    pub(super) dial: Duration,
+    pub dial: Duration,
     /// Requested actions of the handshake.
-    pub(super) actions: Value,
+    pub actions: Value,
     /// It ignores acknowledgements of this message, and repeats it for ever.
-    pub(super) resends_for_ever: Option<i64>,
+    pub resends_for_ever: Option<i64>,
     /// Each message has an earlier date than its predecessor.
-    pub(super) clock_runs_back: bool,
+    pub clock_runs_back: bool,
 }
 
 impl Default for Behaviour {
@@ -50,8 +62,9 @@ impl Default for Behaviour {
     }
 }
 
+/// The agent's end of one session, without IO.
 #[derive(Debug)]
-pub(super) struct Agent {
+pub struct Agent {
     behaviour: Behaviour,
     complete_at: Option<Instant>,
     expected: i64,
@@ -68,21 +81,23 @@ pub(super) struct Agent {
     out: VecDeque<Bytes>,
     ids: u128,
     /// Bytes written to sshd.
-    pub(super) written: Vec<u8>,
+    pub written: Vec<u8>,
     /// Number of messages that came before the handshake was complete: acknowledged and discarded.
-    pub(super) discarded: usize,
+    pub discarded: usize,
     /// Payloads of the processed handshake responses.
-    pub(super) responses: Vec<Bytes>,
-    pub(super) terminated: bool,
+    pub responses: Vec<Bytes>,
+    /// Whether the TerminateSession flag was received.
+    pub terminated: bool,
     close_at: Option<Instant>,
     /// Numbers of received stream messages, with the time.
-    pub(super) seen: Vec<(Instant, i64)>,
+    pub seen: Vec<(Instant, i64)>,
     /// Numbers acknowledged by the client, in order of arrival.
-    pub(super) acknowledged: Vec<i64>,
+    pub acknowledged: Vec<i64>,
 }
 
 impl Agent {
-    pub(super) fn new(behaviour: Behaviour, now: Instant) -> Self {
+    /// A session that begins at `now`, with the handshake request.
+    pub fn new(behaviour: Behaviour, now: Instant) -> Self {
         let mut agent = Self {
             behaviour,
             complete_at: None,
@@ -113,32 +128,34 @@ impl Agent {
     }
 
     /// Changes [`Behaviour::acknowledges_every`].
-    pub(super) fn acknowledge_every(&mut self, messages: i64) {
+    pub fn acknowledge_every(&mut self, messages: i64) {
         self.behaviour.acknowledges_every = messages;
     }
 
     /// Continues with these numbers. Nothing may be in flight.
-    pub(super) fn skip_to(&mut self, expected: i64, next: i64) {
+    pub fn skip_to(&mut self, expected: i64, next: i64) {
         assert!(self.unacknowledged.is_empty() && self.early.is_empty());
         (self.expected, self.next) = (expected, next);
     }
 
     /// Adds bytes that sshd sends.
-    pub(super) fn offer(&mut self, bytes: &[u8]) {
+    pub fn offer(&mut self, bytes: &[u8]) {
         self.source.extend(bytes);
     }
 
     /// Replaces the bytes that sshd has still to send.
-    pub(super) fn offer_instead(&mut self, bytes: &[u8]) {
+    pub fn offer_instead(&mut self, bytes: &[u8]) {
         self.source.clear();
         self.offer(bytes);
     }
 
-    pub(super) fn has_sent_everything(&self) -> bool {
+    /// Whether sshd's bytes are sent and acknowledged.
+    pub fn has_sent_everything(&self) -> bool {
         self.source.is_empty() && self.unacknowledged.is_empty()
     }
 
-    pub(super) fn handle_message(&mut self, now: Instant, frame: &Bytes) {
+    /// Takes a frame of the client.
+    pub fn handle_message(&mut self, now: Instant, frame: &Bytes) {
         let message = Message::decode(frame).unwrap();
         match message.message_type {
             MessageType::Acknowledge => {
@@ -160,7 +177,8 @@ impl Agent {
         }
     }
 
-    pub(super) fn handle_timeout(&mut self, now: Instant) {
+    /// Does what is due at `now`.
+    pub fn handle_timeout(&mut self, now: Instant) {
         if now >= self.tick_at {
             self.tick_at = now + TICK;
             // Only the oldest, whatever else is missing.
@@ -182,30 +200,33 @@ impl Agent {
         }
     }
 
-    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+    /// The next deadline; `None` while nothing is due.
+    pub fn poll_timeout(&self) -> Option<Instant> {
         let tick = (!self.unacknowledged.is_empty()).then_some(self.tick_at);
         let read = self.complete_at.filter(|_| !self.source.is_empty());
         let read = read.map(|at| (at + self.behaviour.dial).max(self.read_at));
         [tick, read, self.close_at].into_iter().flatten().min()
     }
 
-    pub(super) fn poll_transmit(&mut self) -> Option<Bytes> {
+    /// The next frame for the client.
+    pub fn poll_transmit(&mut self) -> Option<Bytes> {
         self.out.pop_front()
     }
 
     /// Sends `channel_closed`, as the service does at the end of the session.
-    pub(super) fn close(&mut self, output: &str) {
+    pub fn close(&mut self, output: &str) {
         let closed = json!({ "Output": output, "SchemaVersion": 1 }).to_string();
         self.send_control(MessageType::ChannelClosed, closed.as_bytes());
     }
 
     /// Sends a message without a number.
-    pub(super) fn send_control(&mut self, message_type: MessageType, payload: &[u8]) {
+    pub fn send_control(&mut self, message_type: MessageType, payload: &[u8]) {
         let frame = self.message(message_type, 0, 0, 0, payload);
         self.out.push_back(frame);
     }
 
-    pub(super) fn send(&mut self, payload_type: PayloadType, payload: &[u8], now: Instant) {
+    /// Sends a message with the next number, again until it is acknowledged.
+    pub fn send(&mut self, payload_type: PayloadType, payload: &[u8], now: Instant) {
         let (number, flags) = (self.next, u64::from(self.next == 0));
         let kind = MessageType::OutputStreamData;
         let frame = self.message(kind, number, flags, payload_type.to_wire(), payload);
