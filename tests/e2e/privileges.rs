@@ -253,9 +253,10 @@ async fn host_without_landlock_and_seccomp_is_told_and_refused_where_they_are_re
     assert_eq!(ended.status.code(), Some(0), "{}", ended.text());
     assert!(ended.stdout.iter().any(|line| line.starts_with("ready ")), "{}", ended.text());
     for missing in ["Landlock", "seccomp"] {
-        let warned = ended.logs().iter().any(|line| {
-            line["level"] == "WARN" && line["missing"].to_string().contains(missing)
-        });
+        let warned = ended
+            .logs()
+            .iter()
+            .any(|line| line["level"] == "WARN" && line["missing"].to_string().contains(missing));
         assert!(warned, "no warning about {missing}: {}", ended.text());
     }
     world.finish().await;
