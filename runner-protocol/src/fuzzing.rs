@@ -96,19 +96,12 @@ fn describe(messages: Vec<Result<Message, MessageError>>) -> impl Iterator<Item 
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{fs, path::Path};
+#[path = "../../tests/corpus/replay.rs"]
+mod replay;
 
-    /// Runs the corpus: inputs with which a fuzzer reached new code, or found a bug.
-    fn replay(target: &str, run: fn(&[u8])) {
-        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
-        let mut count = 0;
-        for entry in fs::read_dir(&corpus).unwrap() {
-            run(&fs::read(entry.unwrap().path()).unwrap());
-            count += 1;
-        }
-        assert!(count > 0, "{} is empty", corpus.display());
-    }
+#[cfg(test)]
+mod tests {
+    use super::replay::replay;
 
     #[test]
     fn corpus_holds_on_stdin() {

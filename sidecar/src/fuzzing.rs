@@ -9,27 +9,12 @@ pub use crate::{
 };
 
 #[cfg(test)]
-mod tests {
-    use std::{fs, path::Path};
+#[path = "../../tests/corpus/replay.rs"]
+mod replay;
 
-    /// Runs the inputs that a fuzzer found to reach something new, or to break something once, each
-    /// also cut off and with a byte changed.
-    fn replay(target: &str, run: fn(&[u8])) {
-        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
-        let mut count = 0;
-        for entry in fs::read_dir(&corpus).unwrap() {
-            let mut input = fs::read(entry.unwrap().path()).unwrap();
-            run(&input);
-            run(&input[..input.len() / 2]);
-            let at = input.len() / 3;
-            if let Some(byte) = input.get_mut(at) {
-                *byte ^= 0x15;
-                run(&input);
-            }
-            count += 1;
-        }
-        assert!(count > 0, "{} is empty", corpus.display());
-    }
+#[cfg(test)]
+mod tests {
+    use super::replay::replay;
 
     #[test]
     fn kept_inputs_hold_as_a_stream_url() {

@@ -1,4 +1,4 @@
-"""Runs every test of this directory, or those whose names are given, and counts them."""
+"""Runs all tests of this directory, or those whose names contain an argument, and counts them."""
 
 import sys
 import unittest
@@ -10,7 +10,7 @@ def main() -> int:
     loader.testNamePatterns = [f"*{name}*" for name in sys.argv[1:]] or None
     suite = loader.discover(str(Path(__file__).parent))
     result = unittest.TextTestRunner(verbosity=2).run(suite)
-    # A test may have failed more than once: in itself, and where it cleans up.
+    # A test can have two failures: its own, and that of a cleanup.
     failed = {test.id() for test, _ in result.failures + result.errors}
     print(f"{result.testsRun - len(failed)} passed, {len(failed)} failed", flush=True)
     return 0 if result.wasSuccessful() and result.testsRun > 0 else 1

@@ -1,4 +1,4 @@
-"""A name server at 127.0.0.1:53 that knows the names it is given: `resolver.py NAME=ADDRESS …`."""
+"""A name server at 127.0.0.1:53 for the names in its arguments: `resolver.py NAME=ADDRESS …`."""
 
 import socket
 import struct
@@ -6,7 +6,7 @@ import sys
 
 
 def answer(query: bytes, known: dict[bytes, bytes]) -> bytes:
-    """The answer to a query of one question."""
+    """The response to a query with one question."""
     end = query.index(b"\0", 12) + 5
     question = query[12:end]
     (kind,) = struct.unpack("!H", question[-4:-2])
@@ -19,7 +19,7 @@ def answer(query: bytes, known: dict[bytes, bytes]) -> bytes:
 
 
 def wire(name: str) -> bytes:
-    """A name as in a query."""
+    """A name in the encoding of DNS messages."""
     return b"".join(bytes([len(label)]) + label.encode() for label in name.split(".")) + b"\0"
 
 

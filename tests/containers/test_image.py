@@ -1,4 +1,4 @@
-"""The image: what is in it, and that it works where nothing is allowed to it."""
+"""The image: its content, and the sidecar in a container without privileges."""
 
 import json
 import subprocess
@@ -63,7 +63,7 @@ class Image(unittest.TestCase):
         with started("nsenter", f"--target={pid}", "--net", "python3", str(resolver), *names) as dns:
             assert dns.stdout
             self.assertEqual(dns.stdout.readline(), "ready\n")
-            # As the kubelet writes them.
+            # The files as the kubelet writes them.
             files = [f"--volume={resolver.with_name(name)}:/etc/{name}:ro" for name in ("hosts", "resolv.conf")]
             with started("podman", *customer.options("tunnel", "-i", *files), *LOCKED_UP, SIDECAR) as tunnel:
                 assert tunnel.stdin and tunnel.stdout

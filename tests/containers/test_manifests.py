@@ -1,4 +1,4 @@
-"""The manifests: valid by the published schemas, and no more than the Pod Security Standard *restricted* allows."""
+"""The manifests are valid by the published schemas and comply with the Pod Security Standard *restricted*."""
 
 import copy
 import json
@@ -17,20 +17,20 @@ VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persiste
 
 
 def names() -> list[str]:
-    """The files."""
+    """The names of the files."""
     found = sorted(path.name for path in MANIFESTS.glob("*.yaml"))
     assert len(found) >= 7, found
     return found
 
 
 def jobs() -> Iterator[tuple[str, Object]]:
-    """Every Job, and the file that it is in."""
+    """Every Job, with the name of its file."""
     for name in names():
         yield from ((name, item) for item in manifest(name) if item["kind"] == "Job")
 
 
 def complaints(pod: Object) -> list[str]:
-    """What `restricted` has against a pod; of the rules, those for fields that only a wish adds come first."""
+    """What in a pod violates `restricted`."""
     found = [f"spec.{field}" for field in ("hostNetwork", "hostPID", "hostIPC") if pod.get(field)]
     found += [f"volume {v['name']}" for v in pod.get("volumes", []) if not (set(v) - {"name"}) <= VOLUMES]
     of_pod = pod.get("securityContext", {})
@@ -60,8 +60,8 @@ class Manifests(unittest.TestCase):
             for version in range(oldest, NEWEST + 1):
                 for item in manifest(name):
                     if item["kind"] == "Job" and version < OLDEST_WITH_NATIVE_SIDECARS:
-                        # These schemas ask for `onPodConditions` in every rule, of which their own text says
-                        # that it excludes `onExitCodes`.
+                        # These schemas require `onPodConditions` in every rule, although it excludes
+                        # `onExitCodes` by their own text.
                         del item["spec"]["podFailurePolicy"]
                     kubernetes_validate.validate(item, f"1.{version}", strict=True)
 

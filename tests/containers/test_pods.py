@@ -1,4 +1,4 @@
-"""The manifests at work: what a kubelet does is done here for each form, and one of them is played by podman."""
+"""The manifests in use: the containers of each form are run as by a kubelet, one form also by `podman kube play`."""
 
 import json
 import unittest
@@ -27,13 +27,13 @@ from world import (
 
 
 def kubelet(customer: Customer, name: str, found: Object | None = None) -> Kubelet:
-    """For the Job of a manifest, with this document in its Secret."""
+    """A kubelet for the Job of a manifest, with this config in its Secret."""
     secret = with_document(one(manifest("secret.yaml"), "Secret"), found or document())
     return Kubelet(customer, one(manifest(name), "Job"), secret)
 
 
 def stranger() -> Object:
-    """The document with a key that the bastion does not know."""
+    """The config with a key that is not in the bastion's `authorized_keys`."""
     return document(bastion={"ssh_private_key": (KEYS / "stranger").read_text()})
 
 
@@ -127,9 +127,9 @@ class TwoContainers(unittest.TestCase):
         assert_clean(self, logs(aws), started=1)
 
     def play(self, pod: Object, directory: Path) -> None:
-        """`podman kube play`, with the Secret in the form in which podman 4.3 mounts it as written."""
+        """Runs the pod by `podman kube play`."""
         (directory / "pod.yaml").write_text(yaml.safe_dump(pod))
-        # Of a Secret that is played, podman 4.3 would mount what stands in `data`, and not decode it.
+        # podman 4.3 mounts the values of a Secret's `data` without decoding them: they are written as plain text.
         secret = one(manifest("secret.yaml"), "Secret")
         secret["data"] = with_document(secret, document()).pop("stringData")
         (directory / "secret.yaml").write_text(yaml.safe_dump(secret))
@@ -139,7 +139,7 @@ class TwoContainers(unittest.TestCase):
         self.addCleanup(podman, "secret", "rm", name)
         self.addCleanup(podman, "pod", "rm", "--force", "--time=0", pod["metadata"]["name"])
         podman("kube", "play", "--network=none", "--start=false", str(directory / "pod.yaml"))
-        # In order, as the kubelet; the customer's servers have been there for long.
+        # Servers first: a real customer's run already. The others in the kubelet's order.
         name = pod["metadata"]["name"]
         for server, ready in Customer.READY.items():
             podman("start", f"{name}-{server}")
@@ -148,12 +148,12 @@ class TwoContainers(unittest.TestCase):
 
 
 def played(job: Object) -> Object:
-    """The Job's pod with the customer's servers in it, as podman 4.3 can play it."""
+    """The Job's pod with the customer's servers added, in a form that podman 4.3 can play."""
     spec = job["spec"]["template"]["spec"]
-    # The servers are containers of this pod: they start after its init containers.
+    # The init containers would need the servers, which are containers of this pod and start after them.
     del spec["initContainers"]
     for volume in spec["volumes"]:
-        # Which podman 4.3 looks at wherever it is not.
+        # podman 4.3 reads this field without checking that it is there.
         volume["secret"]["optional"] = False
     containers = spec["containers"]
     for container in containers:

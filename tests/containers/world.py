@@ -1,6 +1,6 @@
-"""What stands around an image in these tests: podman, a customer's servers, and a kubelet's part.
+"""The environment of the image in these tests: podman, a customer's servers, and the work of a kubelet.
 
-Nothing leads out of a customer's network: it is a pod's own, with loopback alone.
+A customer's network is that of one pod and has no interface but loopback.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ SIDECAR = "localhost/ssm-sidecar"
 SERVERS = "localhost/servers"
 TRANSFER = "localhost/transfer"
 
-# The stand-ins for the images that the manifests name.
+# The images that replace those named in the manifests.
 IMAGES = {
     "registry.example/ssm-sidecar": SIDECAR,
     "registry.example/transfer": SERVERS,
     "registry.example/transfer-with-tunnel": TRANSFER,
 }
 
-# Nothing but what the image needs: not even the memory that podman puts at /tmp and /run by default.
+# Only what the image needs: also without the tmpfs that podman mounts at /tmp and /run by default.
 LOCKED_UP = ["--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges"]
 
-# How long a step may take on a loaded machine before it counts as failed.
+# Time limit for a step, on a loaded machine.
 LIMIT_S = 60
 
 
@@ -73,7 +73,7 @@ def wait(container: str) -> int:
 
 
 def eventually(what: str, condition: Callable[[], bool], limit_s: float = LIMIT_S) -> None:
-    """Returns once `condition` is true."""
+    """Waits until `condition` is true, and fails after `limit_s`."""
     deadline = time.monotonic() + limit_s
     while not condition():
         if time.monotonic() > deadline:
@@ -94,12 +94,12 @@ def one(objects: list[Object], kind: str) -> Object:
 
 
 def image(named: str) -> str:
-    """What stands in for an image that a manifest names."""
+    """The image that replaces one named in a manifest."""
     return IMAGES[named.rpartition(":")[0]]
 
 
 def document(**changes: Object) -> Object:
-    """The document of secret.yaml for [`Customer`], with changes: `bastion={"ssh_port": 22}`."""
+    """The config of secret.yaml for `Customer`, with changes: `bastion={"ssh_port": 22}`."""
     secret = one(manifest("secret.yaml"), "Secret")
     found: Object = json.loads(secret["stringData"]["document.json"])
     _, host_key = (KEYS / "host.fingerprint").read_text().split()[:2]
@@ -134,11 +134,11 @@ class Customer:
         return f"{self.pod}-{container}"
 
     def options(self, container: str, *options: str) -> list[str]:
-        """How one more container is run in this network."""
+        """podman's arguments for one more container in this network."""
         return ["run", "--pull=never", f"--pod={self.pod}", f"--name={self.name(container)}", *options]
 
     def start(self, container: str, *arguments: str) -> None:
-        """Starts one, and does not wait for its end."""
+        """Starts a container without waiting for its end."""
         podman(*self.options(container, "--detach"), *arguments)
 
     def query(self, statement: str, port: int = 15432) -> str:
@@ -152,7 +152,7 @@ class Customer:
         return sessions(logs(self.name("aws")))
 
     def finish(self, started: int) -> None:
-        """Asserts what holds at the end of every test: no session is left, and nobody broke the protocol."""
+        """Asserts what holds at the end of every test: no session is left, and the protocol was not violated."""
         aws = self.name("aws")
         eventually("the sessions are terminated", lambda: self.sessions() == (started, started), 10)
         podman("kill", "--signal=INT", aws)
@@ -168,7 +168,7 @@ def sessions(journal: str) -> tuple[int, int]:
 
 
 def assert_clean(test: TestCase, journal: str, started: int) -> None:
-    """Asserts it of the whole journal of an emulator that has ended."""
+    """Asserts the same of the whole journal of an emulator that has ended."""
     test.assertEqual(sessions(journal), (started, started), journal)
     test.assertNotIn("Violation", journal)
     test.assertNotIn("sessions left open", journal)
@@ -204,17 +204,17 @@ class Kubelet:
             eventually(f"{name} has started", lambda: podman(*exec_, may_fail=True).returncode == 0, limit_s)
 
     def stop(self, name: str) -> Ended:
-        """Ends a container as when its pod is done: SIGTERM."""
+        """Ends a container by SIGTERM, as a kubelet does at the end of the pod."""
         podman("kill", "--signal=TERM", self.customer.name(name))
         return self.ended(name)
 
     def ended(self, name: str) -> Ended:
-        """What has come of a container."""
+        """Waits for the end of a container and returns its results."""
         full = self.customer.name(name)
         return Ended(wait(full), logs(full), (self.directory / f"{name}.message").read_text())
 
     def container(self, name: str) -> Object:
-        """A container of the pod, whichever its sort."""
+        """The container or init container of this name."""
         (found,) = [c for c in self.spec.get("initContainers", []) + self.spec["containers"] if c["name"] == name]
         return found
 
@@ -237,7 +237,7 @@ class Kubelet:
         yield f"--volume={message}:{container.get('terminationMessagePath', '/dev/termination-log')}"
 
     def _mount(self, volume: Object, secret: Object) -> Path:
-        """A directory with the keys of the secret as files: root's, readable for the pod's group."""
+        """A directory with the keys of the secret as files, owned by root and readable for the pod's group."""
         assert volume["secret"]["secretName"] == secret["metadata"]["name"]
         directory = self.directory / volume["name"]
         directory.mkdir()
@@ -250,7 +250,7 @@ class Kubelet:
 
 
 def with_document(secret: Object, found: Object) -> Object:
-    """The Secret with this document in it."""
+    """The Secret with this config in it."""
     return secret | {"stringData": {"document.json": json.dumps(found, indent=2)}}
 
 
@@ -266,7 +266,7 @@ def fails_job(job: Object, container: str, status: int) -> bool:
 
 @contextmanager
 def started(*command: str) -> Iterator[subprocess.Popen[str]]:
-    """A program beside the test, killed at its end at the latest."""
+    """A program that runs beside the test and is killed at the end of the block."""
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process

@@ -10,20 +10,20 @@ import java.util.concurrent.TimeUnit;
 /**
  * Runs one command through a sidecar, from Java 17 and later; nothing but the JDK is needed.
  *
- * <pre>java Runner.java SIDECAR DOCUMENT COMMAND ...</pre>
+ * <pre>java Runner.java SIDECAR CONFIG COMMAND ...</pre>
  *
- * COMMAND finds the port in SSM_SIDECAR_PORT, and as {port} in its arguments. Ends with the command's status, or
- * with the sidecar's when there was no tunnel.
+ * CONFIG is a file with the sidecar's config. COMMAND gets the port in SSM_SIDECAR_PORT, and in place of {port} in
+ * its arguments. Exits with the command's status, or without a tunnel with the sidecar's.
  */
 public final class Runner {
-    /** A sidecar gives up by itself ("timeouts.ready_s"); this is for one that does not even do that. */
+    /** Limit for a sidecar that hangs; otherwise it ends by itself after "timeouts.ready_s". */
     private static final long READY_LIMIT_S = 90;
 
     private static final long STOP_LIMIT_S = 10;
 
     public static void main(String[] arguments) throws Exception {
         if (arguments.length < 3) {
-            System.err.println("usage: java Runner.java SIDECAR DOCUMENT COMMAND ...");
+            System.err.println("usage: java Runner.java SIDECAR CONFIG COMMAND ...");
             System.exit(64);
         }
         List<String> command = List.of(arguments).subList(2, arguments.length);
@@ -39,7 +39,7 @@ public final class Runner {
         System.exit(status != 0 ? status : ended);
     }
 
-    /** The transfer itself; an application would open its JDBC connection to 127.0.0.1:port here. */
+    /** Runs the transfer; an application would open its JDBC connection to 127.0.0.1:port here. */
     private static int transfer(List<String> command, String port) throws IOException, InterruptedException {
         List<String> words = new ArrayList<>();
         command.forEach(word -> words.add(word.replace("{port}", port)));
@@ -57,7 +57,7 @@ public final class Runner {
         Sidecar(String program, String document) throws IOException {
             process = new ProcessBuilder(program).redirectError(ProcessBuilder.Redirect.DISCARD).start();
             lines = process.inputReader(StandardCharsets.UTF_8);
-            // Flushed, not closed.
+            // Flushed and not closed: the open pipe is the lease.
             process.getOutputStream().write(document.getBytes(StandardCharsets.UTF_8));
             process.getOutputStream().flush();
         }
@@ -77,7 +77,7 @@ public final class Runner {
                         System.err.println("no tunnel: " + line.substring("failed ".length()));
                         return null;
                     }
-                    // Other words are news for somebody else.
+                    // Lines with other words are ignored, as the contract requires.
                 }
                 return null;
             } finally {
@@ -94,7 +94,7 @@ public final class Runner {
             return process.exitValue();
         }
 
-        /** On every way out, also when the transfer threw. */
+        /** Stops the process on every path, also after an exception in the transfer. */
         @Override
         public void close() {
             process.destroy();
@@ -105,7 +105,7 @@ public final class Runner {
                 TimeUnit.SECONDS.sleep(READY_LIMIT_S);
                 process.destroyForcibly();
             } catch (InterruptedException ready) {
-                // It said something in time.
+                // Interrupted in time, by `ready`, `failed` or the end of stdout.
             }
         }
     }

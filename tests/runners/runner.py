@@ -1,31 +1,31 @@
 #!/usr/bin/env python3
-"""Runs jobs at once, each through a sidecar of its own, as an orchestrator would.
+"""Runs several jobs at once, each through a sidecar of its own, as an orchestrator does.
 
     runner.py SIDECAR JOBS
 
-JOBS is a JSON file: a list of {"document": {...}, "command": ["psql", "-p", "{port}", ...]}.
-For each job: start a sidecar, give it the document, wait for its port, run the command, end the
-lease, wait for the end. Prints one JSON line per job, in the order in which the jobs end, and
-exits 0 when every job was done.
+JOBS is a JSON file: a list of {"document": {...}, "command": ["psql", "-p", "{port}", ...]};
+"document" is the sidecar's config. For each job: start a sidecar, write the config to its stdin,
+wait for its port, run the command, end the lease, wait for the end. Prints one JSON line per job,
+in the order in which the jobs end, and exits with 0 when every job was done.
 """
 
 import asyncio
 import json
 import sys
 
-# What to do when a sidecar ends with this status; the contract gives every status.
+# What to do after these exit statuses of a sidecar; the contract lists all of them.
 TELL_THE_CUSTOMER = {65, 69, 76, 77}
 RETRY = {75}
 
-# A sidecar gives up by itself (`timeouts.ready_s`); this is for one that does not even do that.
+# Limit for a sidecar that hangs; otherwise it ends by itself after `timeouts.ready_s`.
 READY_LIMIT_S = 90
 STOP_LIMIT_S = 10
 
 
 async def run_job(sidecar, job):
-    """Runs one job to its end and returns what became of it."""
+    """Runs one job to its end and returns its result."""
     document = job["document"]
-    # Pipes are close-on-exec in Python, so no other child holds the lease's write end.
+    # Pipes are close-on-exec in Python, so no other child inherits the write end of the lease.
     process = await asyncio.create_subprocess_exec(
         sidecar,
         stdin=asyncio.subprocess.PIPE,
@@ -42,7 +42,7 @@ async def run_job(sidecar, job):
         elif word == "failed":
             failure = json.loads(rest)
             outcome |= {key: failure[key] for key in ("code", "message", "hint")}
-        # The end of the lease; after a failure the sidecar is on its way out already.
+        # Ends the lease. After `failed` the sidecar ends in any case.
         process.stdin.close()
         status = await asyncio.wait_for(process.wait(), STOP_LIMIT_S)
         return outcome | {"status": status, "advice": advice(status)}
@@ -53,7 +53,7 @@ async def run_job(sidecar, job):
 
 
 async def first_news(process):
-    """Reads lines up to `ready` or `failed`; other words are news for somebody else."""
+    """Reads lines up to `ready` or `failed`; lines with other words are ignored, as the contract requires."""
     while line := (await process.stdout.readline()).decode():
         word, _, rest = line.rstrip("\n").partition(" ")
         if word in ("ready", "failed"):
@@ -62,7 +62,7 @@ async def first_news(process):
 
 
 async def run_command(command, port):
-    """Runs the transfer itself against the local port."""
+    """Runs the transfer, which connects to the local port."""
     arguments = [argument.replace("{port}", port) for argument in command]
     process = await asyncio.create_subprocess_exec(
         *arguments,
@@ -75,7 +75,7 @@ async def run_command(command, port):
 
 
 def advice(status):
-    """The three things a runner can do, chosen by the exit status alone."""
+    """What the runner does next, by the exit status alone."""
     if status == 0:
         return "done"
     if status in RETRY:

@@ -1,10 +1,10 @@
 #!/bin/sh
 # Runs one command through a sidecar, from a shell.
 #
-#     runner.sh SIDECAR DOCUMENT COMMAND ...
+#     runner.sh SIDECAR CONFIG COMMAND ...
 #
-# COMMAND finds the port in SSM_SIDECAR_PORT. Ends with the command's status, or with the sidecar's
-# when there was no tunnel.
+# CONFIG is a file with the sidecar's config. COMMAND gets the port in SSM_SIDECAR_PORT. Exits with the
+# command's status, or without a tunnel with the sidecar's.
 set -eu
 sidecar=$1 document=$2
 shift 2
@@ -13,12 +13,12 @@ directory=$(mktemp -d)
 trap 'rm -rf "$directory"' EXIT
 mkfifo "$directory/in" "$directory/out"
 
-# Started before we open the pipes, so the sidecar does not inherit our end of its lease.
+# Started before the pipes are opened, so that the sidecar does not inherit the write end of its lease.
 "$sidecar" <"$directory/in" >"$directory/out" &
 pid=$!
 exec 3>"$directory/in" 4<"$directory/out"
 
-# The document only; the pipe stays open, and open it is the job's lease.
+# The config and nothing after it. The pipe stays open: that is the job's lease.
 cat "$document" >&3
 
 port=
@@ -34,7 +34,7 @@ if [ -n "$port" ]; then
     SSM_SIDECAR_PORT=$port "$@" 3>&- 4<&- || status=$?
 fi
 
-# The end of the lease; the tunnel closes and its session is terminated.
+# Ends the lease: the tunnel closes, and its session is terminated.
 exec 3>&-
 ended=0
 wait "$pid" || ended=$?

@@ -367,12 +367,16 @@ const HANDSHAKE_REQUEST: &[u8] = br#"{"AgentVersion":"3.3.0.0","RequestedClientA
     {"ActionType":"SessionType","ActionParameters":{"SessionType":"Port","Properties":{}}}]}"#;
 
 #[cfg(test)]
+#[path = "../../../tests/corpus/replay.rs"]
+mod replay;
+
+#[cfg(test)]
 mod tests {
-    use std::{env, fs, panic, path::Path};
+    use std::{env, panic};
 
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{replay::replay, *};
     use crate::random::Random;
 
     /// `DATA_CHANNEL_SEEDS` sets the number of seeds; default 400.
@@ -392,17 +396,6 @@ mod tests {
                 panic::resume_unwind(cause);
             }
         }
-    }
-
-    /// Runs the kept corpus of a target: inputs that reached new code, or that failed once.
-    fn replay(target: &str, run: fn(&[u8])) {
-        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
-        let mut count = 0;
-        for entry in fs::read_dir(&corpus).unwrap() {
-            run(&fs::read(entry.unwrap().path()).unwrap());
-            count += 1;
-        }
-        assert!(count > 0, "{} is empty", corpus.display());
     }
 
     #[test]

@@ -3,6 +3,10 @@
 //! The same rules hold for the SDK's calls and for the WebSocket: `HTTPS_PROXY`, else `ALL_PROXY`, except for the
 //! hosts of `NO_PROXY` and for loopback. Plain `http` never uses a proxy: here it is loopback, or the host's own
 //! credential service.
+//!
+//! The SDK's calls go through hyper-util's `Tunnel`; the WebSocket's CONNECT is implemented here. `Tunnel` (seen with
+//! hyper-util 0.1.21) hides the proxy's status, which the error and its hint name, takes only 200 for success, and
+//! discards bytes of the tunnel that it has read together with the response.
 
 use std::{io, sync::Arc};
 

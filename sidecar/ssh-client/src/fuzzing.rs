@@ -135,19 +135,12 @@ fn config() -> Config {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{fs, path::Path};
+#[path = "../../../tests/corpus/replay.rs"]
+mod replay;
 
-    /// Runs the inputs that a fuzzer found to reach new code or, once, to fail.
-    fn replay(target: &str, run: fn(&[u8])) {
-        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
-        let mut count = 0;
-        for entry in fs::read_dir(&corpus).unwrap() {
-            run(&fs::read(entry.unwrap().path()).unwrap());
-            count += 1;
-        }
-        assert!(count > 0, "{} is empty", corpus.display());
-    }
+#[cfg(test)]
+mod tests {
+    use super::replay::replay;
 
     #[test]
     fn stored_inputs_pass_from_the_first_byte() {

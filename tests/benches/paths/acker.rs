@@ -1,4 +1,4 @@
-//! The ceiling: a client of the data channel that acknowledges all messages and discards them.
+//! The upper bound of the rate: a client of the data channel that acknowledges all messages and discards them.
 //!
 //! Without SSH: the emulated agent dials the source of bytes directly.
 
@@ -58,7 +58,7 @@ impl Acker {
                 let answer = HANDSHAKE.as_bytes();
                 acker.send(PayloadType::HandshakeResponse, answer).await?;
             } else if message.payload_type == PayloadType::HandshakeComplete.to_wire() {
-                // The agent discards data that arrives in the first moment.
+                // The agent discards data that arrives immediately after its `HandshakeComplete`.
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 return Ok(acker);
             }

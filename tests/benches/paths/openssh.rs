@@ -148,7 +148,7 @@ impl SshL {
 }
 
 impl Drop for SshL {
-    /// The plugin outlives its ssh: the end of its stdin does not end it.
+    /// Kills the whole group: the plugin does not exit at the end of its stdin, and would outlive ssh.
     fn drop(&mut self) {
         // Fails if all of them have already ended.
         let _ended = killpg(self.group, Signal::SIGKILL);

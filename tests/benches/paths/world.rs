@@ -55,9 +55,8 @@ impl World {
             .access_key(ACCESS_KEY_ID, SECRET_ACCESS_KEY)
             .policy(Policy::full(INSTANCE))
             .pacing(pacing)
-            // The cost of an agent that ignores an acknowledge or discards what arrives right after
-            // `HandshakeComplete` (for ssh through the official plugin, that ends the session) is
-            // covered by the tests.
+            // This agent processes every acknowledge, and all input right after `HandshakeComplete`. The
+            // tests cover agents that do not; through the official plugin, ssh would lose its session.
             .agent(
                 AgentSettings::default().forgotten_acknowledges(0.0).complete_delay(Duration::ZERO),
             )
@@ -72,8 +71,7 @@ impl World {
         Ok(Self { emulator, sshd: Arc::clone(sshd), net, api, gateway })
     }
 
-    /// Where a client finds the API: at the near end of its leg, or directly at the emulator if the leg has
-    /// no length.
+    /// The URL of the API for clients: that of its leg, or of the emulator itself if the leg has no delay.
     pub(crate) fn api_url(&self) -> String {
         if self.net.one_way.is_zero() {
             return self.emulator.api_url().to_owned();

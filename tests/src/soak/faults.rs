@@ -1,4 +1,4 @@
-//! All faults of a soak, one after another, as the seed decides.
+//! The faults of a soak, one after another, in an order that follows from the seed.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -111,7 +111,7 @@ impl<'a> FaultInjector<'a> {
         self.last_a_while().await;
     }
 
-    /// As when the agent is restarted or the session is ended in the console.
+    /// Ends a session, as a restart of the agent or the console does.
     fn end_session(&mut self) {
         self.count("session ended");
         let open = self.journal.open_sessions();
