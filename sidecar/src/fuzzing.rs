@@ -1,7 +1,7 @@
-//! What the fuzz targets run: what this crate itself reads of the service and of proxies. The data channel
-//! and SSH have targets of their own.
+//! The bodies of the fuzz targets: the parsers in this crate of what AWS and proxies send. `data-channel` and
+//! `ssh-client` have targets of their own.
 //!
-//! Compiled for tests, which run the kept corpora and random bytes, and for fuzzing, which searches.
+//! Compiled for tests, which replay the corpora, and for fuzzing.
 
 pub use crate::{
     channel::websocket::fuzzing::{frames, stream_url},
@@ -12,8 +12,8 @@ pub use crate::{
 mod tests {
     use std::{fs, path::Path};
 
-    /// Runs the inputs that a fuzzer found to reach something new, or to break something once, each
-    /// also cut off and with a byte changed.
+    /// Runs the corpus: inputs with which a fuzzer reached new code, or found a bug. Each is run whole, cut to its
+    /// first half, and with one byte changed.
     fn replay(target: &str, run: fn(&[u8])) {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
         let mut count = 0;

@@ -233,7 +233,7 @@ async fn role_that_is_about_to_end_is_assumed_anew() {
     assert_eq!(service.operations(), ["AssumeRole", "StartSession", "AssumeRole", "StartSession"]);
 }
 
-/// Less than what is refreshed before its end.
+/// Below `REFRESH_BEFORE`, 5 min: fetched again before the next call.
 const REFRESH_DUE: Duration = Duration::from_mins(4);
 
 #[tokio::test]

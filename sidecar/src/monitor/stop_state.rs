@@ -1,4 +1,5 @@
-//! What the monitor does from the stop on: waits for the worker, helps it, gives it up. No IO and no clock.
+//! What the monitor does from the stop on: waits for the worker, takes over the terminations, gives the worker up. No
+//! IO and no clock.
 
 use std::time::Instant;
 
@@ -9,7 +10,7 @@ use crate::runtime::stop;
 pub(super) enum StopState {
     /// No stop was requested.
     Running,
-    /// The worker was asked to stop at this time.
+    /// `Stop` was sent to the worker at this time.
     Stopping { since: Instant },
     /// The monitor terminates the sessions itself, beside the worker.
     TakenOver { since: Instant },
@@ -20,7 +21,7 @@ pub(super) enum StopState {
 pub(super) enum Action {
     /// Terminate the open sessions from here: the worker may be stuck, and its own attempts do no harm.
     TakeOver,
-    /// Kill the worker, which has not begun anything: it still opens its key, which is not needed any more.
+    /// Kill the worker: it is still opening its key, so there is no session yet.
     Abandon,
     /// Kill the worker: it is stuck.
     GiveUp,

@@ -1,4 +1,5 @@
-//! AWS, agent, sshd and target in this process, for tests on the paused clock.
+//! AWS in this process, for tests on the paused clock: sessions start and are terminated, resuming is denied, and every
+//! connection is refused after 1 s.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -18,7 +19,7 @@ use crate::{
     session::{ApiError, ApiErrorKind, Resumed, SessionApi, SignedHeaders, Started, Token},
 };
 
-/// Clones share the world.
+/// [`SessionApi`] and [`Dial`] of a test. Clones share the state.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct World {
     state: Arc<Mutex<State>>,

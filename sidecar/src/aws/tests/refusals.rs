@@ -1,4 +1,4 @@
-//! What the service refuses, through the real client: code, message and hint.
+//! Refusals of the service, through the real client: code, message and hint.
 
 use runner_protocol::{Blame, ErrorCode};
 
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{runtime::failure::ToFailure as _, session::SessionApi as _};
 
-/// Status and error code of the service; then our code, whether it may pass, message and hint.
+/// Status, error code and text of the service; then our code, whether it is transient, message and hint.
 const REFUSALS: [(u16, &str, &str, ErrorCode, bool, &str, &str); 16] = [
     (
         400,
