@@ -276,7 +276,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn port_stands_wherever_the_place_does() {
+    fn port_replaces_every_placeholder() {
         for (word, expected) in [
             ("{port}", "4711"),
             ("--port={port}", "--port=4711"),

@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn worker_that_does_not_stop_is_helped_and_then_given_up() {
+    fn sessions_of_a_worker_that_does_not_stop_are_taken_over_and_then_it_is_given_up() {
         let start = Instant::now();
         let mut state = StopState::Running;
         assert_eq!(state.poll_timeout(), None);

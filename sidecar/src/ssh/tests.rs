@@ -59,7 +59,7 @@ impl AsyncWrite for Silent {
 }
 
 #[tokio::test(start_paused = true)]
-async fn silence_is_not_held_against_a_server_while_the_path_is_down() {
+async fn keepalives_do_not_time_out_while_the_path_is_down() {
     let key = PrivateKey::from(Ed25519Keypair::from_seed(&[7; 32]));
     let mut config = Config::new("user", Arc::new(key));
     config.keepalive_interval = Some(Duration::from_secs(20));
@@ -78,7 +78,7 @@ async fn silence_is_not_held_against_a_server_while_the_path_is_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_step_of_the_handshake_tells_what_it_has_found() {
+async fn each_step_of_the_handshake_returns_what_it_has_found() {
     let pair = Pair::start(|_| ());
     assert!(!pair.ssh.has_received());
     let server = pair.ssh.identified().await.unwrap();
@@ -210,7 +210,7 @@ async fn a_server_that_answers_no_keepalive_is_given_up_and_its_channels_with_it
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_last_handle_says_goodbye_and_a_channel_is_one() {
+async fn connection_is_disconnected_with_its_last_handle_and_a_channel_is_one() {
     let mut pair = Pair::start(|_| ());
     let channel = opened(&mut pair).await;
     pair.ssh = Pair::start(|_| ()).ssh;

@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn not_ready_says_what_is_missing() {
+    async fn not_ready_returns_what_is_missing() {
         let metrics = metrics();
         assert_eq!(metrics.not_ready(), Some("starting"));
         metrics.progress.begin(Phase::Tunnel);

@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_names_the_user_of_a_connection_over_both_families() {
+    fn user_of_a_connection_is_found_over_both_families() {
         let me =
             std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").expect("/proc"));
         for address in ["127.0.0.1:0", "[::1]:0"] {
