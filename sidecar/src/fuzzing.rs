@@ -1,7 +1,7 @@
-//! What the fuzz targets run: what this crate itself reads of the service and of proxies. The data channel
-//! and SSH have targets of their own.
+//! The bodies of the fuzz targets: the parsers in this crate of what AWS and proxies send. `data-channel` and
+//! `ssh-client` have targets of their own.
 //!
-//! Compiled for tests, which run the kept corpora and random bytes, and for fuzzing, which searches.
+//! Compiled for tests, which replay the corpora, and for fuzzing.
 
 pub use crate::{
     channel::websocket::fuzzing::{frames, stream_url},

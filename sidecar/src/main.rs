@@ -22,7 +22,7 @@ fn main() -> ExitCode {
             return status.into();
         }
     };
-    // Options before the subcommand count where the subcommand does not have them.
+    // For `run`, `check` and `policy`: an option before the subcommand holds unless it is given again behind it.
     let outer = arguments.run;
     match arguments.command {
         None => run::command(outer, started).into(),

@@ -2,15 +2,12 @@
 //! client: its receiver, and its retransmission of the oldest message only. For tests of this crate, and with the
 //! feature `testing` of others. It panics where a client breaks the protocol.
 
-#![cfg_attr(
-    not(test),
-    expect(
-        clippy::indexing_slicing,
-        clippy::missing_panics_doc,
-        clippy::panic,
-        clippy::unwrap_used,
-        reason = "a test double fails the test"
-    )
+#![expect(
+    clippy::indexing_slicing,
+    clippy::missing_panics_doc,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test double fails the test"
 )]
 
 use std::{

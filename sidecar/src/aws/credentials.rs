@@ -34,10 +34,10 @@ use crate::{
 /// The identity of calls to AWS.
 #[derive(Debug)]
 pub(crate) enum Identity {
-    /// These keys only, also when they are refused.
+    /// These keys only: there is no fallback when AWS refuses them.
     Keys(Keys),
     /// The SDK's default chain: environment variables, profile files, web identity (IRSA), container and
-    /// instance credentials. Only where the config asks for it.
+    /// instance credentials. Only with `"credentials": "environment"` in the config.
     Environment,
 }
 
@@ -46,7 +46,7 @@ pub(crate) enum Identity {
 pub(crate) struct AssumeRole {
     /// `arn:aws:iam::123456789012:role/name`.
     pub(crate) role_arn: String,
-    /// Where the role's trust policy demands one.
+    /// Given where the role's trust policy requires one.
     pub(crate) external_id: Option<String>,
     /// Shown in the customer's `CloudTrail`.
     pub(crate) session_name: String,
@@ -113,7 +113,7 @@ impl CredentialSource {
         self.invalidate();
     }
 
-    /// Makes the next call fetch credentials again: AWS has refused the cached ones.
+    /// Makes the next call fetch credentials again, because AWS has refused the cached ones or the keys were replaced.
     pub(super) fn invalidate(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
@@ -282,9 +282,9 @@ fn kept_from_swap(credentials: Credentials) -> Credentials {
 /// Provider name, for the SDK's logs.
 const PROVIDER: &str = "ssm-sidecar";
 
-/// Credentials that expire sooner are fetched again first. An assumed role `valid_at` an hour by default, and the
-/// data channel is resumed once in each.
+/// Cached credentials that expire within this time are fetched again before a call. Those of an assumed role last an
+/// hour by default, and a data channel is resumed once an hour.
 const REFRESH_BEFORE: Duration = Duration::from_mins(5);
 
-/// Credentials that expire sooner are not used for a call.
+/// Cached credentials that expire within this time are not used, even if they cannot be fetched again.
 const LEAST_LIFE: Duration = Duration::from_secs(5);

@@ -14,7 +14,7 @@ use crate::{
 #[expect(clippy::struct_field_names, reason = "the config's names")]
 pub(super) struct Endpoint {
     pub(super) region: String,
-    /// From the config, for the SDK.
+    /// `aws.endpoint_url`; `None`: the SDK's own for the region.
     pub(super) endpoint_url: Option<String>,
     pub(super) host: String,
     pub(super) resource: Resource,
@@ -49,7 +49,8 @@ impl Endpoint {
         }
     }
 
-    /// The same for STS: its regional endpoint, or the config's endpoint where that is an emulator at loopback.
+    /// Returns the endpoint for calls to STS about `role_arn`: the region's, or that of the config where it is at
+    /// loopback, which means an emulator.
     pub(super) fn for_sts(&self, role_arn: &str) -> Self {
         let resource = Resource::Role(role_arn.to_owned());
         let endpoint = self.endpoint_url.clone().filter(|endpoint| is_loopback_url(endpoint));
@@ -90,14 +91,14 @@ impl Call<'_> {
         self.action.operation()
     }
 
-    /// For an answer without the member `missing`.
+    /// The error for an answer without the member `missing`.
     pub(super) fn incomplete_answer(&self, missing: &str) -> ApiError {
         let message = format!("the answer to {} has no {missing}", self.name());
         let hint = format!("check what answers as `{}`", self.endpoint.host);
         ApiError::new(ApiErrorKind::Internal, message, hint)
     }
 
-    /// For an answer that the service itself would not give.
+    /// The error for an answer that does not come from AWS, but from a proxy, for example.
     pub(super) fn foreign_answer(&self, status: u16) -> ApiError {
         let host = &self.endpoint.host;
         let message =

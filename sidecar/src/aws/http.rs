@@ -1,4 +1,4 @@
-//! The SDK's HTTP client, with the roots and the proxy of the other connections.
+//! The SDK's HTTP client, with the same root certificates and proxy as the WebSocket.
 
 use std::time::Duration;
 
@@ -58,8 +58,8 @@ fn proxy_config(proxy: &Proxy) -> ProxyConfig {
     }
 }
 
-/// For TCP and TLS together.
+/// Time for TCP and TLS together.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// For one call, from connecting to the last byte of the answer.
+/// Time for one call, from connecting to the last byte of the answer.
 pub(super) const ATTEMPT: Duration = Duration::from_secs(20);

@@ -1,6 +1,6 @@
 //! The control plane on the AWS SDK: starts, resumes and terminates sessions, signs the opening of data channels.
 //!
-//! With static keys the clients are built directly: no profile file is read and no metadata service is asked, so that
+//! With static keys the clients are built directly: no profile file is read and no metadata service is called, so that
 //! a missing key can never fall back to the identity of the host. Credentials are resolved here, before each call, and
 //! passed to the SDK with the call: replaced keys hold from the next call on, and a denied `sts:AssumeRole` is reported
 //! as such.
@@ -143,7 +143,7 @@ impl SsmClient {
             .await;
         match outcome.map_err(|error| self.failed(&call, &error)) {
             Err(error) if error.kind() != ApiErrorKind::SessionGone => Err(error),
-            // One that is over already counts as terminated.
+            // A session that is over already counts as terminated.
             _ => Ok(()),
         }
     }

@@ -1,4 +1,4 @@
-//! Texts of AWS in messages of ours.
+//! Quotes texts of AWS in messages.
 
 /// Whether `word` may be quoted as it is: a name, an ARN, an id.
 pub(super) fn is_plain(word: &str) -> bool {

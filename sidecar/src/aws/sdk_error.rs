@@ -1,4 +1,4 @@
-//! From an error of the SDK to an [`ApiError`].
+//! Converts an error of the SDK into an [`ApiError`].
 
 use std::error::Error;
 
@@ -18,7 +18,6 @@ use crate::{
     session::{ApiError, ApiErrorKind},
 };
 
-/// Why `call` failed.
 pub(super) fn from_sdk<E>(call: &Call<'_>, error: &SdkError<E>) -> ApiError
 where
     E: ProvideErrorMetadata + Error + 'static,
@@ -48,13 +47,14 @@ where
     found.with_request_id(request_id.map(str::to_owned))
 }
 
-/// For an opening of a data channel that cannot be signed.
+/// The error for an opening of a data channel that cannot be signed.
 pub(super) fn unsigned(cause: &str) -> ApiError {
     let message = format!("the opening of the data channel cannot be signed: {}", shorten(cause));
     ApiError::new(ApiErrorKind::Credentials, message, "check the keys of the config")
 }
 
-/// `cause`: what went wrong while credentials were looked for; `None` where there were none.
+/// The error where the host's environment gives no credentials. `cause`: why looking for them failed; `None`: there are
+/// none.
 pub(super) fn no_credentials(cause: Option<&str>, is_transient: bool) -> ApiError {
     let cause = cause.map(|cause| format!(": {}", shorten(cause))).unwrap_or_default();
     let message = format!("no credentials in the environment{cause}");

@@ -23,7 +23,7 @@ pub(super) struct ServiceError<'a> {
     code: &'a str,
     message: &'a str,
     status: u16,
-    /// The difference between the service's clock and ours.
+    /// How far this host's clock is off the service's, in either direction; `None` without a `Date` header.
     skew: Option<Duration>,
 }
 
@@ -206,7 +206,8 @@ fn skew(date: &str) -> Option<Duration> {
     now.duration_since(date).or_else(|_| date.duration_since(now)).ok()
 }
 
-/// Clock difference at which signatures begin to be refused: 5 min, less the time of the call.
+/// Clock difference from which the clock is taken as the cause of a refused signature. AWS refuses from 5 min on; one
+/// minute less allows for the time of the call.
 const MAX_SKEW: Duration = Duration::from_mins(4);
 
 /// What an error code means.

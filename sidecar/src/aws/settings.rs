@@ -1,4 +1,4 @@
-//! What the SDK clients are built from.
+//! The settings from which the SDK clients are built.
 
 use http::Uri;
 use runner_protocol::{Config, Secret};
@@ -27,7 +27,7 @@ pub(crate) struct SsmSettings {
 }
 
 impl SsmSettings {
-    /// Takes what concerns AWS from `request`, whose `aws` section is decoded already.
+    /// Takes what concerns AWS from `config`. `aws`: its `aws` section, decoded.
     pub(crate) fn from_config(config: &Config, aws: &Aws) -> Self {
         let identity = match &aws.identity {
             config::Identity::Static(keys) => Identity::Keys(to_keys(keys.clone())),
@@ -53,7 +53,7 @@ impl SsmSettings {
     }
 }
 
-/// Moves the secrets; the originals are wiped.
+/// Moves secret and session token without a copy. The key's id is copied, and its original wiped.
 pub(crate) fn to_keys(keys: runner_protocol::Keys) -> Keys {
     let take = |secret: Secret| -> Zeroizing<String> { secret.into_inner() };
     Keys {

@@ -46,7 +46,7 @@ fn sign_at(
         .settings(SigningSettings::default())
         .build()?
         .into();
-    // The signer knows the default port of `https`, not that of `wss`: the host is given as it is sent.
+    // The signer has a default port for `https` and none for `wss`: so the host is given as it is sent.
     let host = uri.authority().map_or("", |authority| authority.as_str());
     let text = uri.to_string();
     let request =

@@ -74,7 +74,7 @@ fn control_plane(settings: SsmSettings) -> SsmClient {
 }
 
 #[tokio::test]
-async fn start_asks_for_ssh_on_the_bastion_and_gives_what_was_answered() {
+async fn start_session_names_sshd_of_the_bastion_and_its_answer_is_returned() {
     let service = StubService::start(|_| started()).await;
     let api = control_plane(settings(service.url()));
     let started = api.start().await.unwrap();
@@ -96,7 +96,7 @@ async fn start_asks_for_ssh_on_the_bastion_and_gives_what_was_answered() {
 }
 
 #[tokio::test]
-async fn answer_that_lacks_something_ends_its_session() {
+async fn incomplete_answer_terminates_its_session() {
     let service = StubService::start(|seen| match seen.operation() {
         "StartSession" => Answer(200, r#"{"SessionId":"s-1"}"#.to_owned()),
         _ => Answer(200, "{}".to_owned()),
@@ -125,7 +125,7 @@ async fn resume_without_token_means_that_the_session_is_over() {
 }
 
 #[tokio::test]
-async fn connection_refused_is_known_to_have_done_nothing() {
+async fn connection_refused_has_a_known_outcome() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
@@ -233,7 +233,7 @@ async fn role_that_is_about_to_end_is_assumed_anew() {
     assert_eq!(service.operations(), ["AssumeRole", "StartSession", "AssumeRole", "StartSession"]);
 }
 
-/// Less than what is refreshed before its end.
+/// Below `REFRESH_BEFORE`, 5 min: fetched again before the next call.
 const REFRESH_DUE: Duration = Duration::from_mins(4);
 
 #[tokio::test]
@@ -272,7 +272,7 @@ async fn role_that_may_not_be_assumed_names_the_role_and_its_trust_policy() {
 }
 
 #[tokio::test]
-async fn private_authority_needs_trust_and_is_not_tried_again_without() {
+async fn certificate_of_an_unknown_authority_is_not_accepted_and_not_transient() {
     let authority = Authority::new();
     let acceptor = authority.acceptor("localhost");
     let service = StubService::start_with(Some(acceptor), "", |_| started()).await;
@@ -349,7 +349,7 @@ async fn in_foreign_environment(name: &str) {
 }
 
 #[tokio::test]
-async fn static_keys_open_no_profile_and_ask_no_environment() {
+async fn static_keys_open_no_profile_and_read_no_environment() {
     in_foreign_environment("static_keys_alone").await;
 }
 

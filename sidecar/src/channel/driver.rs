@@ -33,7 +33,7 @@ impl<R: Reconnect> Driver<R> {
                 SocketEnd::Disconnected(reason) => reason,
             };
             if self.shared.lock().termination != Termination::None {
-                // After the flag many agents just close.
+                // Many agents answer the flag without `channel_closed`: only the WebSocket closes.
                 break ChannelEnd::Terminated;
             }
             let made_progress =
@@ -52,7 +52,8 @@ impl<R: Reconnect> Driver<R> {
         self.shared.notify();
     }
 
-    /// Resumes the session; ends without it when the channel is abandoned or terminated meanwhile.
+    /// Resumes the session. The error is the end of the channel: resuming has failed, or meanwhile the channel was
+    /// abandoned or terminated.
     async fn resume(&mut self, outage: Outage, reason: String) -> Result<WebSocket, ChannelEnd> {
         warn!(reason, "WebSocket lost, resuming the session");
         self.shared.lock().on_disconnected(outage, reason);
@@ -89,5 +90,5 @@ async fn unwanted(shared: &Shared<State>) {
     .await;
 }
 
-/// After this time open, a WebSocket counts as progress even if it carried nothing.
+/// A WebSocket that was open for this long counts as progress even if it carried nothing.
 const STABLE_AFTER: Duration = Duration::from_secs(10);

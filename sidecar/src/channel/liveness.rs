@@ -37,7 +37,8 @@ impl Liveness {
         self.pinged = None;
     }
 
-    /// Returns what is to be done at `now`. Frames that have arrived by then are to be reported before.
+    /// Returns what is to be done at `now`. Before it, call [`on_received`](Self::on_received) for frames that have
+    /// arrived by then.
     pub(super) fn poll_action(&mut self, now: Instant) -> Action {
         let due = self.poll_timeout();
         if now < due {
@@ -60,7 +61,7 @@ impl Liveness {
 /// (`aws/session-manager-plugin` #15).
 const PING_AFTER: Duration = Duration::from_secs(4);
 
-/// For the answer to a ping. With [`PING_AFTER`] less than 10 s, in which a dead path is to be noticed.
+/// Time for the answer to a ping. With [`PING_AFTER`] 9 s: a dead path is to be noticed within 10 s.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// A timeout that is noticed this late means that the process was suspended.

@@ -48,7 +48,7 @@ pub(crate) trait Reconnect: Send + 'static {
 /// Whether the loss of a WebSocket begins an outage.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Outage {
-    /// The WebSocket had carried messages, or had been open for a while: the time limit starts again.
+    /// The WebSocket had carried messages, or had been open for 10 s: the time limit starts again.
     New,
     /// The WebSocket carried nothing: the outage before it goes on.
     Ongoing,
@@ -63,7 +63,7 @@ pub(crate) enum ChannelEnd {
     /// The WebSocket was lost, and the session could not be resumed.
     #[error("the data channel was lost: {0}")]
     Lost(String),
-    /// The agent broke the protocol, or asked for something that is not implemented.
+    /// The agent broke the protocol, or requires something that is not implemented.
     #[error(transparent)]
     Protocol(Arc<ProtocolError>),
     /// This process terminated it.

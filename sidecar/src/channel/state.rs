@@ -19,7 +19,7 @@ pub(super) struct State {
     /// The loop is to end without a message to the service.
     pub(super) abandoned: bool,
     pub(super) path: PathState,
-    /// The begin of the last outage, which may still go on.
+    /// When the last outage began; it may still go on.
     outage_began: Instant,
     pub(super) reader: Waiter,
     pub(super) writer: Waiter,
@@ -27,7 +27,7 @@ pub(super) struct State {
     pub(super) driver: Waiter,
 }
 
-/// How far a termination by this process is.
+/// The progress of a termination by this process.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Termination {
     None,
@@ -73,7 +73,7 @@ impl State {
         matches!(self.path, PathState::Up) && self.end.is_none()
     }
 
-    /// Whether the service has closed the channel, or did so after the flag.
+    /// Whether the channel has ended by the service's close or by a termination, rather than by an error.
     pub(super) fn is_closed(&self) -> bool {
         matches!(self.end, Some(ChannelEnd::Closed(_) | ChannelEnd::Terminated))
     }

@@ -54,7 +54,7 @@ pub(crate) struct StreamEndpoint {
     /// Whether a `StreamUrl` may be at loopback: only where `aws.endpoint_url` is.
     pub(crate) allow_loopback: bool,
     pub(crate) connector: Connector,
-    /// For one opening as a whole, from the signature to the sent opening message.
+    /// Time limit for one opening as a whole, from the signature to the sent opening message.
     pub(crate) timeout: Duration,
 }
 
@@ -76,17 +76,17 @@ impl StreamEndpoint {
 pub(crate) enum OpeningSignature {
     /// With the config's credentials.
     Signed,
-    /// Not: the service refused the signed opening with 403 and accepted the unsigned one. The credentials lack
+    /// Unsigned: the service refused the signed opening with 403 and accepted the unsigned one. The credentials lack
     /// `ssmmessages:OpenDataChannel`.
     UnsignedAfterRefusal,
-    /// Not: there were no credentials, or the URL itself is signed.
+    /// Without signing headers: there were no credentials, or the URL itself is signed.
     NotSigned,
 }
 
 /// Why no WebSocket was opened. Free of secrets.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum WebSocketOpenError {
-    /// The service named a host that is not its own.
+    /// The `StreamUrl` is malformed, or does not lead to AWS.
     #[error(transparent)]
     Url(#[from] InvalidStreamUrl),
     #[error(transparent)]
@@ -423,7 +423,7 @@ impl Frame {
     }
 }
 
-/// For an opening as a whole. The official plugin dials for 45 s; a token is valid for seconds only.
+/// Time for an opening as a whole. The official plugin dials for 45 s; a token is valid for seconds only.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A close frame without status (RFC 6455, section 7.1.5).
@@ -435,7 +435,8 @@ const READ_BUFFER: usize = 32 * 1024;
 /// Buffered before the connection is written to without a flush, in bytes.
 const WRITE_BUFFER: usize = 32 * 1024;
 
-/// Limit of what is buffered for a connection that accepts nothing, in bytes: the sink is not ready long before.
+/// Limit of what is buffered for a connection that accepts nothing, in bytes. It is not reached: the sink stops being
+/// ready long before.
 const MAX_WRITE_BUFFER: usize = 1024 * 1024;
 
 /// Largest accepted message, in bytes. Agents send 1,024 bytes of payload; AWS documents no limit.

@@ -1,4 +1,4 @@
-//! `check`: has the worker try each step, and reports what kept it from beginning.
+//! `check`: starts a worker that tries each step, and prints the failure if the worker cannot begin.
 
 use std::{ffi::OsString, path::Path, pin::pin, process::Stdio, time::Duration};
 
@@ -31,7 +31,7 @@ pub fn command(arguments: &cli::Check) -> u8 {
 /// Checks the config of `file`, or of stdin; returns the exit status. `worker`: the arguments with which this program
 /// runs as the worker. Blocks.
 ///
-/// With a `file`, a failure is also left for Kubernetes, as by [`run`](super::run).
+/// With a `file`, a failure is also written to the termination log, as by [`run`](super::run).
 pub fn run(file: Option<&Path>, format: OutputFormat, worker: &[OsString]) -> u8 {
     // Ignore missing protections: `check` does not enforce `hardening`.
     drop(hardening::apply());
@@ -49,7 +49,7 @@ pub fn run(file: Option<&Path>, format: OutputFormat, worker: &[OsString]) -> u8
     status
 }
 
-/// Has the worker run the steps; it prints them on stdout, which it inherits.
+/// Runs the steps in a worker, which prints them on the stdout that it inherits.
 async fn supervise(
     config: &Config,
     format: OutputFormat,

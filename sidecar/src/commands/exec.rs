@@ -186,7 +186,7 @@ impl Tunnel {
             .process_group(0)
             .kill_on_drop(true);
         if env::var_os(LEVEL).is_none() {
-            // The terminal belongs to the command.
+            // The sidecar shares stderr with the command: no more than warnings there.
             command.env(LEVEL, "warn");
         }
         let mut process = command.spawn()?;
@@ -244,7 +244,7 @@ impl Tunnel {
         }
     }
 
-    /// Ends the session and waits for that.
+    /// Ends the lease, and waits at most [`stop::EXEC`] for the sidecar to exit.
     async fn end(&mut self) {
         self.lease = None;
         if timeout(stop::EXEC, self.process.wait()).await.is_err() {
@@ -252,7 +252,7 @@ impl Tunnel {
         }
     }
 
-    /// The same, for a `signal` before the command was started.
+    /// Does the same for a `signal` before the command was started; returns the exit status.
     async fn end_after(&mut self, signal: Signal) -> u8 {
         self.end().await;
         u8::try_from(128 + signal as i32).unwrap_or(u8::MAX)
@@ -268,7 +268,7 @@ const PLACE: &[u8] = b"{port}";
 /// Environment variable with the level of the logs.
 const LEVEL: &str = "RUST_LOG";
 
-/// For the command to end after SIGTERM when its tunnel is lost.
+/// Time for the command to end after SIGTERM when its tunnel is lost; then it gets SIGKILL.
 const AFTER_LOSS: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
@@ -276,7 +276,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn port_stands_wherever_the_place_does() {
+    fn port_replaces_every_placeholder() {
         for (word, expected) in [
             ("{port}", "4711"),
             ("--port={port}", "--port=4711"),

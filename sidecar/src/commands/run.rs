@@ -1,7 +1,7 @@
 //! `run`: the process that the runner starts. Reads the config, starts the worker, and ends it.
 //!
-//! Here is what the worker must not decide: the lease, stdout, the exit status, the AWS keys, and that every session is
-//! ended however the worker ends. What the worker does is in `tunnel`.
+//! This process has what the worker must not control: the lease, stdout, the exit status and the AWS keys. It also ends
+//! every session, however the worker ends. What the worker does is in `tunnel`.
 
 use std::{
     ffi::OsString, future::pending, net::TcpListener, panic::AssertUnwindSafe, path::PathBuf,
@@ -40,7 +40,7 @@ pub enum Source {
     File(PathBuf),
 }
 
-/// How to run.
+/// The options of [`run`].
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Where the config comes from.
@@ -79,7 +79,7 @@ pub fn run(options: &Options) -> ExitStatus {
     let internal = |error: InternalError| Err(Error::from(error).into_failure(Phase::Config));
     let outcome = match outcome {
         Ok(Ok(outcome)) => outcome,
-        // Before there was a session, or after the sessions were ended.
+        // A panic before there was a session, or after the sessions were ended.
         Ok(Err(_)) => internal(first_panic(&panics)),
         Err(error) => internal(InternalError::new(format!("no runtime: {error}"))),
     };

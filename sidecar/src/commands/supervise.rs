@@ -18,8 +18,8 @@ use crate::{
     runtime::hardening::MissingProtection,
 };
 
-/// Builds the control plane while the worker is being sandboxed, and waits for that. Returns the protections that the
-/// worker lacks.
+/// Builds the control plane while the worker is being sandboxed, and waits until it is. Returns also the protections
+/// that the worker lacks.
 ///
 /// `port`: of the clients' listener; `None` for a check.
 pub(super) async fn prepare(

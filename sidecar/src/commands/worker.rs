@@ -17,7 +17,7 @@ use crate::{
 /// Runs the worker's task until its end. Blocks.
 pub fn command(arguments: cli::Worker) -> ExitStatus {
     let setup = worker::set_up();
-    // The thread of the logs is started after files and privileges are given up: it gives them up as well.
+    // The log thread is started after the privileges were dropped, so that it lacks them as well.
     let telemetry = if arguments.quiet {
         Telemetry::start_at(LevelFilter::OFF, arguments.log_format)
     } else {
@@ -34,7 +34,7 @@ pub fn command(arguments: cli::Worker) -> ExitStatus {
     }
 }
 
-/// The arguments of a worker process. `quiet`: no logs, unless `RUST_LOG` asks for them.
+/// The arguments of a worker process. `quiet`: no logs, unless `RUST_LOG` sets a level.
 pub(super) fn arguments(log_format: Option<LogFormat>, quiet: bool) -> Vec<OsString> {
     let format = log_format.map(|format| ["--log-format", format.name()]);
     let quiet = quiet.then_some("--quiet");

@@ -6,8 +6,8 @@ use serde_json::Value;
 use ssh_client::{HostKeyPin, KeyError};
 use zeroize::Zeroizing;
 
-/// Adds the mistakes in the keys of the config `text`, as far as keys are found in it, to its other mistakes. A
-/// passphrase is not tried: that may take seconds.
+/// Adds to the mistakes of the config `text` those in its private key and its host key pins, if it is JSON with a
+/// `bastion` object. No passphrase is tried, since that may take seconds.
 pub(super) fn with_decoded(mut mistakes: Mistakes, text: &[u8]) -> Mistakes {
     let Ok(Draft { bastion: Some(bastion) }) = serde_json::from_slice(text) else {
         return mistakes;
@@ -39,7 +39,7 @@ fn add(mistakes: &mut Mistakes, mistake: Mistake) {
     }
 }
 
-/// The fields that are looked at in a config with mistakes.
+/// The fields that [`with_decoded`] reads.
 #[derive(Deserialize)]
 struct Draft {
     bastion: Option<DraftBastion>,

@@ -1,7 +1,7 @@
-//! The config, decoded: what the other rooms work with.
+//! The settings: the config, decoded.
 //!
-//! `runner-protocol` has checked the fields. What is decoded here are the private key, which takes CPU time when it
-//! has a passphrase, the pinned host keys and the URLs.
+//! `runner-protocol` has checked the fields. Decoded here are the private key, which takes CPU time when it has a
+//! passphrase, the host key pins and the URLs.
 
 mod decode_errors;
 
@@ -26,7 +26,7 @@ pub(crate) struct Settings {
     pub(crate) job_id: Option<String>,
     pub(crate) aws: Aws,
     pub(crate) bastion: Bastion,
-    /// As the bastion resolves it.
+    /// Host and port; the bastion resolves the name.
     pub(crate) target: Target,
     /// User ids that may connect; `None`: all.
     pub(crate) allowed_uids: Option<Vec<u32>>,
@@ -35,7 +35,7 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// Decodes `request`. Blocks: opening an encrypted private key takes up to some seconds, by design of its KDF.
+    /// Decodes `config`. Blocks: opening an encrypted private key takes up to some seconds, by design of its KDF.
     ///
     /// # Errors
     ///
@@ -185,8 +185,8 @@ pub(crate) enum SettingsError {
 }
 
 impl SettingsError {
-    /// For a config, `text`, with wrong fields: adds what only decoding finds wrong, so that all mistakes are
-    /// reported at once.
+    /// Converts the error of the config `text`. To wrong fields it adds the mistakes that only decoding finds, so that
+    /// all are reported at once.
     pub(crate) fn of_config(error: ConfigError, text: &[u8]) -> Self {
         match error {
             ConfigError::Mistakes(mistakes) => decode_errors::with_decoded(mistakes, text).into(),

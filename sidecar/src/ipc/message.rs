@@ -1,7 +1,7 @@
 //! The messages between monitor and worker, as JSON in frames.
 //!
-//! The worker parses what the network sends, and may be compromised: the monitor checks each of its messages
-//! against what it knows itself. The worker trusts the monitor.
+//! The worker parses what the network sends, and may be compromised: the monitor checks each of its messages against
+//! records of its own. The worker trusts the monitor.
 
 use std::{fmt, time::Duration};
 
@@ -29,7 +29,7 @@ pub(crate) enum ToWorker {
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub(crate) struct StartMessage {
     pub(crate) task: WorkerTask,
-    /// For how long the monitor has been running.
+    /// Time since the monitor's process began; zero for a check.
     pub(crate) elapsed: Duration,
 }
 
@@ -67,7 +67,7 @@ pub(crate) enum Response {
     /// Names and values of headers.
     Signed(Result<Vec<(String, String)>, ApiError>),
     Caller(Result<String, ApiError>),
-    /// With the connection as a descriptor, or why there is none.
+    /// The connection comes as a descriptor of the frame; the error says why there is none.
     Connected(Result<(), String>),
 }
 
@@ -84,7 +84,7 @@ pub(crate) enum ToMonitor {
     Phase(Phase),
     /// The tunnel is up, on this port.
     TunnelReady(u16),
-    /// For runners that asked for events.
+    /// An event; the worker sends it only with `"events": true`.
     Event(Event),
     /// The last message of a tunnel: it has ended and with it every session, with or without a failure.
     Finished(Option<Failure>),
@@ -100,11 +100,12 @@ pub(crate) enum Request {
     ResumeSession { session_id: String },
     /// Terminate a session that this worker has started.
     TerminateSession { session_id: String },
-    /// Sign the opening of the data channel, at this URI, of such a session.
+    /// Sign the opening of the data channel at this URI, which belongs to a session that this worker has started.
     SignOpening { uri: String },
-    /// Connect to the host of such a data channel, or to the expected stream host, or to the proxy before it.
+    /// Open a TCP connection to the first hop towards this URI: the proxy where one is used, else its host. The URI is
+    /// that of such a data channel, or the expected stream host.
     Connect { uri: String },
-    /// Ask AWS whose the credentials are.
+    /// Return the ARN of the credentials' owner (`sts:GetCallerIdentity`).
     Caller,
 }
 

@@ -72,6 +72,7 @@ impl IpcSocket {
         Self::from_socket(socket, MAX_TO_WORKER, MAX_DESCRIPTORS)
     }
 
+    /// Limits received frames: `longest` is in bytes, `descriptors` is the most in one frame.
     pub(crate) fn from_socket(
         socket: Socket,
         longest: usize,
@@ -116,14 +117,15 @@ impl IpcSocket {
         Ok(())
     }
 
-    /// Sends queued frames in order. Completes only when the other end is closed or every sender is dropped.
+    /// Sends queued frames in order. Completes only when the other end is closed or every sender is dropped. Not
+    /// cancel-safe, as [`send`](Self::send).
     pub(crate) async fn send_all(&self, queue: &mut mpsc::Receiver<Frame>) -> io::Error {
         while let Some(frame) = queue.recv().await {
             if let Err(error) = self.send(&frame).await {
                 return error;
             }
             if let Some(sent) = frame.sent {
-                // The sender may not wait any more.
+                // Fails when the sender does not wait any more.
                 let _waiting = sent.send(());
             }
         }

@@ -38,7 +38,7 @@ impl Broker {
         &*self.api
     }
 
-    /// Carries out `request`, or refuses what the worker may not ask for; returns the frame with the response.
+    /// Carries out `request`, or refuses what the worker may not request; returns the frame with the response.
     pub(super) async fn respond(self, id: u64, request: Request) -> Frame {
         let mut descriptors = Vec::new();
         let response = match request {
@@ -54,7 +54,7 @@ impl Broker {
             Request::TerminateSession { session_id } => {
                 Response::Terminated(match self.check(&session_id) {
                     Ok(()) => self.terminate(&session_id).await,
-                    // Never started, or forgotten since its end: nothing to terminate.
+                    // Never started, or removed from the registry after its end: nothing to terminate.
                     Err(_) => Ok(()),
                 })
             }
@@ -139,7 +139,7 @@ impl Broker {
     }
 }
 
-/// A StartSession call under way. Dropped without an answer, as by a panic, it ends the reservation.
+/// A StartSession call in flight. Dropped without an answer, as by a panic, it ends the reservation.
 struct StartReservation<'a> {
     broker: &'a Broker,
     is_finished: bool,

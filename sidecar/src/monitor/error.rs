@@ -1,4 +1,4 @@
-//! How a worker ends when it does not end as it should.
+//! Abnormal ends of the worker.
 
 use std::{fmt, os::unix::process::ExitStatusExt as _, process::ExitStatus};
 

@@ -68,7 +68,7 @@ pub(crate) struct Monitor {
 }
 
 impl Monitor {
-    /// Starts the worker: this program again, with `arguments`, and with [`ENVIRONMENT`] of the environment.
+    /// Starts the worker: this program again, with `arguments`, and with no environment variables but [`ENVIRONMENT`].
     ///
     /// # Errors
     ///
@@ -91,7 +91,7 @@ impl Monitor {
     ///
     /// # Errors
     ///
-    /// [`WorkerFailure`] when it ends first.
+    /// [`WorkerFailure`] when it ends first, sends something else, or takes longer than [`SANDBOX_TIMEOUT`].
     pub(crate) async fn sandboxed(&mut self) -> Result<Vec<MissingProtection>, WorkerFailure> {
         let receiving = self.socket.receive(&mut self.buffer);
         let Ok(received) = timeout(SANDBOX_TIMEOUT, receiving).await else {
@@ -201,10 +201,10 @@ impl Monitor {
         Err(failure)
     }
 
-    /// Ends the worker, and until `deadline` every session that is left.
+    /// Ends the worker, and terminates the sessions that are left, until `deadline`.
     pub(crate) async fn finish(self, handler: Option<RequestHandler>, deadline: Instant) {
         let Self { mut process, socket, .. } = self;
-        // It has sent its last message, or is not read any more; the closed socket makes it exit.
+        // The worker has sent its last message, or is not read any more; the closed socket makes it exit.
         drop(socket);
         let exit = async move {
             if timeout(stop::WORKER_EXIT, process.wait()).await.is_err() {
@@ -234,12 +234,13 @@ async fn until(deadline: Option<std::time::Instant>) {
     }
 }
 
-/// How the process ended whose socket is closed; it is killed if it has not.
+/// Returns how the worker has exited, after its socket was closed. If it does not exit within [`stop::WORKER_EXIT`], it
+/// is killed, and its status is unknown.
 async fn exit_info(process: &mut Child) -> ExitInfo {
     if let Ok(status) = timeout(stop::WORKER_EXIT, process.wait()).await {
         return ExitInfo(status.ok());
     }
-    // Its status after this kill says nothing.
+    // The status would be that of this kill.
     drop(process.kill().await);
     ExitInfo::default()
 }
@@ -256,13 +257,13 @@ fn program() -> io::Result<std::path::PathBuf> {
     std::env::current_exe()
 }
 
-/// For the worker to be sandboxed; most of it is the reading of root certificates.
+/// Time for the worker to be sandboxed; most of it goes into reading root certificates.
 const SANDBOX_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// More than the responses to all requests, in frames.
+/// Most frames queued for the worker: more than the responses to all requests at once.
 const QUEUE: usize = 2 * MAX_REQUESTS;
 
-/// The worker's first argument.
+/// The worker's `argv[0]`.
 const NAME: &str = "ssm-sidecar";
 
 /// The environment variables that the worker gets: none of AWS.

@@ -1,4 +1,4 @@
-//! The monitor's side of the messages: what the worker may ask for and report.
+//! The monitor's side of the messages: what the worker may request and report.
 
 use std::sync::Arc;
 
@@ -18,9 +18,9 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct RequestHandler {
     broker: Broker,
-    /// Requests under way.
+    /// Requests in flight.
     requests: FuturesUnordered<BoxFuture<'static, Frame>>,
-    /// Whether the runner asked for more lines than `ready` and `failed`.
+    /// `"events": true` of the config: more lines than `ready` and `failed`.
     events: bool,
     phase: Phase,
     tunnel: TunnelPort,
@@ -33,7 +33,7 @@ enum TunnelPort {
     None,
     /// The listener's, which was created by this process.
     Expected(u16),
-    /// It was reported.
+    /// The port was reported. A second report breaks the protocol.
     Reported,
 }
 
@@ -97,7 +97,7 @@ impl RequestHandler {
                 }
             }
             ToMonitor::TunnelReady(port) => {
-                // Only the listener that was created here may be passed off as the tunnel.
+                // A compromised worker must not report another port, such as one of another process.
                 if self.tunnel != TunnelPort::Expected(port) {
                     return broken("another port than the listener's");
                 }
@@ -118,23 +118,23 @@ impl RequestHandler {
         Ok(None)
     }
 
-    /// Returns the next response; `None` while no request is under way. Cancel-safe.
+    /// Returns the next response; `None` while no request is in flight. Cancel-safe.
     pub(super) async fn next_response(&mut self) -> Option<Frame> {
         let response = self.requests.next().await?;
         if self.requests.is_empty() && self.tunnel == TunnelPort::Reported {
-            // The next request may come in an hour.
+            // No request is in flight, and there may be none for an hour.
             memory::release_startup_pages();
         }
         Some(response)
     }
 
-    /// Whether the worker may have started a session, or still opens its key.
+    /// Whether the worker may have started a session; false while it still opens its key.
     pub(super) fn has_begun(&self) -> bool {
         let sessions = self.broker.sessions();
         self.phase != Phase::Config || sessions.is_starting() || !sessions.open().is_empty()
     }
 
-    /// Waits until no StartSession is under way. Cancel-safe.
+    /// Waits until no StartSession is in flight. Cancel-safe.
     pub(super) async fn starts_finished(&mut self) {
         while self.broker.sessions().is_starting() && self.requests.next().await.is_some() {}
     }
@@ -158,5 +158,5 @@ impl RequestHandler {
     }
 }
 
-/// Requests at once; sixteen lanes that all open, close and resume need fewer.
+/// Most requests in flight; sixteen lanes that all open, close and resume need fewer.
 pub(super) const MAX_REQUESTS: usize = 128;

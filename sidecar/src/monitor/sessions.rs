@@ -14,7 +14,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct SessionRegistry {
     sessions: Vec<Entry>,
-    /// StartSession calls under way.
+    /// StartSession calls in flight.
     starting: usize,
     endpoint: StreamEndpoint,
 }
@@ -29,7 +29,7 @@ struct Entry {
 }
 
 impl SessionRegistry {
-    /// `settings`: where data channels may lead at all.
+    /// `endpoint`: where data channels may lead at all.
     pub(super) fn new(endpoint: StreamEndpoint) -> Self {
         Self { sessions: Vec::new(), starting: 0, endpoint }
     }
@@ -83,7 +83,7 @@ impl SessionRegistry {
         open.flat_map(|entry| &entry.channels).any(|channel| channel == uri)
     }
 
-    /// Notes that the session needs no TerminateSession any more.
+    /// Records that the session needs no TerminateSession any more.
     pub(super) fn mark_ended(&mut self, id: &str) {
         if let Some(entry) = self.find(id) {
             entry.open = false;
@@ -95,7 +95,7 @@ impl SessionRegistry {
         self.sessions.iter().filter(|entry| entry.open).map(|entry| entry.id.clone()).collect()
     }
 
-    /// Whether a StartSession call is under way.
+    /// Whether a StartSession call is in flight.
     pub(super) fn is_starting(&self) -> bool {
         self.starting > 0
     }
@@ -114,10 +114,12 @@ impl SessionRegistry {
     }
 }
 
-/// Sixteen lanes, each with its replacement, and some that are being ended.
+/// Most sessions that are open or being started: sixteen lanes, each with its replacement, and some that are being
+/// ended.
 const MAX_OPEN: usize = 48;
 
-/// Ended sessions that are remembered, for late messages about them.
+/// Most sessions in the registry. Ended ones are kept for late messages about them; the oldest of these is
+/// removed first.
 const MAX_KNOWN: usize = 256;
 
 #[cfg(test)]

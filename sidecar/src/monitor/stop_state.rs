@@ -1,4 +1,5 @@
-//! What the monitor does from the stop on: waits for the worker, helps it, gives it up. No IO and no clock.
+//! What the monitor does from the stop on: waits for the worker, takes over the terminations, gives the worker up. No
+//! IO and no clock.
 
 use std::time::Instant;
 
@@ -9,7 +10,7 @@ use crate::runtime::stop;
 pub(super) enum StopState {
     /// No stop was requested.
     Running,
-    /// The worker was asked to stop at this time.
+    /// `Stop` was sent to the worker at this time.
     Stopping { since: Instant },
     /// The monitor terminates the sessions itself, beside the worker.
     TakenOver { since: Instant },
@@ -20,7 +21,7 @@ pub(super) enum StopState {
 pub(super) enum Action {
     /// Terminate the open sessions from here: the worker may be stuck, and its own attempts do no harm.
     TakeOver,
-    /// Kill the worker, which has not begun anything: it still opens its key, which is not needed any more.
+    /// Kill the worker: it is still opening its key, so there is no session yet.
     Abandon,
     /// Kill the worker: it is stuck.
     GiveUp,
@@ -61,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn worker_that_does_not_stop_is_helped_and_then_given_up() {
+    fn sessions_of_a_worker_that_does_not_stop_are_taken_over_and_then_it_is_given_up() {
         let start = Instant::now();
         let mut state = StopState::Running;
         assert_eq!(state.poll_timeout(), None);

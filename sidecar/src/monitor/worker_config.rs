@@ -9,7 +9,8 @@ use zeroize::Zeroizing;
 
 use crate::ipc::Frame;
 
-/// Serializes it. The worker does not call AWS, so its `aws.credentials` do not matter.
+/// Serializes the part of `config` that the worker needs. The worker does not call AWS, so `aws.credentials` is always
+/// `environment`, which stands for no keys.
 pub(super) fn frame(config: &Config) -> serde_json::Result<Frame> {
     // Large enough for the secrets with JSON escapes, so that growing leaves no piece of a key behind.
     let secrets =
@@ -53,7 +54,7 @@ struct Aws<'a> {
     stream_endpoint_url: Option<&'a str>,
 }
 
-/// For the policy that a check prints.
+/// The role in the policy that a check prints.
 #[derive(Serialize)]
 struct Role<'a> {
     role_arn: &'a str,
@@ -137,7 +138,7 @@ impl<'a> From<&'a Config> for WorkerConfig<'a> {
     }
 }
 
-/// For all fields without secrets, with JSON escapes.
+/// Space for all fields without secrets, with JSON escapes, in bytes.
 const OTHER_FIELDS_BYTES: usize = 16 << 10;
 
 #[cfg(test)]

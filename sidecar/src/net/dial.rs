@@ -24,7 +24,7 @@ pub(crate) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
 
-/// Opens TCP connections. In the worker this asks the monitor, which sends the socket back.
+/// Opens TCP connections. In the worker, the monitor opens them on request, and sends the sockets.
 pub(crate) trait Dial: fmt::Debug + Send + Sync {
     /// Connects to `host`, the first hop towards `uri`. Cancel-safe.
     fn dial<'a>(
@@ -53,7 +53,7 @@ impl Dial for Direct {
     }
 }
 
-/// Opens connections to URIs. Clones share its parts.
+/// Opens connections to URIs.
 #[derive(Clone, Debug)]
 pub(crate) struct Connector {
     pub(crate) roots: RootCertificates,
@@ -66,7 +66,7 @@ pub(crate) struct Connector {
 pub(crate) enum ConnectError {
     #[error("`{host}` cannot be reached: {cause}")]
     Unreachable {
-        /// The host, or the proxy before it.
+        /// The host, or the proxy if that was not reached.
         host: String,
         /// From the operating system or the TLS library.
         cause: String,
@@ -145,7 +145,7 @@ impl Connector {
         self.with_tls(stream, host).await
     }
 
-    /// The host and port that a connection to `uri` goes to first, and the proxy if it is the proxy's.
+    /// Returns host and port of the first hop to `uri`, with the route through the proxy if that hop is the proxy.
     pub(crate) fn first_hop(&self, uri: &Uri) -> (String, u16, Option<ProxyRoute>) {
         let tls = uri.scheme_str() == Some("wss");
         let host = uri.host().unwrap_or_default();

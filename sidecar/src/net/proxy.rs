@@ -26,7 +26,7 @@ pub(crate) struct Proxy {
 
 #[derive(Clone)]
 struct Setting {
-    /// Holds the proxy's password: never shown.
+    /// May hold the proxy's password: left out of `Debug`.
     url: String,
     exceptions: String,
     matcher: Arc<Matcher>,
@@ -125,7 +125,7 @@ impl std::fmt::Debug for Setting {
     }
 }
 
-/// A proxy before a host.
+/// The proxy that one connection goes through.
 #[derive(Clone, Debug)]
 pub(crate) struct ProxyRoute {
     /// Whether the connection to the proxy itself uses TLS.
@@ -142,7 +142,7 @@ pub(crate) enum TunnelError {
     /// A status other than 2xx.
     #[error("the proxy answered {0}")]
     Refused(u16),
-    /// The answer is not HTTP.
+    /// The answer is not HTTP, or its head is longer than [`MAX_HEAD`].
     #[error("the proxy's answer is not HTTP")]
     NotHttp,
     #[error("the connection to the proxy broke")]
@@ -156,7 +156,8 @@ impl From<io::Error> for TunnelError {
 }
 
 impl ProxyRoute {
-    /// Asks the proxy for a tunnel to `host:port`; afterwards `stream` carries the connection to it.
+    /// Sends CONNECT for `host:port` and reads the proxy's answer; then `stream` carries the connection to `host`. Not
+    /// cancel-safe: afterwards `stream` cannot be used.
     pub(crate) async fn open_tunnel<S>(
         &self,
         stream: &mut S,
@@ -185,7 +186,7 @@ impl ProxyRoute {
     }
 }
 
-/// Reads up to the empty line and not a byte further: what follows belongs to the tunnel.
+/// Reads byte by byte up to the empty line, and not a byte further: what follows belongs to the tunnel.
 async fn read_head<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Vec<u8>, TunnelError> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {

@@ -1,7 +1,7 @@
 //! Root certificates for the SDK and the WebSocket, and the TLS client configuration.
 //!
-//! The files are read before the process gives up its file system. Parsing 150 certificates takes milliseconds, and
-//! is left to the first connection.
+//! The files are read before the process is sandboxed. Parsing 150 certificates takes milliseconds, and is left to the
+//! first connection.
 
 use std::{
     env, fmt,
@@ -85,7 +85,7 @@ fn bundle() -> Option<CertificateResult> {
     Some(load_certs_from_paths(Some(&file), None))
 }
 
-/// Other systems keep certificates elsewhere.
+/// Other systems have no such file; `load_native_certs` reads their trust store.
 #[cfg(not(target_os = "linux"))]
 fn bundle() -> Option<CertificateResult> {
     None

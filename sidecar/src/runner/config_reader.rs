@@ -49,7 +49,8 @@ impl ToFailure for ReadError {
     }
 }
 
-/// Reads the file of `--config`, without examining it: at most one byte more than a config may have. Blocks.
+/// Reads the file of `--config` without parsing it; at most one byte more than a config may have, so that the parser
+/// finds a longer one too long. Blocks.
 ///
 /// # Errors
 ///
@@ -106,7 +107,8 @@ pub(crate) async fn read(stdin: &mut Stdin) -> Result<ConfigAndRest, ReadError> 
     }
 }
 
-/// Takes the runner's messages from stdin, behind `rest`; completes when stdin closes, which ends the lease.
+/// Handles the runner's messages: those in `rest`, then those on stdin. Completes when stdin closes or cannot be read,
+/// which ends the lease.
 pub(crate) async fn watch_lease(
     mut stdin: Stdin,
     rest: Zeroizing<Vec<u8>>,
@@ -168,5 +170,5 @@ impl Partial {
     }
 }
 
-/// Read from stdin at once.
+/// Read from stdin at once, in bytes.
 const READ_BYTES: usize = 16 * 1024;

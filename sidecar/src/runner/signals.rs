@@ -6,8 +6,8 @@ use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::warn;
 
-/// Handles the signals that ask a process to stop, from the call on; the future completes with the name of the
-/// first. A closed terminal (SIGHUP) and Ctrl-\\ (SIGQUIT) are among them: by default they would end the process
+/// Handles the signals that request a stop, from the call on; the future completes with the name of the first one. A
+/// closed terminal (SIGHUP) and Ctrl-\\ (SIGQUIT) are among them: by default they would end the process
 /// and leave its sessions.
 pub(crate) fn stop_signal() -> impl Future<Output = &'static str> {
     let signals = [

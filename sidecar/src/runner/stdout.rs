@@ -102,6 +102,6 @@ fn write(text: &str) -> io::Result<()> {
 /// Lines that may wait for a runner that does not read.
 const QUEUE: usize = 1024;
 
-/// A pipe without a reader is an error; a socket without one is only closed. Some runners, such as Node's, give
-/// their children sockets.
+/// For a pipe without a reader the kernel reports an error, for a socket only that it is closed for writing. Runners on
+/// Node.js give their children sockets.
 const INTEREST: Interest = Interest::WRITABLE.add(Interest::ERROR);

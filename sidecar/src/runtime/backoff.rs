@@ -1,10 +1,10 @@
-//! Delays between attempts at what is transient.
+//! Delays between attempts that fail with transient errors.
 
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 
-/// Endless delays, each twice the one before up to [`LONGEST`], and each with a random part of up to its own
+/// An endless sequence of delays. Each is twice the one before, up to [`LONGEST`], plus a random part of up to its own
 /// length: many sidecars lose the same service at once, and must not return to it at once.
 #[derive(Debug)]
 pub(crate) struct Backoff(ExponentialBackoff);
@@ -15,7 +15,8 @@ impl Backoff {
         Self::seeded(first, random_seed())
     }
 
-    /// As [`new`](Self::new), for state machines that draw no random numbers: the same delays for each `seed`.
+    /// As [`new`](Self::new), with the random parts from `seed`: equal seeds give equal delays. For state machines,
+    /// which draw no random numbers.
     pub(crate) fn seeded(first: Duration, seed: u64) -> Self {
         let builder = ExponentialBuilder::default().with_min_delay(first).with_max_delay(LONGEST);
         Self(builder.without_max_times().with_jitter().with_jitter_seed(seed).build())
@@ -32,7 +33,7 @@ pub(crate) fn random_seed() -> u64 {
     uuid::Uuid::new_v4().as_u64_pair().0
 }
 
-/// Before the random part.
+/// Longest delay before its random part is added; with that a delay is below 10 s.
 const LONGEST: Duration = Duration::from_secs(5);
 
 #[cfg(test)]

@@ -1,18 +1,18 @@
-//! What a runner that asked for `events` reads between `phase` and the end.
+//! The events of a tunnel other than `phase`, for the lines on stdout that only `"events": true` brings.
 
 use runner_protocol::{Line, Summary};
 use serde::{Deserialize, Serialize};
 
-/// A line of the tunnel's life.
+/// An event of the tunnel. The monitor writes it on stdout as a [`Line`].
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) enum Event {
     /// `SHA256:…` of the bastion's host key.
     HostKey(String),
-    /// No lane carries bytes, and connections wait; the reason.
+    /// No lane carries bytes, so connections wait. Holds the reason.
     Degraded(String),
     /// A lane carries bytes again.
     Recovered,
-    /// The summary of a job that ended as it was asked to.
+    /// The job was stopped on request. Holds its summary.
     Closed(Summary),
 }
 

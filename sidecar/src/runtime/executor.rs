@@ -1,4 +1,4 @@
-//! The one way in which every command runs its tokio runtime.
+//! The tokio runtime of every command.
 
 use std::{
     io,
@@ -14,7 +14,8 @@ use tokio::runtime::Builder;
 ///
 /// # Errors
 ///
-/// When the host gives no runtime, as for want of descriptors. A panic of `main` is the inner error.
+/// When the runtime cannot be built, for example because no descriptors are left. A panic of `main` is the inner
+/// error.
 pub(crate) fn block_on<T>(main: impl Future<Output = T>) -> io::Result<thread::Result<T>> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let outcome = catch_unwind(AssertUnwindSafe(|| runtime.block_on(main)));

@@ -1,4 +1,4 @@
-//! From an error of any layer to the `failed` line.
+//! Converts the errors of all layers into the content of the `failed` line.
 
 use std::error::Error;
 
@@ -15,17 +15,17 @@ pub(crate) trait ToFailure: Error {
     /// What to change, in the imperative.
     fn hint(&self) -> String;
 
-    /// Who can cure it, where that differs from what the code says.
+    /// Who can mend it; `None`: the one whom the code blames.
     fn blame(&self) -> Option<Blame> {
         None
     }
 
-    /// The id that AWS gave the failed call.
+    /// The AWS request id of the failed call.
     fn aws_request_id(&self) -> Option<&str> {
         None
     }
 
-    /// Returns the content of the `failed` line; `phase` is the one that ran.
+    /// Returns the content of the `failed` line. `phase`: the phase in which it failed.
     fn to_failure(&self, phase: Phase) -> Failure
     where
         Self: Sized,

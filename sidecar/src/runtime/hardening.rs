@@ -8,7 +8,7 @@ use tracing::{debug, warn};
 
 use super::failure::ToFailure;
 
-/// A protection that this host does not give.
+/// A protection that this host refuses.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, thiserror::Error)]
 #[error("this host does not give the protection `{protection}`: {cause}")]
 pub(crate) struct MissingProtection {
@@ -32,7 +32,7 @@ impl ToFailure for MissingProtection {
     }
 }
 
-/// Applies every protection before a secret is read.
+/// Applies every protection. Call it before a secret is read.
 ///
 /// Returns those that are missing, for [`enforce`]: the config that says whether they are required is not read yet.
 pub(crate) fn apply() -> Vec<MissingProtection> {
@@ -80,8 +80,8 @@ pub(crate) fn enforce(
 /// Locks the pages that hold `secrets`, so that they are not written to swap for as long as they are mapped.
 ///
 /// Only those pages: locking all memory needs a limit that few hosts give, and keeps the allocator from returning
-/// memory, since locked pages cannot be discarded. A refusal is logged: [`apply`] has found out already whether the
-/// host gives this at all.
+/// memory, since locked pages cannot be discarded. The first refusal is logged, and the rest is left out: whether the
+/// host gives this protection at all is known from [`apply`], and [`enforce`] decides about it.
 pub(crate) fn keep_from_swap<'s>(secrets: impl IntoIterator<Item = &'s [u8]>) {
     for secret in secrets {
         if let Err(cause) = lock(secret) {
@@ -112,11 +112,11 @@ fn protections() -> [(&'static str, nix::Result<()>); 4] {
         resource::{Resource, setrlimit},
     };
     // No parent-death signal: it follows the parent's *thread*, and runners spawn from threads that end.
-    // The lease does the same, and reliably.
+    // The lease does the same reliably: stdin closes when the runner dies.
     [
         // A core would hold the customer's keys.
         ("no core dump", setrlimit(Resource::RLIMIT_CORE, 0, 0)),
-        // A debugger, or /proc/PID/mem, of the same user could read them.
+        // Otherwise another process of the same user could read the keys, by a debugger or /proc/PID/mem.
         ("not dumpable", prctl::set_dumpable(false)),
         // No child process can gain privileges.
         ("no new privileges", prctl::set_no_new_privs()),

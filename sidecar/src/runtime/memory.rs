@@ -1,6 +1,6 @@
-//! Heap memory that only the start needed.
+//! Heap memory that is not needed any more.
 
-/// Returns free heap pages to the system. To be called once the start is over.
+/// Returns free heap pages to the system (`malloc_trim`). For the end of the start, and of a burst of requests.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub(crate) fn release_startup_pages() {
     // SAFETY: takes no pointer, and frees only memory that is not in use.

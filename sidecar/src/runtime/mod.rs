@@ -1,4 +1,4 @@
-//! What every other room stands on: time, tasks, stopping, failures, protections of the process, logs.
+//! What all other rooms use: time, tasks, stopping, failures, protections of the process, logs.
 
 pub(crate) mod backoff;
 pub(crate) mod clock;

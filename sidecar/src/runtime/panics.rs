@@ -38,7 +38,7 @@ impl Panics {
         panics
     }
 
-    /// Completes after a panic. Cancel-safe.
+    /// Completes after a panic, also after one before the call; for one caller only. Cancel-safe.
     pub(crate) async fn occurred(&self) {
         self.0.notify.notified().await;
     }

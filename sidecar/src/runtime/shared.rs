@@ -5,7 +5,7 @@ use std::fmt;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
-/// A state behind a lock, and a signal for what handles wait for.
+/// A state behind a lock, and a signal that it has changed.
 #[derive(Default)]
 pub(crate) struct Shared<T> {
     state: Mutex<T>,
@@ -26,10 +26,11 @@ impl<T> Shared<T> {
         self.changed.notify_waiters();
     }
 
-    /// Completes when `found` returns something, with that. Cancel-safe.
+    /// Completes with the value that `found` returns. `found` is called under the lock, first at once, then after each
+    /// [`notify`](Self::notify), until it returns one. Cancel-safe.
     pub(crate) async fn wait_for<R>(&self, mut found: impl FnMut(&mut T) -> Option<R>) -> R {
         loop {
-            // Created before the look at the state: a notification in between is not lost.
+            // Created before `found` is called, so that a notification in between is not lost.
             let changed = self.changed.notified();
             if let Some(found) = found(&mut self.state.lock()) {
                 return found;

@@ -1,4 +1,4 @@
-//! Stopping: a token that requests it, a tracker that knows when all tasks have stopped.
+//! The stop of the process: a token that requests it, and a tracker that waits until all tasks have ended.
 //!
 //! Every task of the process runs on the tracker, so that [`Shutdown::finish`] returns after the last session was
 //! terminated.
@@ -15,14 +15,14 @@ pub(crate) struct Shutdown {
 }
 
 impl Shutdown {
-    /// One that has been stopped already, for what has no time left but that of the stop.
+    /// Returns one that was stopped already, for calls to which the time limits of the stop apply.
     pub(crate) fn stopped() -> Self {
         let shutdown = Self::default();
         shutdown.stop();
         shutdown
     }
 
-    /// Asks all tasks to stop. Idempotent.
+    /// Requests the stop: tasks of [`spawn`](Self::spawn) are dropped. Idempotent.
     pub(crate) fn stop(&self) {
         self.token.cancel();
     }
@@ -36,7 +36,7 @@ impl Shutdown {
         &self.tasks
     }
 
-    /// Runs `task` until it ends or the process stops, whichever comes first.
+    /// Runs `task` until it ends, or until the process stops: then it is dropped at its next `await`.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let token = self.token.clone();
         self.tasks.spawn(async move {
@@ -50,7 +50,7 @@ impl Shutdown {
         self.tasks.spawn(task);
     }
 
-    /// Stops everything and waits at most `grace` for the last task.
+    /// Requests the stop and waits at most `grace` for the last task.
     ///
     /// # Errors
     ///

@@ -8,18 +8,18 @@ use std::{borrow::Cow, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-/// What asked the job to stop.
+/// Why the job stops.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) enum StopReason {
     /// The lease has ended.
     StdinClosed,
     /// The runner has closed its end of stdout, which ends the lease as well.
     StdoutClosed,
-    /// Such as `SIGTERM`.
+    /// The name of a signal, such as `SIGTERM`.
     Signal(Cow<'static, str>),
     /// A defect, in either process.
     Panic,
-    /// The monitor has exited or was killed. Known to the worker by the end of its socket; never sent.
+    /// The monitor has exited or was killed. Set in the worker when its socket is closed; never sent.
     MonitorGone,
 }
 
@@ -39,10 +39,10 @@ impl StopReason {
 /// From the stop to the exit (contract, "Starting it").
 const CONTRACT: Duration = Duration::from_secs(5);
 
-/// From the stop to where the monitor kills the worker and reports [`internal`](runner_protocol::ErrorCode).
+/// From the stop until the monitor kills the worker and reports [`internal`](runner_protocol::ErrorCode).
 pub(crate) const MONITOR: Duration = Duration::from_millis(4400);
 
-/// From the stop to where the monitor terminates sessions itself, beside a worker that may be stuck.
+/// From the stop until the monitor terminates the sessions itself, in parallel to a worker that may be stuck.
 pub(crate) const MONITOR_TAKES_OVER: Duration = Duration::from_secs(3);
 
 /// From the worker's end to the monitor's exit: the sessions that a lost worker left are terminated in that time.
@@ -51,16 +51,16 @@ pub(crate) const AFTER_WORKER_LOST: Duration = Duration::from_secs(4);
 /// From the worker's last message to its exit; then it is killed.
 pub(crate) const WORKER_EXIT: Duration = Duration::from_millis(500);
 
-/// For the last lines on stdout to be read by the runner.
+/// Time for the runner to read the last lines on stdout.
 pub(crate) const STDOUT_FLUSH: Duration = Duration::from_millis(500);
 
 /// From the stop to the worker's last message.
 pub(crate) const WORKER: Duration = Duration::from_millis(4200);
 
-/// For an agent to acknowledge the TerminateSession flag and to close the channel.
+/// Time for an agent to acknowledge the TerminateSession flag and to close the channel.
 pub(crate) const TERMINATE_FLAG: Duration = Duration::from_secs(2);
 
-/// For the attempts to call `TerminateSession` for one session, together.
+/// Time for all attempts to terminate one session by API, together.
 pub(crate) const TERMINATE_API: Duration = Duration::from_secs(2);
 
 /// How long a data channel may go on opening after the stop, so that its session can be ended through it.
@@ -83,7 +83,8 @@ const _: () = {
     assert!(fits(&[MONITOR, STDOUT_FLUSH], CONTRACT));
     assert!(fits(&[WORKER], MONITOR) && fits(&[WORKER, WORKER_EXIT], CONTRACT));
     assert!(fits(&[TERMINATE_FLAG, TERMINATE_API], WORKER));
-    // A channel that opens late still gets its flag; the API's part then runs beside the monitor's own.
+    // A channel that opens late has time for its flag, but not for every attempt by API as well: the monitor makes its
+    // own from `MONITOR_TAKES_OVER` on.
     assert!(fits(&[OPENING_CHANNEL, TERMINATE_FLAG], WORKER));
     assert!(fits(&[MONITOR_TAKES_OVER], WORKER) && !fits(&[MONITOR_TAKES_OVER], TERMINATE_FLAG));
     assert!(fits(&[AFTER_WORKER_LOST, STDOUT_FLUSH], CONTRACT));

@@ -109,7 +109,7 @@ fn is_ours(target: &str) -> bool {
 /// Environment variable with the level.
 const LEVEL: &str = "RUST_LOG";
 
-/// Lines that may wait for a reader of stderr.
+/// Most log lines that are queued while stderr is not read; further ones are dropped and counted.
 const QUEUED_LINES: usize = 1024;
 
 #[cfg(test)]

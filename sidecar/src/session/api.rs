@@ -1,4 +1,5 @@
-//! [`SessionApi`]: what is asked of the process that holds the AWS credentials.
+//! [`SessionApi`]: the calls to AWS that a tunnel needs. The monitor makes them with the AWS SDK; the worker requests
+//! them from the monitor.
 
 use std::fmt;
 
@@ -17,7 +18,7 @@ pub(crate) trait SessionApi: Send + Sync + fmt::Debug {
     /// [`SessionStarter`](super::SessionStarter).
     fn start(&self) -> BoxFuture<'_, Result<Started, ApiError>>;
 
-    /// Asks for a new token for a session whose WebSocket was lost. Cancel-safe.
+    /// Requests a new token for a session whose WebSocket was lost. Cancel-safe.
     fn resume<'a>(&'a self, session_id: &'a str) -> BoxFuture<'a, Result<Resumed, ApiError>>;
 
     /// Terminates a session. One that is over already counts as terminated. Cancel-safe.
@@ -37,7 +38,7 @@ pub(crate) trait SessionApi: Send + Sync + fmt::Debug {
 /// Headers to add to a request; empty for an unsigned one.
 pub(crate) type SignedHeaders = Vec<(HeaderName, HeaderValue)>;
 
-/// What `StartSession` answers.
+/// The answer to `StartSession`.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Started {
     /// Up to 96 characters.
@@ -48,10 +49,10 @@ pub(crate) struct Started {
     pub(crate) token: Token,
 }
 
-/// What `ResumeSession` answers.
+/// The answer to `ResumeSession`.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Resumed {
-    /// `None`: the URL used before holds.
+    /// `None`: the URL used before is still valid.
     pub(crate) stream_url: Option<String>,
     /// `None` when the session is over.
     pub(crate) token: Option<Token>,
@@ -92,7 +93,7 @@ impl fmt::Debug for Token {
     }
 }
 
-/// An AWS access key; wiped when dropped.
+/// An AWS access key. Secret and session token are wiped when dropped.
 #[derive(Clone)]
 pub(crate) struct Keys {
     pub(crate) access_key_id: String,

@@ -117,7 +117,7 @@ impl ApiError {
         self.outcome_unknown
     }
 
-    /// The action that a policy does not allow; `None` for other errors, and for an action that is none of ours.
+    /// The action that a policy does not allow; `None` for other errors, and for an action that [`IamAction`] lacks.
     pub(crate) const fn denied_action(&self) -> Option<IamAction> {
         self.denied_action
     }

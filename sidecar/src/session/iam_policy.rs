@@ -70,7 +70,8 @@ impl Scope {
         }
     }
 
-    /// The same for the caller `arn`, as `GetCallerIdentity` returns it.
+    /// Returns the scope for the caller `arn`, as `GetCallerIdentity` returns it: with its account, and with its user
+    /// or role session as the principal. Any other kind of caller leaves the principal as it was.
     #[must_use]
     pub(crate) fn for_caller(mut self, arn: &str) -> Self {
         if let Some(account) = account_of(arn) {
@@ -124,7 +125,7 @@ impl Scope {
         let partition = partition(region).id;
         let named = |name: &str| format!("arn:{partition}:ssm:{region}:{account}:session/{name}");
         // Ids begin with the name of the user or of the role session. AWS's newest samples use `aws:userid`, which is
-        // neither, and does no harm.
+        // neither; to allow it as well does no harm.
         let begins_with = |name: &str| [named(&format!("{name}-*")), named("${aws:userid}-*")];
         let resources = match &self.starter {
             Starter::User => begins_with("${aws:username}"),
@@ -193,7 +194,7 @@ fn start(resource: &Value) -> Value {
         "Effect": "Allow",
         "Action": IamAction::StartSession.as_str(),
         "Resource": resource,
-        // Without it, any SSM document may be used on the instance.
+        // Without this condition, any SSM document may be used on the instance.
         "Condition": { "BoolIfExists": { "ssm:SessionDocumentAccessCheck": "true" } },
     })
 }

@@ -1,7 +1,6 @@
 //! A session that is terminated on every way out, and the control plane that it needs.
 //!
-//! [`SessionApi`] is the seam between the process that holds the AWS credentials and the one that parses what the
-//! network sends.
+//! [`SessionApi`] separates the process that holds the AWS credentials from the one that parses what the network sends.
 //!
 //! # Why `StartSession` is not simply retried
 //!
@@ -49,9 +48,9 @@ pub(crate) struct SessionStarter {
 }
 
 impl SessionStarter {
-    /// `budget`: for how long one start is retried while it fails by throttling, by errors of the service, or since
-    /// the service is not reached. An instance that is not connected is retried for a sixth of it: its agent may be
-    /// starting, but far more often id, region or agent are wrong, and the customer waits for that answer.
+    /// `budget`: how long one start is retried after transient errors: throttling, failures of the service, a service
+    /// that is not reached. After `InstanceNotConnected` only a sixth of it: the agent may just be starting, but far
+    /// more often id, region or agent are wrong, and the customer is waiting for that error.
     pub(crate) fn new(api: Arc<dyn SessionApi>, shutdown: Shutdown, budget: Duration) -> Self {
         Self { api, shutdown, budget, started: AtomicU64::new(0) }
     }
@@ -109,7 +108,7 @@ impl SessionStarter {
 /// A session of this process; dropping it terminates it.
 #[derive(Debug)]
 pub(crate) struct Session {
-    /// The id, until there is nothing left to terminate.
+    /// The id to be terminated on drop; `None` once there is nothing left to terminate.
     armed: Option<String>,
     started: Started,
     api: Arc<dyn SessionApi>,
@@ -214,13 +213,13 @@ pub(crate) async fn terminate_with_retries(
     Err(last.unwrap_or_else(|| ApiError::timed_out(IamAction::TerminateSession)))
 }
 
-/// Before the second attempt.
+/// Delay before the second attempt, before its random part is added.
 const FIRST_DELAY: Duration = Duration::from_millis(200);
 
-/// Attempts of unknown outcome after which one more is made.
+/// Attempts of unknown outcome that may be followed by another one.
 const MAX_UNKNOWN: u32 = 1;
 
-/// For the attempts to terminate one session while the job continues.
+/// Time for all attempts to terminate one session while the job continues.
 const TERMINATE_PATIENCE: Duration = Duration::from_mins(5);
 
 /// An instance that is not connected is retried for the budget divided by this.

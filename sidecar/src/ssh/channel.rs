@@ -27,7 +27,7 @@ pub(crate) struct Channel {
 pub(crate) enum ChannelOpenError {
     #[error("the bastion refused the connection: {}: {description}", reason_text(*.reason))]
     Refused {
-        /// RFC 4254 §5.1.
+        /// RFC 4254, section 5.1.
         reason: OpenFailure,
         /// The server's text, escaped.
         description: String,
@@ -121,7 +121,7 @@ impl Channel {
         Poll::Pending
     }
 
-    /// Returns `bytes` of window credit to the server.
+    /// Returns window credit for `bytes` to the server. Call it when they were passed on.
     pub(crate) fn consumed(&self, bytes: usize) {
         let mut state = self.ssh.shared.lock();
         state.client.consumed(self.id, bytes);

@@ -147,7 +147,8 @@ where
                     None => return Ok(()),
                     Some(due) if due <= now() => {
                         if Pin::new(&mut self.stream).poll_flush(context).is_pending() {
-                            // The session is being resumed; the lane limits how long.
+                            // The stream carries nothing at present, since the session is being resumed. The
+                            // lane limits for how long.
                             state.client.excuse_silence(now());
                         }
                         state.client.handle_timeout(now())?;
@@ -171,7 +172,7 @@ where
     }
 }
 
-/// Whether handles may wait for one of the events.
+/// Applies all events; returns whether handles may wait for one of them.
 fn take_events(state: &mut State) -> bool {
     let mut changed = false;
     while let Some(event) = state.client.poll_event() {

@@ -110,7 +110,7 @@ impl Ssh {
     ///
     /// # Errors
     ///
-    /// [`SshError`] when the server refuses, breaks the protocol or goes away first.
+    /// [`SshError`] when the server refuses, or the connection ends first.
     pub(crate) async fn authenticated(&self) -> Result<ServerIdentity, SshError> {
         self.wait_for(|state| match &state.handshake {
             Handshake::Authenticated(found) => Some(found.clone()),
@@ -215,7 +215,7 @@ impl ToFailure for SshError {
             }
             Error::Signing { .. } => ErrorCode::ConfigKeyUnreadable,
             Error::KeepaliveTimeout { .. } => ErrorCode::SessionLost,
-            // What this process asks of the state machine and of the library below it.
+            // Wrong calls of the state machine by this process, and failures of the library for cryptography.
             Error::Crypto { .. } | Error::ChannelsExhausted { .. } | Error::Ended => {
                 ErrorCode::Internal
             }

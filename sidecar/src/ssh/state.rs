@@ -98,7 +98,7 @@ impl State {
         self.channels.values_mut().for_each(ChannelState::wake);
     }
 
-    /// Returns whether tasks may wait for this with
+    /// Applies `event`; returns whether tasks may wait for it with
     /// [`Shared::wait_for`](crate::runtime::shared::Shared::wait_for).
     pub(super) fn handle_event(&mut self, event: Event) -> bool {
         match event {

@@ -1,4 +1,4 @@
-//! What the connection promises, to a server in memory and on a clock that tests move.
+//! The promises of the connection, against a server in memory and on the paused clock.
 
 mod server;
 
@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 use super::*;
 use server::{Pair, REFUSED_PORT, Seen};
 
-/// Accepts all writes and never has anything to read; records whether it was flushed.
+/// Accepts all writes and never has anything to read. While `is_down`, a flush is pending.
 #[derive(Clone, Default)]
 struct Silent {
     is_down: Arc<AtomicBool>,
@@ -59,7 +59,7 @@ impl AsyncWrite for Silent {
 }
 
 #[tokio::test(start_paused = true)]
-async fn silence_is_not_held_against_a_server_while_the_path_is_down() {
+async fn keepalives_do_not_time_out_while_the_path_is_down() {
     let key = PrivateKey::from(Ed25519Keypair::from_seed(&[7; 32]));
     let mut config = Config::new("user", Arc::new(key));
     config.keepalive_interval = Some(Duration::from_secs(20));
@@ -78,7 +78,7 @@ async fn silence_is_not_held_against_a_server_while_the_path_is_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_step_of_the_handshake_tells_what_it_has_found() {
+async fn each_step_of_the_handshake_returns_what_it_has_found() {
     let pair = Pair::start(|_| ());
     assert!(!pair.ssh.has_received());
     let server = pair.ssh.identified().await.unwrap();
@@ -127,7 +127,7 @@ async fn a_channel_beyond_the_most_waits_until_another_one_is_closed() {
     let mut pair = Pair::start(|config| config.max_channels = 1);
     let first = opened(&mut pair).await;
     let ssh = pair.ssh.clone();
-    // A task of its own, which nothing but the room wakes.
+    // A task of its own, so that only the closed channel can wake it.
     let mut second = TaskTracker::new().spawn(async move { open(&ssh).await });
     assert!(timeout(Duration::from_mins(1), &mut second).await.is_err(), "beyond the most");
     drop(first);
@@ -210,7 +210,7 @@ async fn a_server_that_answers_no_keepalive_is_given_up_and_its_channels_with_it
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_last_handle_says_goodbye_and_a_channel_is_one() {
+async fn connection_is_disconnected_with_its_last_handle_and_a_channel_is_one() {
     let mut pair = Pair::start(|_| ());
     let channel = opened(&mut pair).await;
     pair.ssh = Pair::start(|_| ()).ssh;
@@ -238,7 +238,7 @@ async fn write(channel: &Channel, data: &[u8]) -> Result<usize, ChannelError> {
     within_an_hour(poll_fn(|context| channel.poll_write(context, data))).await
 }
 
-/// Demands that it is woken by then, rather than polled when the time is up.
+/// Asserts that `future` is woken within an hour, rather than polled only when the time is up.
 async fn within_an_hour<T>(future: impl Future<Output = T>) -> T {
     let (hour, began) = (Duration::from_hours(1), Instant::now());
     let output = timeout(hour, future).await.expect("it takes more than an hour");

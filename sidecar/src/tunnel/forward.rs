@@ -57,7 +57,7 @@ impl ConnectionStats {
 pub(crate) struct Limits {
     /// Connections served at once; further ones wait in the listen queue.
     pub(crate) max_connections: usize,
-    /// For each connection to reach the target. It counts only while a lane is up.
+    /// Time for each connection to reach the target; it counts only while a lane is up.
     pub(crate) connect: Duration,
 }
 
@@ -164,7 +164,7 @@ async fn downwards(
 ) -> Result<(), RelayError> {
     while let Some(bytes) = poll_fn(|context| channel.poll_read(context)).await? {
         client.write_all(&bytes).await?;
-        // Only now: a client that does not read must stall its own window only.
+        // Not before the write: a client that does not read must stall its own window only.
         channel.consumed(bytes.len());
         stats.bytes_down.fetch_add(bytes.len() as u64, Relaxed);
     }

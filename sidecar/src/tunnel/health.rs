@@ -1,7 +1,7 @@
 //! The HTTP endpoint for probes and for metrics: `/livez`, `/readyz`, `/metrics`.
 //!
 //! Answers come from memory: no probe touches the session or the target. They hold no secret and no customer's name,
-//! since kubelets and collectors ask from outside the pod.
+//! since kubelets and collectors connect from outside the pod.
 
 use std::{convert::Infallible, io, net::SocketAddr, time::Duration};
 
@@ -112,7 +112,7 @@ fn respond<B>(request: &Request<B>, metrics: &Metrics) -> Response<Full<Bytes>> 
         return response;
     }
     match request.uri().path() {
-        // The answer comes from the thread that everything runs on.
+        // The tunnel runs on the same thread: an answer proves that this thread is not blocked.
         "/livez" => text(StatusCode::OK, "ok\n"),
         "/readyz" => match metrics.not_ready() {
             None => text(StatusCode::OK, "ready\n"),
@@ -146,10 +146,10 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 /// Probes served at once; a kubelet and a collector need one each.
 const MAX_CONNECTIONS: usize = 16;
 
-/// From the connection to the end of the request's headers.
+/// Time from the connection to the end of the request's headers.
 const HEADERS: Duration = Duration::from_secs(5);
 
-/// From the connection to the end of the answer.
+/// Time from the connection to the end of the answer.
 const CONNECTION: Duration = Duration::from_secs(10);
 
 /// Longest request line and headers together, in bytes; hyper's smallest.

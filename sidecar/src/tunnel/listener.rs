@@ -26,7 +26,6 @@ pub(crate) enum ListenError {
     Refused {
         /// Address and port, or the inherited descriptor.
         at: String,
-        /// What the kernel said.
         #[source]
         cause: io::Error,
     },
@@ -35,7 +34,6 @@ pub(crate) enum ListenError {
     Namespace {
         /// `listen.netns`.
         path: PathBuf,
-        /// What the kernel said.
         #[source]
         cause: io::Error,
     },
@@ -142,7 +140,8 @@ pub(crate) async fn bind(listen: &Listen) -> Result<Bound, ListenError> {
             None => std::net::TcpListener::bind(address)?,
         };
         socket.set_nonblocking(true)?;
-        // In the network namespace of the listener: it sees the sockets of that namespace only.
+        // Created here, in the network namespace of the listener: it sees the sockets of that namespace only. A
+        // launcher passes one as the descriptor after the listener.
         let inherited = fd.and_then(|descriptor| inherited_sock_diag(descriptor + 1));
         let sock_diag = restricted.then(|| inherited.map_or_else(peer_uid::sock_diag, Ok));
         Ok(Bound { socket, sock_diag: sock_diag.transpose()? })
@@ -168,8 +167,8 @@ fn inherited(descriptor: i32) -> io::Result<std::net::TcpListener> {
     Ok(listener)
 }
 
-/// Takes over the netlink socket that a launcher passes on behind a listener in another network namespace, whose
-/// connections no socket created here would see.
+/// Takes over the netlink socket that a launcher passes with a listener in another network namespace: a socket created
+/// here would not see that listener's connections. `None` if `descriptor` is no netlink socket.
 #[cfg(target_os = "linux")]
 fn inherited_sock_diag(descriptor: i32) -> Option<OwnedFd> {
     use nix::sys::socket::{NetlinkAddr, getsockname};

@@ -1,4 +1,4 @@
-//! What the tunnel does in metrics, as `OpenMetrics` text.
+//! The metrics of the tunnel, as `OpenMetrics` text.
 //!
 //! Nothing is counted twice: each scrape reads the counters that the log's last line is made from. No name, no
 //! job id, no address is in them: those are labels of the logs, and metrics are kept for long and read by many.
@@ -50,7 +50,7 @@ impl Metrics {
     ///
     /// # Errors
     ///
-    /// The encoder has none that is known for writing to memory.
+    /// Those of the encoder; none is known for writing to memory.
     pub(crate) fn encode(&self) -> Result<String, fmt::Error> {
         let mut registry = Registry::with_prefix("ssm_sidecar");
         let connections = &*self.connections;
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn not_ready_says_what_is_missing() {
+    async fn not_ready_returns_what_is_missing() {
         let metrics = metrics();
         assert_eq!(metrics.not_ready(), Some("starting"));
         metrics.progress.begin(Phase::Tunnel);

@@ -1,7 +1,7 @@
 //! The tunnel, from the settings to the end of the last session.
 //!
-//! Stopping is dropping: no flag is passed through the steps. Every way out is the same: stop accepting, reset open
-//! connections, end every session, report why.
+//! A stop drops the future that serves; no flag is passed through the steps. Every way out is the same: stop accepting,
+//! reset open connections, end every session, report why.
 
 mod error;
 mod forward;
@@ -59,11 +59,11 @@ pub(crate) trait Events: Send + Sync + 'static {
     /// The tunnel is up, on this port.
     fn ready(&self, port: u16);
 
-    /// For runners that asked for events.
+    /// An event other than a phase; for the runner only with `"events": true`.
     fn event(&self, event: Event);
 }
 
-/// What a tunnel is given by the process around it.
+/// What the process provides to a tunnel.
 #[derive(Debug)]
 pub(crate) struct Dependencies {
     /// Starts, resumes and terminates sessions.
@@ -253,7 +253,7 @@ impl<E: Events> Tunnel<E> {
         }
     }
 
-    /// Writes the last log line, and sends the `closed` event of a job that ended as it was asked to.
+    /// Writes the last log line, and sends the `closed` event of a job that was stopped on request.
     fn summarize(&self, outcome: &Result<StopReason, TunnelError>, unfinished: usize) {
         let totals = self.lanes.totals();
         let phases =

@@ -93,7 +93,7 @@ fn gives_one_reason_for_everything(identification: &str) -> bool {
     }
 }
 
-/// Whether sshd forwards at all: tried with its own port.
+/// Whether sshd forwards at all: opens a channel to sshd's own port, on the bastion's loopback.
 async fn is_forwarding_allowed(lane: &Lane, ssh_port: u16, limit: Duration) -> bool {
     matches!(timeout(limit, open(lane, "127.0.0.1", ssh_port)).await, Ok(Ok(_)))
 }

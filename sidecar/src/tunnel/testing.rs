@@ -13,6 +13,7 @@ use tokio::{
     io::{DuplexStream, duplex},
     sync::{Mutex as AsyncMutex, watch},
 };
+use tokio_util::task::TaskTracker;
 
 use super::lanes::{CHANNEL_LIFE, LaneConfig};
 use crate::{
@@ -38,6 +39,7 @@ struct State {
     sessions: BTreeMap<String, Session>,
     resume_is_denied: bool,
     dialling: Dialling,
+    tasks: TaskTracker,
 }
 
 /// What becomes of connections to the stream host.
@@ -124,7 +126,7 @@ impl World {
         let mut state = self.0.lock();
         let id = format!("s-{}", state.sessions.len() + 1);
         let (near, far) = duplex(SSHD_BUFFER);
-        tokio::spawn(sshd::serve(far));
+        state.tasks.spawn(sshd::serve(far));
         let session = Session {
             agent: Arc::new(Mutex::new(Agent::new(Behaviour::default(), now()))),
             sshd: Arc::new(AsyncMutex::new(near)),
@@ -188,7 +190,8 @@ impl Dial for World {
             match dialling {
                 Dialling::Connects => {
                     let (near, far) = duplex(SOCKET_BUFFER);
-                    tokio::spawn(gateway::serve(self.clone(), far));
+                    let tasks = self.0.lock().tasks.clone();
+                    tasks.spawn(gateway::serve(self.clone(), far));
                     let near: Box<dyn Transport> = Box::new(near);
                     Ok(near)
                 }

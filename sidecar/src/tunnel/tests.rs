@@ -235,7 +235,7 @@ async fn client_that_does_not_read_stalls_no_other() {
         drop(forward::relay(split(tunnel_end), &slow, &counted).await);
     });
     // The server holds back the echo, which this client does not read.
-    timeout(LIMIT, stuck.write_all(&[7; SLOW_BYTES])).await.unwrap().unwrap();
+    timeout(LIMIT, stuck.write_all(&vec![7; SLOW_BYTES])).await.unwrap().unwrap();
     for _ in 0..20 {
         let began = Instant::now();
         assert_eq!(echo(&quick, b"quick").await.unwrap(), b"quick");

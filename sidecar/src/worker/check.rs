@@ -148,7 +148,7 @@ async fn run_steps(
     outcome
 }
 
-/// The target, and the database on it.
+/// Connects to the target, and identifies the database there.
 async fn check_target(
     settings: &Settings,
     lane: &Lane,
@@ -188,7 +188,8 @@ fn summary(settings: &Settings) -> String {
     )
 }
 
-/// The owner of the credentials. It may stay unknown: where only the SSM endpoint is reached, everything else works.
+/// Finds the owner of the credentials. Fails only if these are refused: where STS is not reached, the other steps still
+/// work.
 async fn check_identity(
     api: &dyn SessionApi,
     scope: &Mutex<Scope>,
@@ -215,7 +216,8 @@ async fn check_identity(
     }
 }
 
-/// The permissions that make the session more robust, each tried on this session.
+/// Tries the permissions that make a session more robust on this session, which ends it. Any outcome but `AccessDenied`
+/// counts as allowed.
 async fn check_permissions(
     api: &dyn SessionApi,
     progress: &LaneProgress,
@@ -255,7 +257,7 @@ async fn check_permissions(
     report.warn(text, Some(statement));
 }
 
-/// Adds the fingerprint of the refused key, to be compared with those that the bastion knows.
+/// Adds the fingerprint of the refused key, to be compared with those in the bastion's `authorized_keys`.
 fn with_offered_key(mut failed: StepFailure, settings: &Settings) -> StepFailure {
     let failure = &mut failed.failure;
     if failure.code == ErrorCode::SshAuthRejected {
@@ -317,7 +319,7 @@ impl LaneProgress {
                 self.report.begin_phase(phase);
             }
             LaneEvent::SessionStarted(id) => {
-                // Not when a second session looks for another type of host key.
+                // Not for a second session, which is started to find another type of host key.
                 if self.report.is_at(Step::StartSession) {
                     self.report.found(format!("session {id}"));
                 }

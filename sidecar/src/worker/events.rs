@@ -15,7 +15,7 @@ use crate::{
 /// [`Events`] over the socket to the monitor.
 #[derive(Clone, Debug)]
 pub(super) struct MonitorEvents {
-    /// Whether the runner asked for more lines than `ready` and `failed` (`"events": true`).
+    /// `"events": true` of the config: more lines than `ready` and `failed`.
     all: bool,
     outbox: mpsc::Sender<Frame>,
 }

@@ -1,9 +1,9 @@
 //! The worker: the process that holds the SSH key and parses what the network sends.
 //!
 //! It is the same program as the monitor, executed again, so that nothing of the monitor's memory is in it. It is
-//! sandboxed before it reads its config: no file, no new connection, no other process, no AWS key. What it needs of
-//! these it requests from the monitor, over the socket that is its stdin, see [`monitor_client`]. When the monitor has ended,
-//! it ends its sessions through their data channels, and exits.
+//! sandboxed before it reads its config: no file, no new connection, no other process, no AWS key. Calls to AWS and new
+//! connections are requested from the monitor, over the socket that is the worker's stdin, see [`monitor_client`]. When
+//! the monitor has ended, the worker ends its sessions through their data channels, and exits.
 
 mod check;
 mod events;
@@ -59,7 +59,7 @@ pub(crate) fn set_up() -> Setup {
     sandbox::close_inherited();
     #[cfg(target_os = "linux")]
     {
-        // Its own name in `ps`: a signal to the sidecar by name is for the monitor only.
+        // A name of its own, so that a signal sent by name (pkill) reaches the monitor only.
         let _unnamed = nix::sys::prctl::set_name(PROCESS_NAME);
         warm_up();
     }
@@ -83,7 +83,7 @@ pub(crate) fn run(setup: Setup, telemetry: &Telemetry) -> io::Result<()> {
 async fn serve(setup: Setup, telemetry: &Telemetry, panics: &Panics) -> io::Result<()> {
     let socket = IpcSocket::inherited()?;
     let Setup { roots, mut missing } = setup;
-    // Last, when the runtime has what it needs.
+    // Last, when the runtime has made the system calls that only its start needs.
     missing.extend(sandbox::filter_system_calls());
     let (outbox, queue) = mpsc::channel(QUEUE);
     let (stop_tx, stop) = oneshot::channel();
@@ -304,5 +304,5 @@ fn warm_up() {
 #[cfg(target_os = "linux")]
 const PROCESS_NAME: &std::ffi::CStr = c"ssm-worker";
 
-/// Messages that wait to be sent.
+/// Most messages that wait to be sent.
 const QUEUE: usize = 256;

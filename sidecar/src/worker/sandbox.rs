@@ -11,9 +11,9 @@ use std::fs;
 
 use crate::runtime::hardening::MissingProtection;
 
-/// Blocks the signals that ask a process to stop, in this thread and those that it starts. Terminals and service
-/// managers send them to both processes; the monitor then asks the worker to stop, and a worker that was killed before
-/// could not end its sessions.
+/// Blocks the signals that request a stop, in this thread and those that it starts. Terminals and service
+/// managers send them to both processes; the monitor then sends `Stop`, and a worker that was killed before that could
+/// not end its sessions.
 pub(crate) fn block_stop_signals() {
     use nix::sys::signal::{SigSet, Signal};
 
@@ -59,7 +59,7 @@ pub(crate) fn filter_system_calls() -> Vec<MissingProtection> {
         .collect()
 }
 
-/// Other systems have neither.
+/// Other systems have neither capabilities nor Landlock.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn drop_privileges() -> Vec<MissingProtection> {
     vec![MissingProtection::new("no file system (Landlock)", "it exists on Linux only")]
@@ -78,7 +78,7 @@ fn drop_capabilities() -> rustix::io::Result<()> {
     };
 
     for capability in CapabilitySet::all().iter() {
-        // Fails without CAP_SETPCAP, where it is not needed: no exec will come, and no new privilege.
+        // Fails without CAP_SETPCAP, which does no harm: the bounding set matters only at an exec, and none follows.
         let _kept = remove_capability_from_bounding_set(capability);
     }
     let none = CapabilitySet::empty();
@@ -101,14 +101,14 @@ fn restrict_files() -> Result<(), String> {
             .restrict_self()
     };
     match restrict() {
-        // Partly enforced is enough: older kernels know the file system only, which counts most.
+        // Partly enforced is enough: older kernels restrict the file system only, which matters most.
         Ok(status) if status.ruleset != RulesetStatus::NotEnforced => Ok(()),
         Ok(_) => Err("this kernel has none, or it is switched off".to_owned()),
         Err(error) => Err(error.to_string()),
     }
 }
 
-/// The newest version that this program knows; the kernel may know an older one.
+/// The version of Landlock that is requested; an older kernel enforces a part of it.
 #[cfg(target_os = "linux")]
 const NEWEST: landlock::ABI = landlock::ABI::V6;
 

@@ -1,4 +1,4 @@
-//! What the service refuses, through the real client: code, message and hint.
+//! Refusals of the service, through the real client: code, message and hint.
 
 use runner_protocol::{Blame, ErrorCode};
 
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{runtime::failure::ToFailure as _, session::SessionApi as _};
 
-/// Status and error code of the service; then our code, whether it may pass, message and hint.
+/// Status, error code and text of the service; then our code, whether it is transient, message and hint.
 const REFUSALS: [(u16, &str, &str, ErrorCode, bool, &str, &str); 16] = [
     (
         400,
@@ -178,7 +178,7 @@ const REFUSALS: [(u16, &str, &str, ErrorCode, bool, &str, &str); 16] = [
 ];
 
 #[tokio::test]
-async fn every_refusal_has_its_code_and_says_what_to_change() {
+async fn every_refusal_has_its_code_message_and_hint() {
     for (status, code, text, expected, is_transient, message, hint) in REFUSALS {
         let body = refusal(&format!("com.amazonaws.ssm#{code}"), text);
         let service = StubService::start(move |_| Answer(status, body.clone())).await;
@@ -203,7 +203,7 @@ async fn session_that_is_over_already_counts_as_terminated() {
 }
 
 #[tokio::test]
-async fn answer_that_is_not_from_aws_is_told_as_that() {
+async fn answer_that_is_not_from_aws_is_reported_as_such() {
     for status in [200, 403, 407, 502] {
         let page = "<html><body>Please log in</body></html>".to_owned();
         let service = StubService::start(move |_| Answer(status, page.clone())).await;

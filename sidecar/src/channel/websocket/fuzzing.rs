@@ -36,8 +36,8 @@ pub fn stream_url(data: &[u8]) {
     assert!(loopback || uri.scheme_str() == Some("wss"), "without TLS: {uri}");
 }
 
-/// Answers the upgrade with `data`, and sends the rest of it as frames. The first byte selects whether the upgrade
-/// was accepted before.
+/// Reads `data` as what the service sends. With an odd first byte these are frames, with an even one the answer to the
+/// upgrade and then frames.
 ///
 /// # Panics
 ///

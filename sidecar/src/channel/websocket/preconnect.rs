@@ -93,5 +93,5 @@ impl fmt::Debug for Preconnect<'_> {
     }
 }
 
-/// An older unused connection is not used: gateways and NATs close idle ones, some silently.
+/// Age from which an idle connection is not used: gateways and NATs close idle ones, some silently.
 const FRESH: Duration = Duration::from_secs(5);

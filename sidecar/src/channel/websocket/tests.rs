@@ -277,7 +277,7 @@ const PUBLIC_URL: &str = "wss://ssmmessages.ap-northeast-1.amazonaws.com/v1/data
                           ?role=publish_subscribe&cell-number=AA+b/c==";
 
 #[tokio::test]
-async fn proxy_is_asked_for_a_tunnel_with_its_password() {
+async fn tunnel_through_the_proxy_is_requested_with_its_password() {
     let (gateway, mut endpoint) = behind_tls().await;
     let proxy = StubProxy::start(Some(gateway.address)).await;
     let url = format!("http://user:p%40ss@{}", proxy.address);

@@ -37,7 +37,7 @@ impl Reaper {
         reaper
     }
 
-    /// Leaves `child` to the runtime. Call before anything is awaited after its start.
+    /// Excludes `child`, which the runtime reaps. Call it before anything is awaited after the child's start.
     pub(super) fn leave(&self, child: &Child) {
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
         self.own.lock().extend(pid);

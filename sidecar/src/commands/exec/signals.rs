@@ -31,7 +31,7 @@ impl Signals {
         Ok(Self { next, _listeners: listeners })
     }
 
-    /// The next one. Cancel-safe.
+    /// Returns the next signal. Cancel-safe.
     pub(super) async fn next(&mut self) -> Signal {
         match self.next.recv().await {
             Some(signal) => signal,
@@ -67,7 +67,7 @@ const PASSED_ON: [Signal; 6] = [
     Signal::SIGUSR2,
 ];
 
-/// Signals of a terminal's keys.
+/// Signals that a terminal sends at a key (Ctrl-C, Ctrl-\\).
 const FROM_TERMINALS: [Signal; 2] = [Signal::SIGINT, Signal::SIGQUIT];
 
 const QUEUED: usize = 16;

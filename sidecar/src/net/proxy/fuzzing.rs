@@ -1,12 +1,12 @@
-//! Any answer of a proxy.
+//! Fuzz target: a proxy's answer to CONNECT.
 
 use super::*;
 
-/// Lets a proxy answer CONNECT with `data`.
+/// Reads `data` as a proxy's answer to CONNECT.
 ///
 /// # Panics
 ///
-/// If a byte is taken that belongs to the tunnel, or a tunnel is believed that was not granted.
+/// If a complete head is refused, if a byte behind it is read, or if a status is found in an answer that is not HTTP/1.
 pub fn answer(data: &[u8]) {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().build() else { return };
     runtime.block_on(async {

@@ -1,4 +1,4 @@
-//! A proxy that leads every tunnel to one address, and notes who asked for what.
+//! A proxy for tests: opens every tunnel to one address, and records the requests.
 
 use parking_lot::Mutex;
 use std::{net::SocketAddr, sync::Arc};
@@ -19,7 +19,7 @@ pub(crate) struct StubProxy {
 }
 
 impl StubProxy {
-    /// Opens tunnels to `destination`, whatever host was asked for; refuses them with 407 where there is none.
+    /// Opens tunnels to `destination`, whatever host CONNECT names; without a destination, answers 407.
     pub(crate) async fn start(destination: Option<SocketAddr>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -40,7 +40,7 @@ impl StubProxy {
                     };
                     stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
                     let mut far = TcpStream::connect(destination).await.unwrap();
-                    // Ends with either side; how is not of interest.
+                    // Ends when either side closes; the result does not matter.
                     drop(copy_bidirectional(&mut stream, &mut far).await);
                 });
             }

@@ -1,4 +1,4 @@
-//! A certificate authority of a test's own.
+//! A certificate authority for tests.
 
 use std::sync::Arc;
 
@@ -24,12 +24,12 @@ impl Authority {
         Self { pem, issuer: Issuer::new(params, key) }
     }
 
-    /// What a client has to trust.
+    /// The authority's certificate: the root certificate for clients.
     pub(crate) fn pem(&self) -> &[u8] {
         self.pem.as_bytes()
     }
 
-    /// A server that proves to be `name`.
+    /// Returns a TLS server with a certificate for `name`.
     pub(crate) fn acceptor(&self, name: &str) -> TlsAcceptor {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new([name.to_owned()]).unwrap();

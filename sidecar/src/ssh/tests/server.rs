@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::ssh::{self, Ssh};
 
-/// A client, and the server that it has.
+/// A client connected to a server.
 pub(super) struct Pair {
     pub(super) ssh: Ssh,
     /// `SHA256:…` of the server's host key.
@@ -30,16 +30,16 @@ pub(super) struct Pair {
 
 /// What reached the server.
 pub(super) enum Seen {
-    /// A channel was asked for: it is the server's number, and is not open before the answer.
+    /// The client requests a channel, which has this number at the server and opens once the handle accepts it.
     Asked(ChannelId, ChannelOpenHandle),
-    /// It was closed.
+    /// A channel was closed.
     Closed(ChannelId),
-    /// The client has left.
+    /// The client's connection has ended.
     Left,
 }
 
 impl Pair {
-    /// Starts both, with what `adjust` makes of the client's settings.
+    /// Starts both; `adjust` changes the client's settings.
     pub(super) fn start(adjust: impl FnOnce(&mut Config)) -> Self {
         let (near, mut near_end) = duplex(BUFFER);
         let (far, mut far_end) = duplex(BUFFER);
@@ -75,19 +75,19 @@ impl Pair {
         seen.expect("nothing has reached the server").expect("the server is gone")
     }
 
-    /// Answers the next request for a channel, which it names.
+    /// Accepts the next request for a channel; returns the channel's number.
     pub(super) async fn accept(&mut self) -> ChannelId {
         let Seen::Asked(id, reply) = self.seen().await else { panic!("something else was seen") };
         reply.accept().await;
         id
     }
 
-    /// From now on nothing passes either way, though the path takes what is sent.
+    /// From now on the path accepts bytes at both ends and delivers none.
     pub(super) fn silence(&mut self) {
         self.silence.take().unwrap().send(()).unwrap();
     }
 
-    /// The path ends at both ends.
+    /// Closes the path at both ends.
     pub(super) fn cut(&self) {
         self.path.abort();
     }
@@ -145,10 +145,10 @@ impl Handler for Visitor {
     }
 }
 
-/// Nothing listens at it.
+/// The server refuses channels to this port.
 pub(super) const REFUSED_PORT: u16 = 1;
 
-/// Bytes underway each way, between any two.
+/// Capacity of each part of the path in each direction, in bytes.
 const BUFFER: usize = 64 * 1024;
 
 fn key(seed: u8) -> PrivateKey {

@@ -23,7 +23,7 @@ pub(super) struct AllowedUsers {
 pub(crate) enum Refusal {
     #[error("user {0} is not among `listen.allowed_uids`")]
     User(u32),
-    /// The kernel does not know the socket, for instance since it is closed already.
+    /// The kernel has no such socket, for example because it is closed already.
     #[error("its user is unknown: {0}")]
     Unknown(io::Error),
 }
@@ -111,10 +111,10 @@ const HEADER_BYTES: usize = 16;
 /// `struct nlmsghdr` and `struct inet_diag_req_v2`.
 const REQUEST_BYTES: u32 = 16 + 56;
 
-/// Of `idiag_uid` in `struct inet_diag_msg`: behind four bytes, the socket's id (48) and three counters.
+/// Offset of `idiag_uid` in `struct inet_diag_msg`: after four bytes, the socket's id (48) and three numbers (12).
 const UID_OFFSET: usize = 4 + 48 + 12;
 
-/// More than one `struct inet_diag_msg` with what the kernel may add.
+/// More than one `struct inet_diag_msg` with the attributes that the kernel may add, in bytes.
 const ANSWER_BYTES: usize = 1024;
 
 /// `linux/sock_diag.h`.
@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_names_the_user_of_a_connection_over_both_families() {
+    fn user_of_a_connection_is_found_over_both_families() {
         let me =
             std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").expect("/proc"));
         for address in ["127.0.0.1:0", "[::1]:0"] {

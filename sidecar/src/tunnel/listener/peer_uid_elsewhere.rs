@@ -1,4 +1,4 @@
-//! Other systems do not tell the user of a socket: `listen.allowed_uids` is refused.
+//! On systems other than Linux the user of a client's socket is not looked up: `listen.allowed_uids` is refused.
 
 use std::{io, net::SocketAddr, os::fd::OwnedFd};
 

@@ -19,6 +19,7 @@ use super::{PathFault, Session, World};
 use crate::runtime::clock::now;
 
 /// Serves a WebSocket until either end closes it or its path is cut.
+#[expect(clippy::result_large_err, reason = "the callback's type is tungstenite's")]
 pub(super) async fn serve(world: World, connection: DuplexStream) {
     let mut id = String::new();
     let callback = |request: &Request, response: Response| {

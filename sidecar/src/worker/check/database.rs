@@ -10,11 +10,11 @@ use tokio::time::timeout;
 
 use crate::ssh::Channel;
 
-/// Identifies the database. Without an engine it only listens.
+/// Identifies the database. Without an engine nothing is sent, and only MySQL's greeting is recognised.
 ///
 /// # Errors
 ///
-/// What it does instead, as the rest of a sentence.
+/// What the server does instead, as the rest of a sentence that begins with its host and port.
 pub(super) async fn ask(channel: &Channel, engine: Option<Engine>) -> Result<String, String> {
     match engine {
         Some(Engine::PostgreSql) => {
@@ -104,10 +104,10 @@ const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 /// Longer than any greeting, in bytes.
 const GREETING: usize = 1024;
 
-/// For an answer; a server that looks up its clients' names may be slow.
+/// Time for an answer; a server that looks up its clients' names may be slow.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// For a greeting without a known engine.
+/// Time for a greeting where the engine is not known.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[cfg(test)]

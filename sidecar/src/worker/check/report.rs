@@ -168,7 +168,7 @@ impl Report {
         let mut state = self.lock();
         let Some((step, since)) = state.running.take() else { return };
         let ms = since.elapsed().as_millis();
-        // Peers' texts are in it.
+        // It may quote a peer's text.
         let finding: String =
             finding.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         let name = step.name();
@@ -208,7 +208,7 @@ impl std::fmt::Debug for Report {
     }
 }
 
-/// The exit status of a stopped check: 128 and the signal's number, as shells have it.
+/// The exit status of a stopped check: 128 plus the signal's number, as in shells.
 pub(crate) fn status_of_signal(signal: &str) -> u8 {
     match signal {
         "SIGHUP" => 129,

@@ -79,7 +79,7 @@ pub(crate) const GROUPS: &[Group] = &[
         calls: calls![SYS_clock_gettime, SYS_gettimeofday, SYS_getrandom],
     },
     Group {
-        // A thread that was started a moment before the filter may still be on its way into its code.
+        // A thread that was started just before the filter may still be initialising.
         purpose: "what a C library does where a thread begins",
         calls: calls![SYS_rseq, SYS_set_robust_list, SYS_sched_getaffinity, SYS_prctl],
     },
@@ -125,18 +125,18 @@ pub(crate) const FATAL: &[(&str, libc::c_long)] = calls![
 ///
 /// # Errors
 ///
-/// What keeps the host from it, for people.
+/// Why the host refuses it, as a text for a message.
 pub(crate) fn apply() -> Result<(), String> {
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|error| error.to_string())?;
     let allow = program(allowed()?, REFUSE, SeccompAction::Allow, arch)?;
     let fatal = FATAL.iter().map(|(_, number)| (*number, Vec::new())).collect();
     let fatal = program(fatal, SeccompAction::Allow, SeccompAction::KillProcess, arch)?;
-    // This one first: behind the other no filter could be added. The kernel takes the stricter word of both.
+    // This one first: the other one forbids to add a filter. The kernel applies the stricter action of both.
     apply_filter_all_threads(&fatal).map_err(|error| error.to_string())?;
     apply_filter_all_threads(&allow).map_err(|error| error.to_string())
 }
 
-/// The calls of which not every use is allowed, and which uses are.
+/// The calls that are allowed with certain arguments only.
 fn checked() -> Result<BTreeMap<libc::c_long, Vec<SeccompRule>>, seccompiler::BackendError> {
     let never = |argument, bits: libc::c_int| {
         rule(argument, SeccompCmpOp::MaskedEq(u64::from(bits.cast_unsigned())), 0)
@@ -152,10 +152,10 @@ fn checked() -> Result<BTreeMap<libc::c_long, Vec<SeccompRule>>, seccompiler::Ba
     Ok(BTreeMap::from([
         (libc::SYS_mmap, vec![never(2, libc::PROT_EXEC)?]),
         (libc::SYS_mprotect, vec![never(2, libc::PROT_EXEC)?]),
-        // It connects what is not connected, which a listener is once it is shut down; Landlock does not see it.
+        // This flag connects an unconnected socket, such as a listener that was shut down; Landlock does not check it.
         (libc::SYS_sendto, vec![never(3, libc::MSG_FASTOPEN)?]),
         (libc::SYS_sendmsg, vec![never(2, libc::MSG_FASTOPEN)?]),
-        // Small packets go at once; what was cut off is reset.
+        // `TCP_NODELAY` for small packets, `SO_LINGER` to reset connections that were cut.
         (
             libc::SYS_setsockopt,
             vec![
@@ -163,7 +163,7 @@ fn checked() -> Result<BTreeMap<libc::c_long, Vec<SeccompRule>>, seccompiler::Ba
                 option(libc::SOL_SOCKET, libc::SO_LINGER)?,
             ],
         ),
-        // A listener's descriptors are made non-blocking; a terminal is known by its settings.
+        // `FIONBIO` makes a listener's descriptors non-blocking; `isatty` uses `TCGETS`.
         (libc::SYS_ioctl, vec![equal(1, FIONBIO)?, equal(1, TCGETS)?]),
         (
             libc::SYS_fcntl,
@@ -215,7 +215,7 @@ fn program(
         .map_err(|error| error.to_string())
 }
 
-/// For what is not on the list.
+/// The action for calls that are not on the list.
 const REFUSE: SeccompAction = SeccompAction::Errno(libc::EPERM.cast_unsigned());
 
 /// `asm-generic/ioctls.h`; C libraries give it different types.
@@ -269,12 +269,12 @@ mod tests {
         assert_eq!(thread.map(drop).map_err(kind).err(), Some(PermissionDenied), "clone");
         let signalled = nix::sys::signal::kill(nix::unistd::getppid(), None);
         assert_eq!(signalled, Err(nix::errno::Errno::EPERM), "kill");
-        // What is held goes on.
+        // Open descriptors still work.
         let (client, _) = listener.accept().unwrap();
         client.set_nodelay(true).unwrap();
         client.set_ttl(1).map_err(kind).expect_err("an option that is not needed");
         drop((client, waiting));
-        // A listener that is shut down could be made a connection to anywhere.
+        // Otherwise a listener that is shut down could be connected to any address.
         net::shutdown(&listener, net::Shutdown::Both).unwrap();
         let elsewhere = other.local_addr().unwrap();
         let connecting = net::SendFlags::from_bits_retain(libc::MSG_FASTOPEN.cast_unsigned());
