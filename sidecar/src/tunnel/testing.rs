@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 use http::Uri;
 use parking_lot::Mutex;
 
-use super::lanes::{CHANNEL_LIFE, LaneConfig};
+use super::lanes::LaneConfig;
 use crate::{
     config,
     net::{
@@ -39,7 +39,7 @@ impl World {
             dial: Arc::new(self.clone()),
         };
         let api = Arc::new(self.clone());
-        Arc::new(LaneConfig::new(&settings, api, connector, CHANNEL_LIFE, Shutdown::default()))
+        Arc::new(LaneConfig::new(&settings, api, connector, Shutdown::default()))
     }
 }
 
