@@ -51,14 +51,7 @@ fn main() -> ExitCode {
     match env::args().nth(2).as_deref() {
         Some(WORKER) => worker::command(cli::Worker { log_format: None, quiet: false }).into(),
         Some("check") => check::run(None, OutputFormat::Text, &worker).into(),
-        _ => run::run(&Options {
-            source: Source::Stdin,
-            channel_life: None,
-            worker,
-            log_format: None,
-            started,
-        })
-        .into(),
+        _ => run::run(&Options { source: Source::Stdin, worker, log_format: None, started }).into(),
     }
 }
 

@@ -6,7 +6,7 @@ use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 
 use super::{
-    ChannelEnd, Outage, Reconnect,
+    ChannelEnd, Outage, PathLoss, Reconnect,
     socket_loop::{SocketEnd, SocketLoop},
     state::{State, Termination},
     websocket::WebSocket,
@@ -28,9 +28,12 @@ impl<R: Reconnect> Driver<R> {
     pub(super) async fn run(mut self, mut socket: WebSocket) {
         let end = loop {
             let (opened, received) = (now(), self.shared.lock().messages_received());
-            let reason = match SocketLoop::new(&self.shared, socket).run().await {
+            let (loss, reason) = match SocketLoop::new(&self.shared, socket).run().await {
                 SocketEnd::ChannelEnded(end) => break end,
-                SocketEnd::Disconnected(reason) => reason,
+                SocketEnd::Closed(reason) => {
+                    (PathLoss::ClosedByService { age: now() - opened }, reason)
+                }
+                SocketEnd::Disconnected(reason) => (PathLoss::Broken, reason),
             };
             if self.shared.lock().termination != Termination::None {
                 // Many agents answer the flag without `channel_closed`: only the WebSocket closes.
@@ -39,7 +42,7 @@ impl<R: Reconnect> Driver<R> {
             let made_progress =
                 self.shared.lock().messages_received() > received || now() - opened >= STABLE_AFTER;
             let outage = if made_progress { Outage::New } else { Outage::Ongoing };
-            match self.resume(outage, reason).await {
+            match self.resume(outage, loss, reason).await {
                 Ok(resumed) => socket = resumed,
                 Err(end) => break end,
             }
@@ -54,9 +57,14 @@ impl<R: Reconnect> Driver<R> {
 
     /// Resumes the session. The error is the end of the channel: resuming has failed, or meanwhile the channel was
     /// abandoned or terminated.
-    async fn resume(&mut self, outage: Outage, reason: String) -> Result<WebSocket, ChannelEnd> {
+    async fn resume(
+        &mut self,
+        outage: Outage,
+        loss: PathLoss,
+        reason: String,
+    ) -> Result<WebSocket, ChannelEnd> {
         warn!(reason, "WebSocket lost, resuming the session");
-        self.shared.lock().on_disconnected(outage, reason);
+        self.shared.lock().on_disconnected(outage, loss, reason);
         self.shared.notify();
         self.path_changed.notify_one();
         let shared = Arc::clone(&self.shared);
@@ -92,3 +100,58 @@ async fn unwanted(shared: &Shared<State>) {
 
 /// A WebSocket that was open for this long counts as progress even if it carried nothing.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use std::future::ready;
+
+    use data_channel::{Config, DataChannel};
+    use futures_util::future::BoxFuture;
+    use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+    use crate::channel::{spawn, websocket::tests::open_pair};
+
+    /// Where `ssm:ResumeSession` is denied.
+    struct Denied;
+
+    impl Reconnect for Denied {
+        fn reconnect<'a>(
+            &'a mut self,
+            _: Outage,
+            _: &'a (dyn Fn(&str) -> String + Sync),
+        ) -> BoxFuture<'a, Result<WebSocket, ChannelEnd>> {
+            Box::pin(ready(Err(ChannelEnd::Lost("denied".to_owned()))))
+        }
+    }
+
+    #[tokio::test]
+    async fn only_an_orderly_close_is_one_that_lanes_learn_from() {
+        let cases = [
+            ("after an hour", Some((1000, "Bye")), true),
+            ("server goes away", Some((1001, "")), false),
+            ("error", Some((1008, "policy")), false),
+            ("without a close frame", None, false),
+        ];
+        for (name, close, in_order) in cases {
+            let (socket, mut peer) = open_pair().await;
+            let (channel, began) = (DataChannel::new(Config::default(), now(), 0, 1), now());
+            let (handle, _stream) =
+                spawn(channel, socket, Denied, Arc::default(), &TaskTracker::new());
+            if let Some((code, reason)) = close {
+                let frame = CloseFrame { code: code.into(), reason: reason.into() };
+                peer.close(Some(frame)).await.unwrap();
+            }
+            drop(peer);
+            let end = handle.ended().await;
+            assert!(matches!(end, ChannelEnd::Lost(_)), "case: {name}: {end}");
+            match handle.disconnected().unwrap().loss {
+                PathLoss::ClosedByService { age } => {
+                    assert!(in_order && age <= now() - began, "case: {name}: {age:?}");
+                }
+                PathLoss::Broken => assert!(!in_order, "case: {name}"),
+            }
+        }
+    }
+}

@@ -54,6 +54,18 @@ pub(crate) enum Outage {
     Ongoing,
 }
 
+/// How a WebSocket was lost.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum PathLoss {
+    /// The service closed it in order.
+    ClosedByService {
+        /// From its opening to the close; less than the channel's age if the session was resumed before.
+        age: Duration,
+    },
+    /// It was reset, fell silent, was closed for an error, or failed on our side.
+    Broken,
+}
+
 /// Why a data channel is over.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum ChannelEnd {

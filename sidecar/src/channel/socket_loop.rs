@@ -76,9 +76,11 @@ impl<'a> SocketLoop<'a> {
                 }
                 Poll::Ready(Some(Ok(Frame::Close { code, reason }))) => {
                     let quoted = Quoted(&reason);
-                    return Err(SocketEnd::Disconnected(format!(
-                        "the service closed the WebSocket ({code}){quoted}"
-                    )));
+                    let reason = format!("the service closed the WebSocket ({code}){quoted}");
+                    return Err(match code {
+                        NORMAL_CLOSE => SocketEnd::Closed(reason),
+                        _ => SocketEnd::Disconnected(reason),
+                    });
                 }
                 Poll::Ready(Some(Ok(Frame::Message(message)))) => Some(message),
                 Poll::Ready(Some(Ok(_))) => None,
@@ -181,11 +183,17 @@ impl<'a> SocketLoop<'a> {
 
 /// How the loop of one WebSocket ended.
 pub(super) enum SocketEnd {
-    /// The WebSocket is lost; the session may be resumed.
+    /// The service has closed the WebSocket in order; the session may be resumed.
+    Closed(String),
+    /// The WebSocket is lost in another way; the session may be resumed.
     Disconnected(String),
     /// The channel is over.
     ChannelEnded(ChannelEnd),
 }
+
+/// RFC 6455, section 7.4.1: the purpose is fulfilled. The code of the close after about an hour; others mean an error or
+/// a server that goes away.
+const NORMAL_CLOSE: u16 = 1000;
 
 /// Frames received before their acknowledgements are written.
 const BATCH: usize = 64;

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use data_channel::{DataChannel, Event};
 use tracing::{debug, info};
 
-use super::{ChannelEnd, Outage};
+use super::{ChannelEnd, Outage, PathLoss};
 use crate::runtime::{clock::now, wakers::Waiter};
 
 /// After each change of what handles wait for (`agent_version`, `path`, `end`) the loop calls
@@ -50,6 +50,8 @@ pub(super) enum PathState {
 pub(crate) struct Disconnected {
     /// When the outage began.
     pub(crate) since: Instant,
+    /// How the last WebSocket was lost.
+    pub(crate) loss: PathLoss,
     pub(crate) reason: String,
 }
 
@@ -78,13 +80,13 @@ impl State {
         matches!(self.end, Some(ChannelEnd::Closed(_) | ChannelEnd::Terminated))
     }
 
-    pub(super) fn on_disconnected(&mut self, outage: Outage, reason: String) {
+    pub(super) fn on_disconnected(&mut self, outage: Outage, loss: PathLoss, reason: String) {
         let now = now();
         self.channel.on_disconnected(now);
         if outage == Outage::New {
             self.outage_began = now;
         }
-        self.path = PathState::Down(Disconnected { since: self.outage_began, reason });
+        self.path = PathState::Down(Disconnected { since: self.outage_began, loss, reason });
     }
 
     pub(super) fn on_resumed(&mut self) {

@@ -443,4 +443,4 @@ const MAX_WRITE_BUFFER: usize = 1024 * 1024;
 const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -79,10 +79,6 @@ pub struct Run {
     /// The form of log lines on stderr; by default text on a terminal, JSON otherwise.
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
-    /// Seconds for which the service leaves a data channel open; where sessions cannot be resumed a
-    /// successor is ready after five sixths of them. An hour by default, as observed.
-    #[arg(long, value_name = "SECONDS", hide = true, value_parser = clap::value_parser!(u64).range(1..))]
-    pub channel_life: Option<u64>,
 }
 
 impl Run {
@@ -92,7 +88,6 @@ impl Run {
         Self {
             config: self.config.or(outer.config),
             log_format: self.log_format.or(outer.log_format),
-            channel_life: self.channel_life.or(outer.channel_life),
         }
     }
 }

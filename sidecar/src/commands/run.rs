@@ -5,7 +5,7 @@
 
 use std::{
     ffi::OsString, future::pending, net::TcpListener, panic::AssertUnwindSafe, path::PathBuf,
-    pin::pin, process::Stdio, time::Duration,
+    pin::pin, process::Stdio,
 };
 
 use futures_util::FutureExt as _;
@@ -28,7 +28,7 @@ use crate::{
         stop::{self, StopReason},
         telemetry::{LogFormat, Telemetry},
     },
-    tunnel::{health, lanes::CHANNEL_LIFE, listener},
+    tunnel::{health, listener},
 };
 
 /// Where the config comes from.
@@ -45,8 +45,6 @@ pub enum Source {
 pub struct Options {
     /// Where the config comes from.
     pub source: Source,
-    /// For how long the service leaves a data channel open; `None`: an hour.
-    pub channel_life: Option<Duration>,
     /// The arguments with which this program runs as the worker.
     pub worker: Vec<OsString>,
     /// The form of log lines; `None`: text on a terminal, JSON otherwise.
@@ -59,7 +57,6 @@ pub struct Options {
 pub fn command(arguments: cli::Run, started: Instant) -> ExitStatus {
     run(&Options {
         source: arguments.config.map_or(Source::Stdin, Source::File),
-        channel_life: arguments.channel_life.map(Duration::from_secs),
         worker: worker::arguments(arguments.log_format, false),
         log_format: arguments.log_format,
         started,
@@ -133,7 +130,7 @@ async fn supervise(
             prepare(&mut monitor, &config, Some(listeners.port)).await?;
         missing.extend(worker_missing);
         hardening::enforce(config.hardening, missing)?;
-        let (task, descriptors) = listeners.into_task(options);
+        let (task, descriptors) = listeners.into_task();
         let message = StartMessage { task, elapsed: options.started.elapsed() };
         monitor.send_task(message, descriptors, &config)?;
         Ok((handler, client, lease))
@@ -231,13 +228,10 @@ impl Listeners {
     }
 
     /// Returns the worker's task, and the sockets in its order.
-    fn into_task(self, options: &Options) -> (WorkerTask, Vec<std::os::fd::OwnedFd>) {
+    fn into_task(self) -> (WorkerTask, Vec<std::os::fd::OwnedFd>) {
         let Self { clients, health, .. } = self;
-        let task = WorkerTask::Run {
-            channel_life: options.channel_life.unwrap_or(CHANNEL_LIFE),
-            sock_diag: clients.sock_diag.is_some(),
-            health: health.is_some(),
-        };
+        let task =
+            WorkerTask::Run { sock_diag: clients.sock_diag.is_some(), health: health.is_some() };
         let sockets = [Some(clients.socket.into()), clients.sock_diag, health.map(Into::into)];
         (task, sockets.into_iter().flatten().collect())
     }

@@ -39,8 +39,6 @@ pub(crate) enum WorkerTask {
     /// Open the tunnel and serve it. With the message come descriptors in this order: the clients' listener, and
     /// the further ones that are named here.
     Run {
-        /// How long the service leaves a data channel open.
-        channel_life: Duration,
         /// A netlink socket (`sock_diag`) to look up the user of a client.
         sock_diag: bool,
         /// The listener of the health endpoint.

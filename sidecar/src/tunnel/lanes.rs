@@ -33,11 +33,12 @@ use self::{
     supervisor::Supervisor,
 };
 use crate::{
+    channel::Disconnected,
     runtime::{backoff::random_seed, clock::now, shared::Shared},
     ssh::{Channel, ChannelOpenError},
 };
 
-pub(crate) use config::{CHANNEL_LIFE, LaneConfig};
+pub(crate) use config::LaneConfig;
 pub(crate) use error::LaneError;
 pub(crate) use event::{LaneEvent, LaneObserver};
 pub(crate) use lane::Lane;
@@ -96,11 +97,7 @@ pub(crate) enum PathChange {
 impl LanePool {
     /// A pool without lanes, until [`add_first`](Self::add_first).
     pub(crate) fn new(config: Arc<LaneConfig>) -> Self {
-        let limits = Limits {
-            sessions: config.sessions,
-            reconnect: config.reconnect,
-            channel_life: config.channel_life,
-        };
+        let limits = Limits { sessions: config.sessions, reconnect: config.reconnect };
         let lifecycle = Lifecycle::new(now(), limits, random_seed());
         Self {
             config,
@@ -248,6 +245,10 @@ impl LanePool {
         self.state.lock().lifecycle.poll_timeout(now)
     }
 
+    fn channel_life(&self) -> Duration {
+        self.state.lock().lifecycle.channel_life()
+    }
+
     fn on_opened(&self, lane: &Arc<Lane>) {
         self.state.lock().lifecycle.on_opened(now(), Arc::clone(lane));
         self.state.notify();
@@ -257,7 +258,7 @@ impl LanePool {
         self.state.lock().lifecycle.on_open_failed(now(), error);
     }
 
-    fn on_ended(&self, lane: &Lane, disconnected: Option<Instant>, reason: LaneError) {
+    fn on_ended(&self, lane: &Lane, disconnected: Option<Disconnected>, reason: LaneError) {
         let mut state = self.state.lock();
         let ended = state.lifecycle.on_ended(now(), lane.number, disconnected, reason);
         if let Some(lane) = ended {

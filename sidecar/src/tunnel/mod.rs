@@ -18,7 +18,6 @@ mod tests;
 use std::{
     panic::AssertUnwindSafe,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
 };
 
 use futures_util::FutureExt as _;
@@ -77,8 +76,6 @@ pub(crate) struct Dependencies {
 /// The sockets and times of a tunnel.
 #[derive(Debug)]
 pub(crate) struct TunnelOptions {
-    /// How long the service leaves a data channel open, see [`lanes::CHANNEL_LIFE`].
-    pub(crate) channel_life: Duration,
     /// When the config was received: `timeouts.ready_s` counts from then on.
     pub(crate) received: Instant,
     pub(crate) listener: Bound,
@@ -99,12 +96,12 @@ pub(crate) async fn run(
     stop: impl Future<Output = StopReason>,
 ) -> Result<(), Failure> {
     let Dependencies { api, connector, panics, dropped_lines } = dependencies;
-    let TunnelOptions { channel_life, received, listener, health } = options;
+    let TunnelOptions { received, listener, health } = options;
     let internal =
         |error: std::io::Error| InternalError::new(error.to_string()).to_failure(progress.phase());
     let listener = Listener::new(listener, settings.allowed_uids.clone()).map_err(internal)?;
     let shutdown = Shutdown::default();
-    let config = LaneConfig::new(&settings, api, connector, channel_life, shutdown.clone());
+    let config = LaneConfig::new(&settings, api, connector, shutdown.clone());
     let config = Arc::new(config);
     let tunnel = Tunnel {
         lanes: Arc::new(LanePool::new(Arc::clone(&config))),

@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-use super::lanes::{CHANNEL_LIFE, LaneConfig};
+use super::lanes::LaneConfig;
 use crate::{
     config::{self, Settings},
     net::{
@@ -83,7 +83,7 @@ impl World {
     pub(crate) fn lane_config(&self, rest: &str) -> Arc<LaneConfig> {
         let (settings, shutdown) = (Self::settings(rest), Shutdown::default());
         let api = Arc::new(self.clone());
-        Arc::new(LaneConfig::new(&settings, api, self.connector(), CHANNEL_LIFE, shutdown))
+        Arc::new(LaneConfig::new(&settings, api, self.connector(), shutdown))
     }
 
     pub(crate) fn connector(&self) -> Connector {

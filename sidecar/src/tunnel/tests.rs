@@ -298,7 +298,6 @@ async fn run_tunnel(
     let recorder = Arc::clone(&events);
     let on_begin = move |phase: Phase| recorder.line(phase.name());
     let options = TunnelOptions {
-        channel_life: lanes::CHANNEL_LIFE,
         received: Instant::now(),
         listener: Bound {
             socket: {

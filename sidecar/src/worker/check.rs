@@ -28,7 +28,7 @@ use crate::{
     session::{ApiError, ApiErrorKind, IamAction, SessionApi, iam_policy::Scope},
     tunnel::{
         Dependencies, TunnelError,
-        lanes::{CHANNEL_LIFE, Lane, LaneConfig, LaneError, LaneEvent, LaneObserver},
+        lanes::{Lane, LaneConfig, LaneError, LaneEvent, LaneObserver},
         target,
     },
 };
@@ -123,8 +123,7 @@ async fn run_steps(
     report.begin(Step::Identity);
     check_identity(&*api, scope, report).await?;
 
-    let config =
-        LaneConfig::new(settings, Arc::clone(&api), connector, CHANNEL_LIFE, shutdown.clone());
+    let config = LaneConfig::new(settings, Arc::clone(&api), connector, shutdown.clone());
     let config = Arc::new(config);
     let progress = Arc::new(LaneProgress::new(Arc::clone(report)));
     let observer: LaneObserver = {

@@ -147,13 +147,13 @@ impl Task<'_> {
                 }
                 Err(failure) => ToMonitor::Finished(Some(failure)),
             },
-            WorkerTask::Run { channel_life, sock_diag, health } => {
+            WorkerTask::Run { sock_diag, health } => {
                 let began = received - elapsed;
                 let sockets = take_sockets(sock_diag, health, descriptors);
                 let outcome = match (prepared, sockets) {
                     (Err(failure), _) | (_, Err(failure)) => Err(failure),
                     (Ok((config, dependencies)), Ok((listener, health))) => {
-                        let options = TunnelOptions { channel_life, received, listener, health };
+                        let options = TunnelOptions { received, listener, health };
                         self.run_tunnel(config, options, dependencies, began, stop).await
                     }
                 };

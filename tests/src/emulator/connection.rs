@@ -90,7 +90,7 @@ pub(crate) async fn serve(
         plan: service.watch_plan(),
         generation,
         frames: AtomicU64::new(0),
-        lives_until: Instant::now() + service.settings.channel_lifetime,
+        lives_until: Instant::now() + service.channel_lifetime(),
     };
     let exit = tokio::select! {
         exit = connection.read(&mut reader, &controls) => exit,

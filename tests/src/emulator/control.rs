@@ -1,6 +1,6 @@
 //! Interference with a running emulator.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
@@ -76,6 +76,11 @@ impl Control {
     /// Replaces the policy of the keys.
     pub fn set_policy(&self, policy: Policy) {
         self.0.set_policy(policy);
+    }
+
+    /// Replaces the age at which the gateway closes `WebSockets`, for those that are opened from now on.
+    pub fn set_channel_lifetime(&self, lifetime: Duration) {
+        self.0.set_channel_lifetime(lifetime);
     }
 
     /// Expires a key, or all keys if none is named.

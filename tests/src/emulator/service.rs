@@ -29,6 +29,8 @@ pub(crate) struct Service {
     pub(crate) gateway: SocketAddr,
     user: Arc<Principal>,
     policy: Mutex<Policy>,
+    /// Of `WebSockets` opened from now on.
+    channel_lifetime: Mutex<Duration>,
     faults: Mutex<Faults>,
     plan: watch::Sender<Arc<Plan>>,
     rng: Mutex<Rng>,
@@ -55,6 +57,7 @@ pub(crate) struct StartRequest {
 impl Service {
     pub(crate) fn new(settings: Settings, policy: Policy, plan: Plan, gateway: SocketAddr) -> Self {
         let user = Arc::new(Principal::user(&settings.account, "transfer"));
+        let channel_lifetime = settings.channel_lifetime;
         Self {
             settings,
             journal: Journal::new(),
@@ -63,6 +66,7 @@ impl Service {
             tasks: Tasks::default(),
             gateway,
             policy: Mutex::new(policy),
+            channel_lifetime: Mutex::new(channel_lifetime),
             faults: Mutex::new(Faults::new(&plan)),
             rng: Mutex::new(Rng::new(plan.seed)),
             plan: watch::Sender::new(Arc::new(plan)),
@@ -126,6 +130,14 @@ impl Service {
         let url = format!("ws://{}{}{}?{query}", self.gateway, PATH, session.id);
         session.admit(&query, &token, Instant::now() + self.settings.token_lifetime);
         Ticket { url, token }
+    }
+
+    pub(crate) fn channel_lifetime(&self) -> Duration {
+        *lock(&self.channel_lifetime)
+    }
+
+    pub(crate) fn set_channel_lifetime(&self, lifetime: Duration) {
+        *lock(&self.channel_lifetime) = lifetime;
     }
 
     pub(crate) fn session(&self, id: &str) -> Option<Arc<Session>> {

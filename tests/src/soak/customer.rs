@@ -77,9 +77,8 @@ impl Customer {
             "tunnel": { "sessions": 2 },
             "events": true,
         }));
-        let life = CHANNEL_LIFE.as_secs().to_string();
         let sidecar = Sidecar::spawn_with(&config, |command| {
-            command.args(["--channel-life", &life]).env("RUST_LOG", "warn");
+            command.env("RUST_LOG", "warn");
         });
         let mut sidecar = sidecar.await?;
         let port = sidecar.ready(READY).await?;

@@ -67,7 +67,7 @@ impl SessionApi for Signer {
 /// Path and query, then the signature, of each upgrade.
 type Upgrades = Mutex<Vec<(String, Option<String>)>>;
 
-type Peer = WebSocketStream<Box<dyn Transport>>;
+pub(in crate::channel) type Peer = WebSocketStream<Box<dyn Transport>>;
 
 /// Accepts each WebSocket on loopback and hands them to the test.
 struct StubGateway {
@@ -167,7 +167,8 @@ async fn open_at(gateway: &StubGateway, signer: Signer) -> Result<WebSocket, Web
     open(&on_loopback(), &signer, &gateway.url(), "opening".to_owned()).await
 }
 
-async fn open_pair() -> (WebSocket, Peer) {
+/// An open WebSocket and its other end.
+pub(in crate::channel) async fn open_pair() -> (WebSocket, Peer) {
     let mut gateway = StubGateway::start(None, takes_all).await;
     let socket = open_at(&gateway, Signer(Some("sig"))).await.unwrap();
     let mut peer = gateway.peers.recv().await.unwrap();

@@ -38,8 +38,6 @@ pub(crate) struct LaneConfig {
     pub(crate) sessions: usize,
     /// How long an outage may last.
     pub(crate) reconnect: Duration,
-    /// How long the service leaves a data channel open.
-    pub(crate) channel_life: Duration,
     /// Notified when a lane's WebSocket is lost and when its session was resumed.
     pub(crate) path_changed: Arc<Notify>,
     pub(crate) shutdown: Shutdown,
@@ -52,7 +50,6 @@ impl LaneConfig {
         settings: &Settings,
         api: Arc<dyn SessionApi>,
         connector: Connector,
-        channel_life: Duration,
         shutdown: Shutdown,
     ) -> Self {
         let mut ssh =
@@ -74,7 +71,6 @@ impl LaneConfig {
             target: settings.target.clone(),
             sessions: settings.tunnel.sessions,
             reconnect: settings.timeouts.reconnect,
-            channel_life,
             path_changed: Arc::default(),
             shutdown,
             lanes_opened: AtomicU64::new(0),
@@ -90,9 +86,6 @@ impl LaneConfig {
         self.ssh.pins.iter().any(|pin| matches!(pin, ssh_client::HostKeyPin::Fingerprint(_)))
     }
 }
-
-/// The service closes data channels after about 60 minutes, idle or not (`aws/session-manager-plugin` #135, #136).
-pub(crate) const CHANNEL_LIFE: Duration = Duration::from_hours(1);
 
 /// Silence after which sshd is sent a keepalive. It counts as input of the session, too, whose idle time-out may be
 /// as short as a minute.

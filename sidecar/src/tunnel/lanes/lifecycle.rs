@@ -4,9 +4,11 @@
 //! The service closes each data channel after about an hour. A session that may be resumed continues on a new
 //! WebSocket. Where `ssm:ResumeSession` is not allowed the session ends there, so its lane is **replaced before that**:
 //! new connections go to the replacement, those of the old lane stay where they are (it is *drained*), and it is closed
-//! once it carries none. A minute before the close by the service it is closed with what it still carries: the service
+//! once it carries none. Shortly before the close by the service it is closed with what it still carries: the service
 //! would cut that anyway, and leave the session, its connection to sshd and those to the database until the idle
 //! time-out, since a session without channel can be ended by `ssm:TerminateSession` only.
+//!
+//! The hour is a first guess. Lanes that are lost to the close show the true age, see [`channel_life`].
 //!
 //! Whether sessions may be resumed is probed right after the start, by a `ResumeSession` on the open session. It opens
 //! nothing; its answer says whether the call is allowed, so that the customer learns of a missing permission while
@@ -14,6 +16,8 @@
 //!
 //! Lanes are opened one after another: an agent that is asked for several sessions at once starts them one second apart
 //! (seen with the real agent).
+
+mod channel_life;
 
 use std::{
     collections::VecDeque,
@@ -23,8 +27,13 @@ use std::{
 
 use tracing::{debug, warn};
 
+use self::channel_life::ChannelLife;
 use super::{LaneError, PathChange};
-use crate::{runtime::backoff::Backoff, session::ApiErrorKind};
+use crate::{
+    channel::{Disconnected, PathLoss},
+    runtime::backoff::Backoff,
+    session::ApiErrorKind,
+};
 
 /// The lanes of this process, and what is to be done about them.
 ///
@@ -33,6 +42,7 @@ use crate::{runtime::backoff::Backoff, session::ApiErrorKind};
 #[derive(Debug)]
 pub(super) struct Lifecycle<L> {
     limits: Limits,
+    channel_life: ChannelLife,
     lanes: Vec<Entry<L>>,
     open_state: OpenState,
     /// No lane is opened before this time.
@@ -72,15 +82,13 @@ pub(super) enum LaneState {
     Draining,
 }
 
-/// Limits by the config and by the service.
+/// Limits by the config.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     /// Active lanes at once.
     pub(super) sessions: usize,
     /// How long an outage may last.
     pub(super) reconnect: Duration,
-    /// How long the service leaves a data channel open.
-    pub(super) channel_life: Duration,
 }
 
 /// What is to be done.
@@ -166,6 +174,7 @@ impl<L: LaneHandle> Lifecycle<L> {
     pub(super) fn new(now: Instant, limits: Limits, seed: u64) -> Self {
         Self {
             limits,
+            channel_life: ChannelLife::new(),
             lanes: Vec::new(),
             open_state: OpenState::Idle,
             not_before: now,
@@ -188,6 +197,11 @@ impl<L: LaneHandle> Lifecycle<L> {
     /// The open lanes.
     pub(super) fn lanes(&self) -> &[Entry<L>] {
         &self.lanes
+    }
+
+    /// For how long the service is expected to leave a data channel open.
+    pub(super) fn channel_life(&self) -> Duration {
+        self.channel_life.expected()
     }
 
     /// Removes and returns all lanes.
@@ -240,22 +254,27 @@ impl<L: LaneHandle> Lifecycle<L> {
         self.give_up_if_over(self.not_before);
     }
 
-    /// The lane of this number is over for `reason`. `disconnected`: since when it had no WebSocket. Returns the lane,
-    /// if it was open.
+    /// The lane of this number is over for `reason`. `disconnected`: the loss of its WebSocket, if it had none at the
+    /// end. Returns the lane, if it was open.
     pub(super) fn on_ended(
         &mut self,
         now: Instant,
         number: u64,
-        disconnected: Option<Instant>,
+        disconnected: Option<Disconnected>,
         reason: LaneError,
     ) -> Option<L> {
         let entry = self.remove(number)?;
+        match disconnected.as_ref().map(|disconnected| disconnected.loss) {
+            Some(PathLoss::ClosedByService { age }) => self.channel_life.on_closed(now, age),
+            Some(PathLoss::Broken) | None => (),
+        }
         match entry.state {
             LaneState::Active => warn!(lane = number, %reason, "lane lost"),
             LaneState::Draining => debug!(lane = number, %reason, "drained lane ended"),
         }
         if self.lanes.is_empty() {
-            self.on_outage(now, disconnected.unwrap_or(now), reason);
+            let began = disconnected.map_or(now, |disconnected| disconnected.since);
+            self.on_outage(now, began, reason);
         }
         Some(entry.lane)
     }
@@ -465,12 +484,12 @@ impl<L: LaneHandle> Lifecycle<L> {
     /// When a lane that cannot be resumed is replaced: early enough for several attempts, and late enough that few
     /// connections live from then to the close.
     fn replaced_at(&self, lane: &L) -> Instant {
-        lane.opened_at() + self.limits.channel_life * 5 / 6
+        lane.opened_at() + self.channel_life() * 5 / 6
     }
 
     /// When a draining lane is closed with what it carries.
     fn closes_at(&self, lane: &L) -> Instant {
-        lane.opened_at() + self.limits.channel_life * 59 / 60
+        lane.opened_at() + self.channel_life() * 59 / 60
     }
 }
 

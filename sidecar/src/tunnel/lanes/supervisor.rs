@@ -71,8 +71,7 @@ impl<'a, F: Fn(PathChange)> Supervisor<'a, F> {
         };
         tokio::select! {
             Some((lane, reason)) = self.ends.next() => {
-                let disconnected = lane.disconnected().map(|disconnected| disconnected.since);
-                self.pool.on_ended(&lane, disconnected, reason);
+                self.pool.on_ended(&lane, lane.disconnected(), reason);
             }
             Some(lane) = self.drained.next() => self.pool.on_drained(&lane),
             outcome = completed(&mut self.opening) => self.on_opened(outcome),
@@ -98,7 +97,7 @@ impl<'a, F: Fn(PathChange)> Supervisor<'a, F> {
         match action {
             Action::Open => self.opening = Some(open(&self.pool.config).boxed()),
             Action::ProbeResume(lane) => {
-                self.probe = Some(probe_resume(&self.pool.config, lane).boxed());
+                self.probe = Some(probe_resume(self.pool, lane).boxed());
             }
             Action::Notify(change) => (self.on_change)(change),
             Action::Drain(lane) => {
@@ -154,12 +153,12 @@ async fn drained(lane: Arc<Lane>) -> Arc<Lane> {
 
 /// Checks whether `ssm:ResumeSession` is allowed, by calling it on an open session. Any outcome but `AccessDenied` counts
 /// as allowed.
-async fn probe_resume(config: &LaneConfig, lane: Arc<Lane>) -> ResumePermission {
+async fn probe_resume(pool: &LanePool, lane: Arc<Lane>) -> ResumePermission {
     loop {
-        match config.api.resume(lane.session_id()).await {
+        match pool.config.api.resume(lane.session_id()).await {
             Ok(_) => return ResumePermission::Granted,
             Err(error) if error.kind() == ApiErrorKind::AccessDenied => {
-                let minutes = config.channel_life.as_secs() / 60;
+                let minutes = pool.channel_life().as_secs() / 60;
                 warn!(
                     %error,
                     minutes,

@@ -48,8 +48,7 @@ struct FakeLane {
 impl Harness {
     /// With one lane, just opened.
     fn new(sessions: usize) -> Self {
-        let mut harness =
-            Self::with(Limits { sessions, reconnect: RECONNECT, channel_life: LIFE }, 1);
+        let mut harness = Self::with(Limits { sessions, reconnect: RECONNECT }, 1);
         harness.work();
         harness
     }
@@ -103,10 +102,8 @@ impl Harness {
             Action::Notify(PathChange::Recovered) => "recovered".to_owned(),
             Action::Drain(Handle { number, .. }) => {
                 let age = self.now - self.lane(number).opened;
-                assert!(
-                    self.permission == ResumePermission::Denied && age >= LIFE * 5 / 6,
-                    "{number}: {age:?}"
-                );
+                let is_due = age >= self.lifecycle.channel_life() * 5 / 6;
+                assert!(self.permission == ResumePermission::Denied && is_due, "{number}: {age:?}");
                 self.lane(number).draining = true;
                 assert!(self.active() > 0, "{number} has no replacement");
                 format!("drain {number}")
@@ -119,7 +116,8 @@ impl Harness {
             Action::Close(Handle { number, .. }) => {
                 let lane = self.lanes.remove(&number).unwrap();
                 assert!(lane.draining && self.active() > 0, "{number} has no replacement");
-                let is_over = self.now - lane.opened >= LIFE * 59 / 60;
+                let life = self.lifecycle.channel_life();
+                let is_over = self.now - lane.opened >= life * 59 / 60;
                 assert!(is_over || lane.connections == 0, "{number} is in use");
                 format!("close {number}")
             }
@@ -205,8 +203,23 @@ impl Harness {
     }
 
     fn ended(&mut self, number: u64) {
-        let lane = self.lanes.remove(&number).unwrap();
-        let ended = self.lifecycle.on_ended(self.now, number, lane.disconnected, transient());
+        let since = self.lane(number).disconnected;
+        let reason = || "cable cut".to_owned();
+        let loss = |since| Disconnected { since, loss: PathLoss::Broken, reason: reason() };
+        self.ended_by(number, since.map(loss));
+    }
+
+    /// The service has closed the lane's channel, and the session cannot be resumed.
+    fn closed_by_service(&mut self, number: u64) {
+        let age = self.now - self.lane(number).opened;
+        let loss = PathLoss::ClosedByService { age };
+        let reason = "the service closed the WebSocket (1000): `Bye`".to_owned();
+        self.ended_by(number, Some(Disconnected { since: self.now, loss, reason }));
+    }
+
+    fn ended_by(&mut self, number: u64, disconnected: Option<Disconnected>) {
+        self.lanes.remove(&number);
+        let ended = self.lifecycle.on_ended(self.now, number, disconnected, transient());
         assert!(ended.is_some(), "{number} was not open");
         self.work();
     }
@@ -249,6 +262,7 @@ fn expired() -> LaneError {
 }
 
 const RECONNECT: Duration = Duration::from_mins(1);
+/// Of a data channel, as it is guessed first.
 const LIFE: Duration = Duration::from_hours(1);
 const SECOND: Duration = Duration::from_secs(1);
 const MOMENT: Duration = Duration::from_millis(1);
@@ -551,6 +565,163 @@ fn lane_that_is_lost_while_another_is_opened_is_opened_once() {
     assert_eq!(harness.notes(), ["open", &format!("degraded: {LOST}")]);
     harness.opened();
     assert_eq!(harness.notes(), ["probe 2", "recovered"]);
+}
+
+#[test]
+fn first_guess_is_an_hour() {
+    let mut harness = Harness::probed(1, ResumePermission::Denied);
+    harness.pass(just_before(Duration::from_mins(50)));
+    assert!(harness.notes().is_empty());
+    harness.pass(MOMENT);
+    assert_eq!(harness.notes(), ["probe 1"]);
+    harness.answer_probe(ResumePermission::Denied);
+    harness.opened();
+    assert_eq!(harness.notes(), ["open", "drain 1"]);
+    harness.pass(just_before(Duration::from_mins(9)));
+    assert!(harness.notes().is_empty());
+    harness.pass(MOMENT);
+    assert_eq!(harness.notes(), ["close 1"]);
+}
+
+#[test]
+fn life_of_a_channel_is_learned_from_two_closes_in_a_row_that_agree() {
+    use Loss::{Broken, Closed, Ended};
+    let cases: [(&str, &[Loss], u32); 11] = [
+        ("one close", &[Closed(1_800)], 3_600),
+        ("two that agree", &[Closed(1_800), Closed(1_800)], 1_800),
+        ("the first is shorter", &[Closed(1_800), Closed(2_000)], 1_800),
+        ("the second is shorter", &[Closed(2_000), Closed(1_800)], 1_800),
+        ("two that disagree", &[Closed(1_800), Closed(2_001)], 3_600),
+        ("not in a row", &[Closed(1_800), Closed(600), Closed(1_800)], 3_600),
+        ("longer than the guess", &[Closed(7_200), Closed(7_200)], 7_200),
+        ("broken paths", &[Broken(1_800), Broken(1_800), Broken(1_800)], 3_600),
+        ("sessions ended", &[Ended(1_800), Ended(1_800), Ended(1_800)], 3_600),
+        ("a broken path between", &[Closed(1_800), Broken(60), Closed(1_800)], 1_800),
+        ("too young", &[Closed(9), Closed(9), Closed(9)], 3_600),
+    ];
+    for (name, losses, expected) in cases {
+        let mut harness = Harness::probed(1, ResumePermission::Granted);
+        for loss in losses {
+            harness.lose_last(*loss);
+        }
+        assert_eq!(harness.lifecycle.channel_life(), expected * SECOND, "case: {name}");
+    }
+}
+
+#[test]
+fn learned_life_can_be_corrected() {
+    let mut harness = Harness::probed(1, ResumePermission::Granted);
+    for (age, expected) in [(60, 3_600), (60, 60), (3_000, 60), (3_000, 3_000), (62, 3_000)] {
+        harness.lose_last(Loss::Closed(age));
+        assert_eq!(harness.lifecycle.channel_life(), expected * SECOND, "after {age} s");
+    }
+}
+
+#[test]
+fn lane_is_replaced_and_closed_by_the_learned_life() {
+    let mut harness = learned(LIFE / 2);
+    harness.pass(just_before(LIFE / 2 * 5 / 6));
+    assert!(harness.notes().is_empty());
+    harness.pass(MOMENT);
+    assert_eq!(harness.notes(), ["probe 3"]);
+    harness.answer_probe(ResumePermission::Denied);
+    harness.opened();
+    assert_eq!(harness.notes(), ["open", "drain 3"]);
+    harness.pass(just_before((LIFE / 2 * 59 / 60).saturating_sub(LIFE / 2 * 5 / 6)));
+    assert!(harness.notes().is_empty());
+    harness.pass(MOMENT);
+    assert_eq!(harness.notes(), ["close 3"]);
+}
+
+#[test]
+fn lane_that_is_older_than_the_life_just_learned_is_replaced_at_once() {
+    let mut harness = Harness::probed(3, ResumePermission::Denied);
+    harness.wanted();
+    harness.opened();
+    harness.pass(LIFE / 4);
+    harness.closed_by_service(1);
+    harness.wanted();
+    harness.opened();
+    harness.pass(LIFE / 4);
+    assert_eq!(harness.notes(), ["open", "open"]);
+    harness.closed_by_service(3);
+    assert_eq!(harness.notes(), ["probe 2"]);
+}
+
+#[test]
+fn lanes_that_are_closed_together_count_as_one_close() {
+    let mut harness = Harness::probed(2, ResumePermission::Denied);
+    harness.wanted();
+    harness.opened();
+    harness.pass(LIFE / 4);
+    harness.closed_by_service(1);
+    harness.pass(SECOND);
+    harness.closed_by_service(2);
+    assert_eq!(harness.lifecycle.channel_life(), LIFE, "a restart of the gateway closes both");
+    harness.opened();
+    harness.pass(LIFE / 4);
+    harness.closed_by_service(3);
+    assert_eq!(harness.lifecycle.channel_life(), LIFE / 4);
+}
+
+#[test]
+fn close_of_a_drained_lane_teaches_as_well() {
+    let mut harness = replaced();
+    harness.pass(LIFE / 15);
+    harness.closed_by_service(1);
+    harness.pass(LIFE * 5 / 6);
+    harness.closed_by_service(2);
+    assert_eq!(harness.lifecycle.channel_life(), LIFE * 9 / 10);
+}
+
+/// How a lane is lost, and at what age in seconds.
+#[derive(Clone, Copy, Debug)]
+enum Loss {
+    /// The service closes its channel.
+    Closed(u32),
+    /// Its path breaks.
+    Broken(u32),
+    /// Its session ends while the path is up.
+    Ended(u32),
+}
+
+impl Harness {
+    /// Loses the only lane in this way, and opens another.
+    fn lose_last(&mut self, loss: Loss) {
+        let number = self.last_number;
+        match loss {
+            Loss::Closed(age) => {
+                self.pass(age * SECOND);
+                self.closed_by_service(number);
+            }
+            Loss::Broken(age) => {
+                self.pass(age * SECOND);
+                self.disconnect(number);
+                self.ended(number);
+            }
+            Loss::Ended(age) => {
+                self.pass(age * SECOND);
+                self.ended(number);
+            }
+        }
+        // At once, or after the delay within an outage.
+        self.pass(SECOND);
+        self.opened();
+    }
+}
+
+/// Lanes 1 and 2 were closed by the service at the age of `life`; lane 3 is open, and cannot be resumed.
+fn learned(life: Duration) -> Harness {
+    let mut harness = Harness::probed(1, ResumePermission::Denied);
+    for number in 1..=2 {
+        harness.pass(life);
+        harness.closed_by_service(number);
+        harness.opened();
+        harness.answer_probe(ResumePermission::Denied);
+    }
+    assert_eq!(harness.lifecycle.channel_life(), life);
+    harness.notes();
+    harness
 }
 
 /// Lane 1 was replaced by lane 2.

@@ -27,6 +27,8 @@ enum LaneStep {
     Disconnected,
     Resumed,
     Ended,
+    /// The service closes its channel, and the session cannot be resumed.
+    ClosedByService,
     /// It carried no connection for a moment; this many were opened since.
     Drained(usize),
 }
@@ -45,7 +47,8 @@ fn step() -> impl Strategy<Value = Step> {
     let step = prop_oneof![
         3 => Just(LaneStep::Disconnected),
         2 => Just(LaneStep::Resumed),
-        4 => Just(LaneStep::Ended),
+        3 => Just(LaneStep::Ended),
+        2 => Just(LaneStep::ClosedByService),
         2 => (0_usize..2).prop_map(LaneStep::Drained),
     ];
     prop_oneof![
@@ -117,6 +120,12 @@ impl Auditor {
                         }
                         self.harness.ended(number);
                     }
+                    LaneStep::ClosedByService if lane.disconnected.is_none() => {
+                        if self.harness.lanes.len() == 1 {
+                            self.lose(lane);
+                        }
+                        self.harness.closed_by_service(number);
+                    }
                     LaneStep::Drained(connections) if lane.draining => {
                         self.harness.drained(number, connections);
                         if let Some(lane) = self.harness.lanes.get(&number) {
@@ -126,7 +135,7 @@ impl Auditor {
                             );
                         }
                     }
-                    LaneStep::Drained(_) => (),
+                    LaneStep::ClosedByService | LaneStep::Drained(_) => (),
                 }
             }
             Step::Wanted => self.harness.wanted(),
@@ -192,7 +201,7 @@ impl Auditor {
         let active = self.harness.active();
         assert!(active <= self.limits.sessions, "{active} lanes");
         for (number, lane) in &harness.lanes {
-            let overdue = harness.now >= lane.opened + LIFE * 59 / 60;
+            let overdue = harness.now >= lane.opened + harness.lifecycle.channel_life() * 59 / 60;
             assert!(!lane.draining || !overdue, "{number} is not closed in time");
         }
         let deadline = harness.lifecycle.poll_timeout(harness.now);
@@ -247,7 +256,7 @@ proptest! {
         steps in vec(step(), 0..150),
     ) {
         let reconnect = Duration::from_secs(reconnect);
-        let limits = Limits { sessions, reconnect, channel_life: LIFE };
+        let limits = Limits { sessions, reconnect };
         let mut harness = Harness::with(limits, seed);
         harness.work();
         let mut auditor = Auditor {
