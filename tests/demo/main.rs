@@ -9,11 +9,20 @@ use std::{
     convert::Infallible,
     env,
     error::Error,
+    num::NonZero,
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
+    thread,
     time::Instant,
 };
+
+/// Two more than processors: the largest crate (`aws-sdk-ssm`) becomes ready late and is compiled by one thread, so
+/// that it should not wait for its turn.
+fn jobs() -> String {
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    (processors + 2).to_string()
+}
 
 /// The profile of the demonstration and the tests.
 const PROFILE: &str = "quick";
@@ -69,6 +78,7 @@ fn build(root: &Path) -> Result<PathBuf, Box<dyn Error>> {
             "ssm-sidecar",
         ])
         .args(["--bin", "demo-job", "--bin", "ssm-sidecar"])
+        .args(["--jobs", &jobs()])
         .current_dir(root)
         .env("CARGO_TARGET_DIR", target)
         .status()?;

@@ -73,11 +73,11 @@ async fn readmes_way_from_check_to_a_query_works_as_it_is_written() {
     let (_, chapter) = readme.split_once("## From `check` to a query").unwrap();
     let (chapter, _) = chapter.split_once("\n## ").unwrap();
     let command = |words: &str| {
-        let mut lines = chapter.lines().filter(|line| line.starts_with("target/release/"));
+        let mut lines = chapter.lines().filter(|line| line.starts_with("target/quick/"));
         lines.find(|line| line.contains(words)).unwrap_or_else(|| panic!("no `{words}`"))
     };
     let directory = TempDir::new().unwrap();
-    let programs = directory.path().join("target/release");
+    let programs = directory.path().join("target/quick");
     fs::create_dir_all(&programs).unwrap();
     let sidecar = tokio::task::spawn_blocking(binary).await.unwrap().unwrap();
     symlink(sidecar, programs.join("ssm-sidecar")).unwrap();
