@@ -66,6 +66,7 @@ const WITHOUT_CLOCK: &[&str] = &[
     "sidecar/src/channel/liveness.rs",
     "sidecar/src/monitor/stop_state.rs",
     "sidecar/src/tunnel/lanes/lifecycle.rs",
+    "sidecar/src/tunnel/lanes/lifecycle/channel_life.rs",
     "sidecar/src/tunnel/lanes/resume_policy.rs",
 ];
 

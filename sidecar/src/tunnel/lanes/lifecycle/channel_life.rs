@@ -1,4 +1,5 @@
-//! The age at which the service closes a data channel: a first guess, then what earlier closes have shown.
+//! The age at which the service closes a data channel: a first guess, then what earlier closes have shown. No IO and
+//! no clock.
 
 use std::time::{Duration, Instant};
 
