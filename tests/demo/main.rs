@@ -47,7 +47,7 @@ fn demo(arguments: &[String]) -> Result<Infallible, Box<dyn Error>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     println!("Building the sidecar and the customer's side that it is shown with.");
     println!(
-        "The first time takes about three minutes on two processors; cargo shows how far it is.\n"
+        "The first time takes three to four minutes on two processors; cargo shows how far it is.\n"
     );
     let started = Instant::now();
     let programs = build(&root)?;
