@@ -119,7 +119,8 @@ async fn answer_does_not_queue_behind_buffered_download_data() {
         assert_eq!(ping(&mut echo, LIMIT).await, Some(*b"ping"));
         ahead = ahead.min(received.load(Relaxed) - before);
     }
-    assert!(ahead < 64 * 1024, "{ahead} bytes of the download came before any answer");
+    // What arrives in one round trip, which is longer on a busy machine; without the bound it is sshd's window of 2 MiB.
+    assert!(ahead < 256 * 1024, "{ahead} bytes of the download came before any answer");
     reader.join_all().await;
     assert_eq!(received.load(Relaxed), DOWNLOAD);
     tunnel.close().await;

@@ -10,7 +10,7 @@ use nix::unistd::geteuid;
 use runner_protocol::launch::{LaunchError, Stderr};
 use serde_json::json;
 use tests::fixtures::Namespace;
-use tokio::time::timeout;
+use tokio::{net::TcpSocket, time::timeout};
 
 use super::{alone, assert_no_children, echo, launch, launcher};
 use crate::world::{LIMIT, STOP, World};
@@ -25,8 +25,13 @@ async fn listener_is_in_the_jobs_namespace_and_reached_from_nowhere_else() {
     let world = World::start().await;
     let server = echo().await;
     let user = geteuid().as_raw();
+    // Bound out here and not listening: no other test's server can have this port.
+    let reserved = TcpSocket::new_v4().unwrap();
+    reserved.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let port = reserved.local_addr().unwrap().port();
     for (allowed, is_let_in) in [(None, true), (Some(user), true), (Some(user + 1), false)] {
-        let listen = json!({ "netns": job.path(), "allowed_uids": allowed.map(|user| [user]) });
+        let allowed_uids = allowed.map(|user| [user]);
+        let listen = json!({ "netns": job.path(), "port": port, "allowed_uids": allowed_uids });
         let config = world.config(server.port()).with(&json!({ "listen": listen }));
         let mut sidecar = launch(&launcher().await, &config).await;
         let ready = timeout(LIMIT, sidecar.ready()).await.unwrap().unwrap();
