@@ -100,29 +100,31 @@ async fn answer_does_not_queue_behind_buffered_download_data() {
     let tunnel =
         world.tunnel_with(server.port(), &json!({ "tunnel": { "compression": "off" } })).await;
     let mut echo = connect(&tunnel, b'e').await;
-    let mut download = connect(&tunnel, b'd').await;
-    let received = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&received);
-    let mut reader = JoinSet::new();
-    reader.spawn(async move {
-        let mut buffer = vec![0; 64 * 1024];
-        while let Ok(bytes @ 1..) = download.read(&mut buffer).await {
-            count.fetch_add(bytes, Relaxed);
+    // The minimum of many: delays on a busy machine count as well, and may leave few answers beside one download.
+    let (mut ahead, mut answers) = (usize::MAX, 0);
+    while answers < 30 {
+        let mut download = connect(&tunnel, b'd').await;
+        let received = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&received);
+        let mut reader = JoinSet::new();
+        reader.spawn(async move {
+            let mut buffer = vec![0; 64 * 1024];
+            while let Ok(bytes @ 1..) = download.read(&mut buffer).await {
+                count.fetch_add(bytes, Relaxed);
+            }
+        });
+        let in_full_course = || async { received.load(Relaxed) > DOWNLOAD / 3 };
+        assert!(eventually(LIMIT, in_full_course).await, "no download");
+        while received.load(Relaxed) < DOWNLOAD / 3 * 2 {
+            let before = received.load(Relaxed);
+            assert_eq!(ping(&mut echo, LIMIT).await, Some(*b"ping"));
+            ahead = ahead.min(received.load(Relaxed) - before);
+            answers += 1;
         }
-    });
-    let in_full_course = || async { received.load(Relaxed) > DOWNLOAD / 3 };
-    assert!(eventually(LIMIT, in_full_course).await, "no download");
-    // The minimum of many: delays on a busy machine count as well.
-    let mut ahead = usize::MAX;
-    while received.load(Relaxed) < DOWNLOAD / 3 * 2 {
-        let before = received.load(Relaxed);
-        assert_eq!(ping(&mut echo, LIMIT).await, Some(*b"ping"));
-        ahead = ahead.min(received.load(Relaxed) - before);
+        reader.join_all().await;
+        assert_eq!(received.load(Relaxed), DOWNLOAD);
     }
-    // What arrives in one round trip, which is longer on a busy machine; without the bound it is sshd's window of 2 MiB.
-    assert!(ahead < 256 * 1024, "{ahead} bytes of the download came before any answer");
-    reader.join_all().await;
-    assert_eq!(received.load(Relaxed), DOWNLOAD);
+    assert!(ahead < 64 * 1024, "{ahead} bytes of the download came before any answer");
     tunnel.close().await;
     world.finish().await;
 }

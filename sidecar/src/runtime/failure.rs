@@ -15,7 +15,7 @@ pub(crate) trait ToFailure: Error {
     /// What to change, in the imperative.
     fn hint(&self) -> String;
 
-    /// Who can mend it; `None`: the one whom the code blames.
+    /// Who can fix the cause; `None`: as the code implies.
     fn blame(&self) -> Option<Blame> {
         None
     }

@@ -25,7 +25,7 @@ pub struct Builder {
     port: u16,
 }
 
-/// A user besides the one to whom all other keys belong.
+/// An IAM user with its own access key, beside the one of `access_key`.
 #[derive(Debug)]
 struct User {
     name: String,
