@@ -22,6 +22,7 @@ use crate::{
     sequence::SequenceNumber,
     statistics::Statistics,
     timers::{Timer, Timers},
+    upload_limits::UploadLimits,
 };
 
 /// The client's side of one SSM data channel, over every WebSocket of its session.
@@ -80,7 +81,12 @@ impl DataChannel {
             state: ChannelState::Live,
             path: PathState::Up,
             incoming: Incoming::new(config.incoming_bytes, config.incoming_messages),
-            outgoing: Outgoing::new(message_bytes, config.outgoing_bytes),
+            outgoing: Outgoing::new(
+                message_bytes,
+                config.outgoing_bytes,
+                config.upload_limits,
+                now,
+            ),
             acknowledgements: VecDeque::new(),
             recent_acknowledgements: VecDeque::new(),
             events: VecDeque::new(),
@@ -235,7 +241,7 @@ impl DataChannel {
     /// [`DataChannel::on_resumed`].
     pub fn on_disconnected(&mut self, now: Instant) {
         self.path = PathState::Down;
-        self.outgoing.freeze(now);
+        self.outgoing.on_path_lost(now);
         self.timers.stop_all();
     }
 
@@ -258,11 +264,25 @@ impl DataChannel {
             minimum_rtt: rtt.minimum(),
             round_trip_bound: self.round_trip_bound(),
             retransmission_timeout: rtt.retransmission_timeout(),
-            window: self.outgoing.window(),
+            window: self.outgoing.congestion().window(),
             in_flight: in_flight.counted(),
+            bytes_in_flight: in_flight.counted_bytes() as u64,
             set_aside: in_flight.aside(),
             ..self.statistics
         }
+    }
+
+    /// Returns what the channel has learned of how much the service takes, for the channels after it.
+    #[must_use]
+    pub fn upload_limits(&self) -> UploadLimits {
+        self.outgoing.congestion().limits()
+    }
+
+    /// Whether the last path, or the channel, was lost soon after a pause or during a fast upload: what follows starts
+    /// slowly.
+    #[must_use]
+    pub fn is_congested(&self) -> bool {
+        self.outgoing.congestion().is_congested()
     }
 
     /// Returns [`Statistics::round_trip_bound`] alone, at less cost.
@@ -298,12 +318,12 @@ impl DataChannel {
             Err(error) => return Err(error.into()),
         };
         match message.message_type {
-            MessageType::OutputStreamData => self.on_stream_message(now, message, frame.len())?,
+            MessageType::OutputStreamData => self.on_stream_message(message, frame.len())?,
             MessageType::Acknowledge => self.on_acknowledgement(now, &message)?,
             MessageType::PausePublication => self.on_pause(now),
             MessageType::StartPublication => self.end_pause(now),
             // Without a check of the digest: it comes once, and ends the session in any case.
-            MessageType::ChannelClosed => self.on_closed(&message.payload),
+            MessageType::ChannelClosed => self.on_closed(&message.payload, now),
             MessageType::InputStreamData => self.statistics.dropped_unknown += 1,
         }
         Ok(())
@@ -311,7 +331,6 @@ impl DataChannel {
 
     fn on_stream_message(
         &mut self,
-        now: Instant,
         message: Message,
         frame_bytes: usize,
     ) -> Result<(), FrameError> {
@@ -321,7 +340,6 @@ impl DataChannel {
         let Some(number) = SequenceNumber::from_wire(message.sequence_number) else {
             return Err(DecodeError::SequenceNumber(message.sequence_number).into());
         };
-        self.end_pause(now);
         if self.acknowledgements.len() >= MAXIMUM_ACKNOWLEDGEMENTS {
             self.statistics.dropped_no_room += 1;
             return Ok(());
@@ -419,9 +437,8 @@ impl DataChannel {
         let Some(number) = SequenceNumber::from_wire(number) else {
             return Err(DecodeError::SequenceNumber(number).into());
         };
-        self.end_pause(now);
         match self.outgoing.on_acknowledged(number, now) {
-            Acknowledged::Message => (),
+            Acknowledged::Message => self.shorten_pause(now),
             Acknowledged::Termination => self.events.push_back(Event::Terminated),
             Acknowledged::Nothing => self.statistics.ignored_acknowledgements += 1,
         }
@@ -433,7 +450,7 @@ impl DataChannel {
         if self.path == PathState::Up {
             self.path = PathState::Paused;
             self.statistics.pauses += 1;
-            self.outgoing.freeze(now);
+            self.outgoing.on_pause(now);
             self.timers.set(Timer::Pause, Some(now + MAXIMUM_PAUSE));
             self.push_bounded(Event::Paused);
         }
@@ -443,13 +460,22 @@ impl DataChannel {
         if self.path == PathState::Paused {
             self.path = PathState::Up;
             self.timers.set(Timer::Pause, None);
-            self.outgoing.thaw(now);
+            self.outgoing.on_pause_ended(now);
             self.push_bounded(Event::Started);
         }
     }
 
-    fn on_closed(&mut self, payload: &[u8]) {
+    /// Lets the pause end [`QUIET`] after the last message in flight was acknowledged: the service holds nothing any
+    /// more then, and `start_publication` may have been lost.
+    fn shorten_pause(&mut self, now: Instant) {
+        if self.path == PathState::Paused && self.outgoing.in_flight().is_empty() {
+            self.timers.bring_forward(Timer::Pause, now + QUIET);
+        }
+    }
+
+    fn on_closed(&mut self, payload: &[u8], now: Instant) {
         self.state = ChannelState::Closed;
+        self.outgoing.on_path_lost(now);
         self.acknowledgements.clear();
         self.events.push_back(Event::Closed { reason: payload::parse_channel_closed(payload) });
     }
@@ -524,3 +550,6 @@ const MAXIMUM_EVENTS: usize = 64;
 /// Maximum length of a pause, since `start_publication` may get lost. Longer than the 6.2 s that the agent
 /// spends on its attempts to reconnect (docs/ssm-protocol.md, sections 9.1 and 11).
 const MAXIMUM_PAUSE: Duration = Duration::from_secs(10);
+
+/// Our choice: longer than the second over which a service may count a rate.
+const QUIET: Duration = Duration::from_secs(2);

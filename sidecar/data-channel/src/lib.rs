@@ -60,7 +60,8 @@
 //! | an acknowledgement of a message never sent, or a repeated one | ignored and counted |
 //! | the handshake request again, under its number | a duplicate like any other |
 //! | a second handshake under a new number, or stream bytes before it is complete | the channel fails ([`ProtocolError::Unexpected`]) |
-//! | `pause_publication` | new bytes are held and clocks stand still, acknowledgements continue; any stream message, acknowledgement or `start_publication` ends the pause, at the latest 10 s after the first request, however often it is repeated |
+//! | `pause_publication` | everything but acknowledgements is held, and clocks stand still, until `start_publication`; since that may get lost, at the latest until 2 s after the last message in flight was acknowledged, and until 10 s after the first request, however often it is repeated. Then less is sent, see `congestion.rs` |
+//! | a close soon after a pause, or during a fast upload | the next path is filled slowly, from 16 messages on |
 //! | `channel_closed`, at any moment, damaged or not | the end: nothing more is sent, bytes received before it can be read |
 //! | silence | messages in flight are sent again from time to time; whether the path is dead is for the caller to decide, which sees every frame |
 //! | the WebSocket is lost | nothing is sent, clocks stand still, bytes are accepted up to the bound; on the next one everything unacknowledged is sent in order and at once |
@@ -83,6 +84,7 @@
 
 mod channel;
 mod config;
+mod congestion;
 mod encoder;
 mod error;
 mod event;
@@ -99,11 +101,13 @@ pub mod payload;
 #[cfg(test)]
 mod random;
 mod rtt;
+mod send_rate;
 mod sequence;
 mod statistics;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod timers;
+mod upload_limits;
 mod window;
 
 #[cfg(test)]
@@ -117,3 +121,4 @@ pub use message::{DecodeError, Message, MessageType};
 pub use payload::{Flag, PayloadType};
 pub use sequence::SequenceNumber;
 pub use statistics::Statistics;
+pub use upload_limits::UploadLimits;

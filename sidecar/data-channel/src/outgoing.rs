@@ -10,13 +10,14 @@ use std::{
 use bytes::{Buf as _, Bytes, BytesMut};
 
 use crate::{
+    congestion::{Congestion, PROVEN_MESSAGE},
     encoder::Encoder,
     in_flight::{InFlight, Sent},
     pacing::Pacing,
     payload::{Flag, PayloadType},
     rtt::{MAXIMUM_TIMEOUT, RoundTrip},
     sequence::SequenceNumber,
-    window::Window,
+    upload_limits::UploadLimits,
 };
 
 /// Result of an acknowledgement.
@@ -41,7 +42,6 @@ pub(crate) struct Transmit {
 /// The outgoing stream, from `write` to the agent's acknowledgement.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
-    message_bytes: usize,
     limit_bytes: usize,
     /// Accepted bytes that are not in a message yet.
     unsent: BytesMut,
@@ -58,9 +58,9 @@ pub(crate) struct Outgoing {
     /// Messages sent again, with the moment, that were not checked since.
     sent_again: VecDeque<(SequenceNumber, Instant)>,
     pacing: Pacing,
-    window: Window,
-    /// Whether the window held bytes back at the last call of `poll_transmit`.
-    window_limited: bool,
+    congestion: Congestion,
+    /// Whether the rate held messages back at the last call of `poll_transmit`.
+    rate_limited: bool,
     /// Whether one message may exceed the window, as a probe whether the agent still accepts messages.
     probe: bool,
     rtt: RoundTrip,
@@ -83,9 +83,14 @@ enum Termination {
 }
 
 impl Outgoing {
-    pub(crate) fn new(message_bytes: usize, limit_bytes: usize) -> Self {
+    /// `limits`: what earlier channels have learned.
+    pub(crate) fn new(
+        message_bytes: usize,
+        limit_bytes: usize,
+        limits: UploadLimits,
+        now: Instant,
+    ) -> Self {
         Self {
-            message_bytes,
             limit_bytes,
             unsent: BytesMut::new(),
             handshake_response: None,
@@ -96,8 +101,8 @@ impl Outgoing {
             unchecked: SequenceNumber::FIRST,
             sent_again: VecDeque::new(),
             pacing: Pacing::default(),
-            window: Window::new(),
-            window_limited: false,
+            congestion: Congestion::new(message_bytes, limits, now),
+            rate_limited: false,
             probe: false,
             rtt: RoundTrip::new(),
             earliest_due: None,
@@ -125,11 +130,15 @@ impl Outgoing {
             return 0;
         }
         let held = self.unsent.len() + self.in_flight.counted_bytes();
-        let room = self.limit_bytes.saturating_sub(held);
+        // What waits here delays all channels of the protocol above: little more than the window can use.
+        let useful = (QUEUED_WINDOWS * self.congestion.window_bytes()).max(MINIMUM_QUEUE);
+        let limit = self.limit_bytes.min(useful);
+        let room = limit.saturating_sub(held);
         if self.probe && self.unsent.is_empty() {
             // A probe needs bytes to send.
-            let limit = self.limit_bytes.saturating_add(MAXIMUM_PROBES * self.message_bytes);
-            return room.max(limit.saturating_sub(held).min(self.message_bytes));
+            let message_bytes = self.congestion.message_bytes();
+            let limit = limit.saturating_add(MAXIMUM_PROBES * message_bytes);
+            return room.max(limit.saturating_sub(held).min(message_bytes));
         }
         room
     }
@@ -150,25 +159,30 @@ impl Outgoing {
 
     /// Returns the next message to send: retransmissions first, then new ones.
     ///
-    /// `held` holds new bytes of the stream back, unless the session is to end.
+    /// `held` holds everything back but the handshake response, unless the session is to end.
     pub(crate) fn poll_transmit(
         &mut self,
         now: Instant,
         held: bool,
         encoder: &mut Encoder,
     ) -> Option<Transmit> {
+        self.rate_limited = false;
+        let ending = self.termination == Termination::Requested;
+        if held && !ending && self.handshake_response.is_none() {
+            return None;
+        }
         if let Some(frame) = self.poll_resend(now) {
             return Some(Transmit { frame, first: None });
         }
         if let Some(response) = self.handshake_response.take() {
             return self.send(PayloadType::HandshakeResponse, &response, now, encoder);
         }
-        let ending = self.termination == Termination::Requested;
-        let room = self.has_room();
-        self.window_limited = !room && !self.unsent.is_empty();
-        if !self.unsent.is_empty() && (ending || !held) && (room || mem::take(&mut self.probe)) {
+        let length = self.congestion.message_bytes().min(self.unsent.len());
+        let room = self.has_room(length);
+        let sendable = length > 0 && (room || self.probe);
+        if sendable && (ending || self.is_admitted(length, now)) {
+            self.probe &= room;
             let mut unsent = mem::take(&mut self.unsent);
-            let length = self.message_bytes.min(unsent.len());
             let payload = unsent.get(..length).unwrap_or_default();
             let transmit = self.send(PayloadType::Output, payload, now, encoder);
             unsent.advance(length);
@@ -192,7 +206,7 @@ impl Outgoing {
         if sent.timed {
             self.rtt.on_sample(now.saturating_duration_since(sent.at));
         }
-        self.window.on_acknowledged(self.window_limited, &self.rtt, now);
+        self.congestion.on_acknowledged(sent.payload_bytes, &self.rtt, now);
         let highest = self.progress.map_or(number, |(highest, _)| highest.max(number));
         self.progress = Some((highest, now));
         if self.in_flight.is_empty() {
@@ -254,7 +268,7 @@ impl Outgoing {
             self.in_flight.set_aside(number);
         }
         if let Some(sent_at) = newest_lost
-            && self.window.on_lost(sent_at, now)
+            && self.congestion.on_lost(sent_at, now)
         {
             self.rtt.on_timeout();
         }
@@ -291,12 +305,33 @@ impl Outgoing {
         let found = self.resend.len() - known;
         if found > 0 {
             self.resend.make_contiguous().sort_unstable();
-            self.window.on_missing(found, &self.rtt, now);
+            self.congestion.on_missing(found, &self.rtt, now);
         }
     }
 
+    /// The service asks for a pause.
+    pub(crate) fn on_pause(&mut self, now: Instant) {
+        self.congestion.on_pause(now);
+        self.freeze(now);
+    }
+
+    /// The pause is over.
+    pub(crate) fn on_pause_ended(&mut self, now: Instant) {
+        self.congestion.on_pause_ended(now);
+        self.thaw(now);
+    }
+
+    /// The path is lost, or the channel was closed.
+    pub(crate) fn on_path_lost(&mut self, now: Instant) {
+        let mut in_flight = self.in_flight.iter_mut();
+        let is_large = in_flight.any(|(_, _, sent)| sent.payload_bytes > PROVEN_MESSAGE);
+        drop(in_flight);
+        self.congestion.on_path_lost(is_large, now);
+        self.freeze(now);
+    }
+
     /// Stops the clocks of messages in flight.
-    pub(crate) fn freeze(&mut self, now: Instant) {
+    fn freeze(&mut self, now: Instant) {
         self.frozen_since.get_or_insert(now);
         for (_, _, sent) in self.in_flight.iter_mut() {
             sent.timed = false;
@@ -304,14 +339,15 @@ impl Outgoing {
     }
 
     /// Lets the clocks continue from where they stopped.
-    pub(crate) fn thaw(&mut self, now: Instant) {
+    fn thaw(&mut self, now: Instant) {
         let Some(since) = self.frozen_since.take() else { return };
         self.earliest_due = self.in_flight.prolong(now.saturating_duration_since(since), now);
     }
 
-    /// Queues everything unacknowledged, in order and without pacing: what the old path still delivered is
-    /// unknown.
+    /// Queues everything unacknowledged, in order: what the old path still delivered is unknown. Without pacing, unless
+    /// the old path was lost by congestion.
     pub(crate) fn on_new_path(&mut self) {
+        self.congestion.on_new_path();
         self.frozen_since = None;
         self.probe = false;
         self.rtt.on_new_path();
@@ -326,7 +362,9 @@ impl Outgoing {
         }
         self.resend.make_contiguous().sort_unstable();
         self.earliest_due = None;
-        self.pacing.exempt(self.resend.len());
+        if !self.congestion.is_congested() {
+            self.pacing.exempt(self.resend.len());
+        }
     }
 
     /// When `handle_timeout` is due.
@@ -334,8 +372,14 @@ impl Outgoing {
         if self.frozen_since.is_some() { None } else { self.earliest_due }
     }
 
-    /// When the next burst of retransmissions may be sent.
+    /// When the next burst may be sent.
     pub(crate) fn pacing_deadline(&self) -> Option<Instant> {
+        if self.frozen_since.is_some() {
+            return None;
+        }
+        if self.rate_limited {
+            return self.congestion.next_burst();
+        }
         if self.resend.is_empty() { None } else { self.pacing.next_burst() }
     }
 
@@ -343,16 +387,28 @@ impl Outgoing {
         &self.in_flight
     }
 
-    pub(crate) fn window(&self) -> usize {
-        self.window.messages()
+    pub(crate) const fn congestion(&self) -> &Congestion {
+        &self.congestion
     }
 
     pub(crate) const fn rtt(&self) -> &RoundTrip {
         &self.rtt
     }
 
-    fn has_room(&self) -> bool {
-        self.in_flight.counted() < self.window.messages() && self.in_flight.span() < MAXIMUM_SPAN
+    /// Whether the next message, of `length` bytes, has room in the window.
+    fn has_room(&mut self, length: usize) -> bool {
+        if length == 0 {
+            self.congestion.on_idle();
+            return true;
+        }
+        let (messages, bytes) = (self.in_flight.counted(), self.in_flight.counted_bytes());
+        self.congestion.has_room(messages, bytes, length) && self.in_flight.span() < MAXIMUM_SPAN
+    }
+
+    fn is_admitted(&mut self, length: usize, now: Instant) -> bool {
+        let admitted = self.congestion.admits(length, now);
+        self.rate_limited = !admitted;
+        admitted
     }
 
     fn send(
@@ -378,6 +434,7 @@ impl Outgoing {
         };
         self.in_flight.push(number, sent);
         self.note_due(due);
+        self.congestion.on_sent(payload.len(), now);
         Some(Transmit { frame, first: Some(payload.len()) })
     }
 
@@ -392,9 +449,12 @@ impl Outgoing {
                 self.resend.pop_front();
                 continue;
             };
-            if !self.pacing.admits(self.window.messages(), now) {
+            let bytes = sent.payload_bytes;
+            self.rate_limited = !self.congestion.admits(bytes, now);
+            if self.rate_limited || !self.pacing.admits(self.congestion.window(), now) {
                 return None;
             }
+            self.congestion.on_sent(bytes, now);
             self.resend.pop_front();
             let timeout = if counted {
                 self.rtt.timeout_after(sent.timeouts)
@@ -435,6 +495,13 @@ const ASIDE_LIMITS: usize = 4;
 /// acknowledgement is lost.
 const MAXIMUM_PROBES: usize = 8;
 
+/// Bytes are accepted up to this many windows, those in flight included. Our choice: the second one is sent while the
+/// first is acknowledged.
+const QUEUED_WINDOWS: usize = 2;
+
+/// Bytes that are accepted however small the window is. Our choice: a few packets of the protocol above.
+const MINIMUM_QUEUE: usize = 128 * 1_024;
+
 /// Maximum distance in messages from the oldest message in flight to the newest. The agent buffers 100,000
 /// messages after a gap (docs/ssm-protocol.md, section 7); with a margin.
 const MAXIMUM_SPAN: usize = 65_536;
@@ -447,7 +514,7 @@ mod tests {
     fn numbers_are_used_to_the_end_of_the_wire_field() {
         let now = Instant::now();
         let mut encoder = Encoder::new(1, now, 1);
-        let mut outgoing = Outgoing::new(256, 10_000);
+        let mut outgoing = Outgoing::new(256, 10_000, UploadLimits::default(), now);
         outgoing.next = Some(SequenceNumber::LAST);
         assert_eq!(outgoing.write(&[1; 300]), 300);
         let last = outgoing.poll_transmit(now, false, &mut encoder).unwrap();
@@ -463,7 +530,7 @@ mod tests {
     fn a_gap_never_exceeds_the_buffer_of_the_agent() {
         let now = Instant::now();
         let mut encoder = Encoder::new(1, now, 1);
-        let mut outgoing = Outgoing::new(256, 1 << 30);
+        let mut outgoing = Outgoing::new(256, 1 << 30, UploadLimits::default(), now);
         let mut sent = 0;
         let mut acknowledged = 1;
         loop {

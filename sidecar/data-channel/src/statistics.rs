@@ -51,6 +51,8 @@ pub struct Statistics {
     pub window: usize,
     /// Messages in flight that count in the window.
     pub in_flight: usize,
+    /// Payload bytes of `in_flight`.
+    pub bytes_in_flight: u64,
     /// Messages in flight that are set aside: probably received, sent again at long intervals, and not counted
     /// in the window (docs/ssm-protocol.md, section 7).
     pub set_aside: usize,

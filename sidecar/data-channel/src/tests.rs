@@ -10,6 +10,7 @@ mod pair;
 mod pause;
 mod resume;
 mod seeds;
+mod service_limits;
 mod statistics;
 mod window;
 

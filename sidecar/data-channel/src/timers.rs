@@ -26,6 +26,13 @@ impl Timers {
         *self.slot(timer) = deadline;
     }
 
+    /// Lets `timer`, which is running, expire at `deadline` if that is earlier.
+    pub(crate) fn bring_forward(&mut self, timer: Timer, deadline: Instant) {
+        if let Some(current) = self.slot(timer) {
+            *current = deadline.min(*current);
+        }
+    }
+
     /// Returns true if `timer` has expired, and stops it.
     pub(crate) fn take_expired(&mut self, timer: Timer, now: Instant) -> bool {
         self.slot(timer).take_if(|deadline| *deadline <= now).is_some()

@@ -1,10 +1,10 @@
-//! The congestion window: how many messages may be in flight.
+//! The congestion window: how much may be in flight.
 
 use std::time::{Duration, Instant};
 
 use crate::rtt::RoundTrip;
 
-/// Congestion window in messages.
+/// Congestion window in messages, each of which stands for 1,024 payload bytes.
 ///
 /// It doubles each round trip at first, then grows by a fraction of itself, as long as the round trip stays near
 /// its minimum; it halves when messages are overdue. A message that is missing while later ones have arrived
@@ -16,6 +16,7 @@ use crate::rtt::RoundTrip;
 #[derive(Clone, Debug)]
 pub(crate) struct Window {
     messages: usize,
+    maximum: usize,
     /// Below this the window doubles each round trip.
     threshold: usize,
     /// Acknowledgements since the last step of slow growth.
@@ -28,16 +29,57 @@ pub(crate) struct Window {
 
 impl Window {
     pub(crate) const fn new() -> Self {
-        Self { messages: INITIAL, threshold: MAXIMUM, credit: 0, cut_at: None, missing: None }
+        Self {
+            messages: INITIAL,
+            maximum: PROVEN,
+            threshold: PROVEN,
+            credit: 0,
+            cut_at: None,
+            missing: None,
+        }
+    }
+
+    /// Starts again at the minimum, to grow slowly.
+    pub(crate) fn restart(&mut self) {
+        self.messages = MINIMUM.min(self.maximum);
+        self.threshold = self.messages;
+        self.credit = 0;
+    }
+
+    /// Sets the maximum, in messages.
+    pub(crate) fn set_maximum(&mut self, messages: usize) {
+        self.maximum = messages;
+        self.messages = self.messages.min(messages);
     }
 
     pub(crate) const fn messages(&self) -> usize {
         self.messages
     }
 
-    /// Handles the acknowledgement of a message. `window_limited`: the window held bytes back. A window that was
-    /// not used up proves nothing about a larger one.
-    pub(crate) fn on_acknowledged(&mut self, window_limited: bool, rtt: &RoundTrip, now: Instant) {
+    /// In payload bytes.
+    pub(crate) const fn bytes(&self) -> usize {
+        self.messages * MESSAGE_BYTES
+    }
+
+    pub(crate) const fn is_at_maximum(&self) -> bool {
+        self.messages >= self.maximum
+    }
+
+    /// Whether a message of `bytes` may be sent besides `messages` with `in_flight` bytes. A single message always may.
+    pub(crate) const fn has_room(&self, messages: usize, in_flight: usize, bytes: usize) -> bool {
+        let fits = in_flight.saturating_add(bytes) <= self.bytes();
+        messages == 0 || (messages < self.messages && fits)
+    }
+
+    /// Handles the acknowledgement of a message of `bytes`. `window_limited`: the window held bytes back. A window that
+    /// was not used up proves nothing about a larger one.
+    pub(crate) fn on_acknowledged(
+        &mut self,
+        bytes: usize,
+        window_limited: bool,
+        rtt: &RoundTrip,
+        now: Instant,
+    ) {
         let (Some(smoothed), Some(minimum)) = (rtt.smoothed(), rtt.minimum()) else { return };
         if smoothed > minimum * 2 + SLACK * 2 {
             // Once a round trip, or one queue would reduce the window many times.
@@ -51,12 +93,10 @@ impl Window {
         if !window_limited || smoothed > minimum + minimum / 2 + SLACK {
             return;
         }
-        self.credit += 1;
+        self.credit += bytes.div_ceil(MESSAGE_BYTES).max(1);
         let step = if self.messages < self.threshold { 1 } else { GROWTH_FRACTION };
-        if self.credit >= step {
-            self.credit = 0;
-            self.messages = (self.messages + 1).min(MAXIMUM);
-        }
+        self.messages = (self.messages + self.credit / step).min(self.maximum);
+        self.credit %= step;
     }
 
     /// Handles the loss of a message sent at `sent_at`; false if the window was reduced for it already.
@@ -85,7 +125,7 @@ impl Window {
     }
 
     fn shrink_to(&mut self, messages: usize, now: Instant) {
-        self.messages = messages.max(MINIMUM);
+        self.messages = messages.max(MINIMUM).min(self.maximum);
         self.threshold = self.messages;
         self.credit = 0;
         self.cut_at = Some(now);
@@ -98,9 +138,12 @@ const INITIAL: usize = 64;
 /// Messages. Our choice: at a round trip of 0 ms 16 are enough (docs/ssm-protocol.md, section 9.2).
 const MINIMUM: usize = 16;
 
-/// Messages. At 25 ms one way 1,024 in flight gave 13.2 MB/s, 4,096 only 15.2 (docs/ssm-protocol.md,
+/// Messages: 256 KiB of payload, the only amount in flight proven on the live service (docs/ssm-protocol.md,
 /// section 9.2).
-const MAXIMUM: usize = 4_096;
+pub(crate) const PROVEN: usize = 256;
+
+/// Payload bytes that a message stands for. A larger one counts as several.
+const MESSAGE_BYTES: usize = 1_024;
 
 /// Delay that is no sign of a full path: a busy agent, timers of its system. Our choice.
 const SLACK: Duration = Duration::from_millis(10);
@@ -132,9 +175,9 @@ mod tests {
     #[test]
     fn a_full_window_doubles_each_round_trip_up_to_the_cap() {
         let (mut window, now, rtt) = (Window::new(), Instant::now(), path(50, 50));
-        for expected in [128, 256, 512, 1_024, 2_048, 4_096, 4_096] {
+        for expected in [128, 256, 256] {
             for _ in 0..window.messages() {
-                window.on_acknowledged(true, &rtt, now);
+                window.on_acknowledged(1_024, true, &rtt, now);
             }
             assert_eq!(window.messages(), expected);
         }
@@ -144,7 +187,7 @@ mod tests {
     fn a_window_that_is_not_used_does_not_grow() {
         let (mut window, now, rtt) = (Window::new(), Instant::now(), path(50, 50));
         for _ in 0..1_000 {
-            window.on_acknowledged(false, &rtt, now);
+            window.on_acknowledged(1_024, false, &rtt, now);
         }
         assert_eq!(window.messages(), INITIAL);
     }
@@ -153,7 +196,7 @@ mod tests {
     fn growth_ends_where_the_round_trip_grows() {
         let (mut window, now) = (Window::new(), Instant::now());
         for _ in 0..1_000 {
-            window.on_acknowledged(true, &path(50, 90), now);
+            window.on_acknowledged(1_024, true, &path(50, 90), now);
         }
         assert_eq!(window.messages(), INITIAL);
     }
@@ -162,10 +205,10 @@ mod tests {
     fn a_queue_shrinks_the_window_once_each_round_trip() {
         let (mut window, now, rtt) = (Window::new(), Instant::now(), path(50, 200));
         for _ in 0..100 {
-            window.on_acknowledged(true, &rtt, now);
+            window.on_acknowledged(1_024, true, &rtt, now);
         }
         assert_eq!(window.messages(), 56);
-        window.on_acknowledged(true, &rtt, now + ms(200));
+        window.on_acknowledged(1_024, true, &rtt, now + ms(200));
         assert_eq!(window.messages(), 49);
     }
 
@@ -200,8 +243,31 @@ mod tests {
         let (mut window, now, rtt) = (Window::new(), Instant::now(), path(50, 50));
         window.on_lost(now, now);
         for _ in 0..32 {
-            window.on_acknowledged(true, &rtt, now);
+            window.on_acknowledged(1_024, true, &rtt, now);
         }
         assert_eq!(window.messages(), 36);
+    }
+
+    #[test]
+    fn large_messages_count_by_their_bytes() {
+        let (mut window, now, rtt) = (Window::new(), Instant::now(), path(50, 50));
+        assert!(window.has_room(7, 7 * 8_192, 8_192));
+        assert!(!window.has_room(8, 8 * 8_192, 1));
+        assert!(window.has_room(0, 0, 65_537), "a single message always has room");
+        for _ in 0..8 {
+            window.on_acknowledged(8_192, true, &rtt, now);
+        }
+        assert_eq!(window.messages(), 128);
+    }
+
+    #[test]
+    fn a_window_that_starts_again_grows_slowly() {
+        let (mut window, now, rtt) = (Window::new(), Instant::now(), path(50, 50));
+        window.restart();
+        assert_eq!(window.messages(), MINIMUM);
+        for _ in 0..16 {
+            window.on_acknowledged(1_024, true, &rtt, now);
+        }
+        assert_eq!(window.messages(), 18);
     }
 }

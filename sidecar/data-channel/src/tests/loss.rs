@@ -115,7 +115,7 @@ fn messages_that_overtake_each_other_are_not_sent_again() {
     let mut pair = Pair::open(Behaviour::default(), Faults::default());
     pair.set_faults(Faults { delay: ms(20), jitter: ms(5), ..Faults::default() });
     for _ in 0..2_000 {
-        pair.client.write(&[1; 1_024]);
+        pair.unwritten.extend([1; 1_024]);
         pair.run_for(ms(1));
     }
     pair.run_until(|pair| pair.agent.written.len() == 2_000 * 1_024);

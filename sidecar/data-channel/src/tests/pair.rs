@@ -140,7 +140,7 @@ impl Pair {
             self.client.handle_timeout(self.now);
             self.settle();
             let later = self.client.poll_timeout().is_none_or(|due| due > self.now);
-            assert!(later, "a deadline that was handled is still there");
+            assert!(later, "a deadline that was handled is still there: {:?}", self.client);
         }
         self.agent.handle_timeout(self.now);
         self.settle();
