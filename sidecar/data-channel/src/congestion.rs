@@ -47,7 +47,8 @@ pub(crate) struct Congestion {
     limited_since: Option<Instant>,
     /// When the last pause was asked for, or when it has ended.
     paused_at: Option<Instant>,
-    is_resumed: bool,
+    /// Maximum of the window in messages where no limit has shown.
+    maximum: usize,
     /// Whether the last path was lost by congestion.
     is_congested: bool,
 }
@@ -66,7 +67,7 @@ impl Congestion {
             shown_rate: limits.bytes_per_second.unwrap_or(0),
             limited_since: None,
             paused_at: None,
-            is_resumed: false,
+            maximum: PROVEN,
             is_congested: false,
         };
         if congestion.is_limited() {
@@ -187,7 +188,7 @@ impl Congestion {
 
     /// The session was resumed on a new path.
     pub(crate) fn on_new_path(&mut self) {
-        self.is_resumed = true;
+        self.maximum = BEYOND_PROVEN;
         self.paused_at = None;
         if self.is_congested {
             self.window.restart();
@@ -239,7 +240,7 @@ impl Congestion {
     }
 
     fn bound_window(&mut self) {
-        let maximum = if self.is_resumed && !self.is_limited() { BEYOND_PROVEN } else { PROVEN };
+        let maximum = if self.is_limited() { PROVEN } else { self.maximum };
         self.window.set_maximum(self.ceiling.unwrap_or(maximum));
     }
 

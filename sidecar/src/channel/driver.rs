@@ -9,7 +9,7 @@ use super::{
     ChannelEnd, Outage, PathLoss, Reconnect,
     socket_loop::{SocketEnd, SocketLoop},
     state::{State, Termination},
-    websocket::WebSocket,
+    websocket::{OpeningSignature, WebSocket},
 };
 use crate::runtime::{clock::now, shared::Shared};
 
@@ -28,6 +28,7 @@ impl<R: Reconnect> Driver<R> {
     pub(super) async fn run(mut self, mut socket: WebSocket) {
         let end = loop {
             let (opened, received) = (now(), self.shared.lock().messages_received());
+            let signed = socket.signature() == OpeningSignature::Signed;
             let (loss, reason) = match SocketLoop::new(&self.shared, socket).run().await {
                 SocketEnd::ChannelEnded(end) => break end,
                 SocketEnd::Closed(reason) => {
@@ -39,6 +40,9 @@ impl<R: Reconnect> Driver<R> {
                 // Many agents answer the flag without `channel_closed`: only the WebSocket closes.
                 break ChannelEnd::Terminated;
             }
+            // How long channels of either kind live is not documented by AWS.
+            let seconds = (now() - opened).as_secs();
+            warn!(reason, seconds, signed, "WebSocket lost, resuming the session");
             let made_progress =
                 self.shared.lock().messages_received() > received || now() - opened >= STABLE_AFTER;
             let outage = if made_progress { Outage::New } else { Outage::Ongoing };
@@ -50,6 +54,9 @@ impl<R: Reconnect> Driver<R> {
         match &end {
             ChannelEnd::Terminated => debug!("data channel closed"),
             other => warn!(reason = %other, "data channel ended"),
+        }
+        if matches!(end, ChannelEnd::Closed(_)) && self.shared.lock().is_congested() {
+            info!("{CONGESTED}");
         }
         self.shared.lock().on_end(end);
         self.shared.notify();
@@ -63,8 +70,14 @@ impl<R: Reconnect> Driver<R> {
         loss: PathLoss,
         reason: String,
     ) -> Result<WebSocket, ChannelEnd> {
-        warn!(reason, "WebSocket lost, resuming the session");
-        self.shared.lock().on_disconnected(outage, loss, reason);
+        let congested = {
+            let mut state = self.shared.lock();
+            state.on_disconnected(outage, loss, reason);
+            state.is_congested()
+        };
+        if congested {
+            info!("{CONGESTED}");
+        }
         self.shared.notify();
         self.path_changed.notify_one();
         let shared = Arc::clone(&self.shared);
@@ -98,6 +111,10 @@ async fn unwanted(shared: &Shared<State>) {
     .await;
 }
 
+/// Logged beside the loss of a WebSocket or a channel.
+const CONGESTED: &str =
+    "it was lost during a fast upload or soon after a pause: the next one is filled slowly";
+
 /// A WebSocket that was open for this long counts as progress even if it carried nothing.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
 
@@ -111,7 +128,7 @@ mod tests {
     use tokio_util::task::TaskTracker;
 
     use super::*;
-    use crate::channel::{spawn, websocket::tests::open_pair};
+    use crate::channel::{Reports, spawn, websocket::tests::open_pair};
 
     /// Where `ssm:ResumeSession` is denied.
     struct Denied;
@@ -138,7 +155,7 @@ mod tests {
             let (socket, mut peer) = open_pair().await;
             let (channel, began) = (DataChannel::new(Config::default(), now(), 0, 1), now());
             let (handle, _stream) =
-                spawn(channel, socket, Denied, Arc::default(), &TaskTracker::new());
+                spawn(channel, socket, Denied, Reports::default(), &TaskTracker::new());
             if let Some((code, reason)) = close {
                 let frame = CloseFrame { code: code.into(), reason: reason.into() };
                 peer.close(Some(frame)).await.unwrap();

@@ -16,8 +16,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use data_channel::{DataChannel, ProtocolError, Statistics};
+use data_channel::{DataChannel, ProtocolError, Statistics, UploadLimits};
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use runner_protocol::ErrorCode;
 use tokio::{sync::Notify, time::timeout};
 use tokio_util::task::TaskTracker;
@@ -75,6 +76,9 @@ pub(crate) enum ChannelEnd {
     /// The WebSocket was lost, and the session could not be resumed.
     #[error("the data channel was lost: {0}")]
     Lost(String),
+    /// The WebSocket was lost, and `ssm:ResumeSession` is not allowed.
+    #[error("the data channel was lost, and its session may not be resumed: {0}")]
+    NotResumable(String),
     /// The agent broke the protocol, or requires something that is not implemented.
     #[error(transparent)]
     Protocol(Arc<ProtocolError>),
@@ -88,7 +92,7 @@ impl ToFailure for ChannelEnd {
         match self {
             Self::Closed(reason) if is_agent_too_old(reason) => ErrorCode::SessionUnsupported,
             Self::Closed(_) | Self::Terminated => ErrorCode::SessionEnded,
-            Self::Lost(_) => ErrorCode::SessionLost,
+            Self::Lost(_) | Self::NotResumable(_) => ErrorCode::SessionLost,
             Self::Protocol(error) => match **error {
                 ProtocolError::Unsupported { .. } => ErrorCode::SessionUnsupported,
                 ProtocolError::Damaged { .. }
@@ -109,7 +113,11 @@ impl ToFailure for ChannelEnd {
                  endpoint"
             }
             Self::Lost(_) => {
-                "try again; allow `ssm:ResumeSession` so that a session survives a broken connection"
+                "try again; look at the network between this host and AWS if this recurs"
+            }
+            Self::NotResumable(_) => {
+                "try again; allow `ssm:ResumeSession`, as `ssm-sidecar policy` prints it, so that a session survives the \
+                 loss of its connection"
             }
             Self::Protocol(error) => match **error {
                 ProtocolError::Unsupported { .. } => {
@@ -144,6 +152,15 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
+/// What the loops of all channels report to.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Reports {
+    /// Notified whenever a WebSocket is lost and when a session was resumed.
+    pub(crate) path_changed: Arc<Notify>,
+    /// What the last channel that met a limit of the service has learned, for those opened later.
+    pub(crate) upload_limits: Arc<Mutex<UploadLimits>>,
+}
+
 /// A handle on the loop. Clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct ChannelHandle {
@@ -151,16 +168,16 @@ pub(crate) struct ChannelHandle {
     opened_at: Instant,
 }
 
-/// Starts the loop on an open WebSocket whose opening message was sent. Notifies `path_changed` whenever the WebSocket
-/// is lost and when the session was resumed.
+/// Starts the loop on an open WebSocket whose opening message was sent.
 pub(crate) fn spawn(
     channel: DataChannel,
     socket: WebSocket,
     reconnect: impl Reconnect,
-    path_changed: Arc<Notify>,
+    reports: Reports,
     tasks: &TaskTracker,
 ) -> (ChannelHandle, SessionStream) {
-    let shared = Arc::new(Shared::new(State::new(channel)));
+    let Reports { path_changed, upload_limits } = reports;
+    let shared = Arc::new(Shared::new(State::new(channel, upload_limits)));
     let handle = ChannelHandle { shared: Arc::clone(&shared), opened_at: now() };
     let driver = Driver::new(Arc::clone(&shared), path_changed, reconnect);
     tasks.spawn(driver.run(socket).instrument(info_span!("data_channel")));

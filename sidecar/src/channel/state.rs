@@ -2,7 +2,8 @@
 
 use std::{sync::Arc, time::Instant};
 
-use data_channel::{DataChannel, Event};
+use data_channel::{DataChannel, Event, UploadLimits};
+use parking_lot::Mutex;
 use tracing::{debug, info};
 
 use super::{ChannelEnd, Outage, PathLoss};
@@ -12,6 +13,8 @@ use crate::runtime::{clock::now, wakers::Waiter};
 /// [`Shared::notify`](crate::runtime::shared::Shared::notify).
 pub(super) struct State {
     pub(super) channel: DataChannel,
+    /// Shared by all channels.
+    upload_limits: Arc<Mutex<UploadLimits>>,
     /// Set when the handshake is done.
     pub(super) agent_version: Option<String>,
     pub(super) end: Option<ChannelEnd>,
@@ -56,9 +59,10 @@ pub(crate) struct Disconnected {
 }
 
 impl State {
-    pub(super) fn new(channel: DataChannel) -> Self {
+    pub(super) fn new(channel: DataChannel, upload_limits: Arc<Mutex<UploadLimits>>) -> Self {
         Self {
             channel,
+            upload_limits,
             agent_version: None,
             end: None,
             termination: Termination::None,
@@ -83,6 +87,7 @@ impl State {
     pub(super) fn on_disconnected(&mut self, outage: Outage, loss: PathLoss, reason: String) {
         let now = now();
         self.channel.on_disconnected(now);
+        self.note_limits();
         if outage == Outage::New {
             self.outage_began = now;
         }
@@ -97,6 +102,9 @@ impl State {
     }
 
     pub(super) fn on_end(&mut self, end: ChannelEnd) {
+        if let ChannelEnd::Closed(_) = end {
+            self.note_limits();
+        }
         self.end.get_or_insert(end);
         self.reader.wake();
         self.writer.wake();
@@ -114,6 +122,19 @@ impl State {
         self.reader.wake();
         if self.channel.writable() > 0 {
             self.writer.wake();
+        }
+    }
+
+    /// Whether the WebSocket, or the channel, was lost soon after a pause or during a fast upload.
+    pub(super) fn is_congested(&self) -> bool {
+        self.channel.is_congested()
+    }
+
+    /// Tells the channels opened later what this one has learned.
+    fn note_limits(&self) {
+        let limits = self.channel.upload_limits();
+        if limits.is_limited() {
+            *self.upload_limits.lock() = limits;
         }
     }
 
@@ -137,6 +158,11 @@ impl State {
                         Termination::None => ChannelEnd::Closed(reason),
                         Termination::Sent | Termination::Acknowledged => ChannelEnd::Terminated,
                     });
+                }
+                Event::Paused => {
+                    self.note_limits();
+                    let bytes_per_second = self.channel.upload_limits().bytes_per_second();
+                    info!(bytes_per_second, "the service has paused the upload");
                 }
                 Event::Failed(error) => return Some(ChannelEnd::Protocol(Arc::new(error))),
                 other => debug!(event = ?other, "event of the data channel"),

@@ -211,6 +211,12 @@ impl LanePool {
         self.state.lock().lifecycle.lanes().iter().filter(|entry| entry.lane.is_up()).count()
     }
 
+    /// Whether new connections wait: no lane is up, and that is no matter of a moment.
+    pub(crate) fn is_degraded(&self) -> bool {
+        let state = self.state.lock();
+        state.lifecycle.is_degraded() || state.lifecycle.lanes().is_empty()
+    }
+
     fn lanes(&self) -> Vec<Arc<Lane>> {
         let state = self.state.lock();
         state.lifecycle.lanes().iter().map(|entry| Arc::clone(&entry.lane)).collect()
@@ -245,8 +251,8 @@ impl LanePool {
         self.state.lock().lifecycle.poll_timeout(now)
     }
 
-    fn channel_life(&self) -> Duration {
-        self.state.lock().lifecycle.channel_life()
+    fn channel_life(&self, lane: &Arc<Lane>) -> Duration {
+        self.state.lock().lifecycle.channel_life(lane)
     }
 
     fn on_opened(&self, lane: &Arc<Lane>) {
@@ -268,7 +274,7 @@ impl LanePool {
 
     fn on_drained(&self, lane: &Lane) {
         let connections = lane.ssh.channels();
-        self.state.lock().lifecycle.on_drained(now(), lane.number, connections);
+        self.state.lock().lifecycle.on_drained(lane.number, connections);
     }
 
     fn on_probed(&self, permission: ResumePermission) {
@@ -289,7 +295,7 @@ impl State {
     /// client beside a download.
     fn least_loaded(&self) -> Option<Arc<Lane>> {
         let open = self.lifecycle.lanes().iter().filter(|entry| !entry.lane.ssh.is_ended());
-        let load = |Entry { lane, state }: &&Entry<Arc<Lane>>| {
+        let load = |Entry { lane, state, .. }: &&Entry<Arc<Lane>>| {
             (*state, Reverse(lane.is_up()), lane.ssh.channels_in_bulk(), lane.ssh.channels())
         };
         open.min_by_key(load).map(|entry| Arc::clone(&entry.lane))
@@ -303,6 +309,10 @@ impl LaneHandle for Arc<Lane> {
 
     fn opened_at(&self) -> Instant {
         Lane::opened_at(self)
+    }
+
+    fn is_signed(&self) -> bool {
+        Lane::is_signed(self)
     }
 }
 

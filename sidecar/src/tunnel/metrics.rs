@@ -38,12 +38,13 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// Why the tunnel cannot be used at present; `None` when it can be: `ready` was reported and a lane is up.
+    /// Why the tunnel cannot be used at present; `None` when it can be: `ready` was reported, and `degraded` was not, or
+    /// `recovered` since.
     pub(crate) fn not_ready(&self) -> Option<&'static str> {
         if self.progress.phase() != Phase::Tunnel {
             return Some("starting");
         }
-        (self.lanes_up() == 0).then_some("no lane is up")
+        self.lanes.is_degraded().then_some("no lane is up")
     }
 
     /// Returns all metrics as `OpenMetrics` text, with its `# EOF`.

@@ -146,17 +146,25 @@ async fn lane_is_replaced_at_fifty_minutes_and_drains() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn draining_lane_is_closed_a_minute_before_the_service_would() {
+async fn draining_lane_keeps_its_connections_until_the_service_closes_its_channel() {
     let world = World::default();
     world.deny_resume();
     let started = Started::new(world, "").await;
     let _supervised = started.supervise();
     let old = started.connect().await;
-    sleep(Duration::from_secs(58 * 60 + 30)).await;
-    assert_eq!(echo(&old, b"draining").await.unwrap(), b"draining");
-    sleep(Duration::from_mins(1)).await;
-    assert!(started.world.was_flagged("s-1"));
+    sleep(Duration::from_mins(59)).await;
+    let new = started.connect().await;
+    for _ in 0..3 {
+        assert_eq!(echo(&old, b"draining").await.unwrap(), b"draining");
+        sleep(Duration::from_hours(1)).await;
+    }
+    assert!(!started.world.was_flagged("s-1"));
+    started.world.take_calls();
+    started.world.set_path("s-1", PathFault::Cut);
     echo(&old, b"closed").await.unwrap_err();
+    assert_eq!(echo(&new, b"on the next").await.unwrap(), b"on the next");
+    let ended = || started.world.take_calls().contains(&"terminate s-1".to_owned());
+    wait_until(ended).await;
     started.stop().await;
 }
 

@@ -248,12 +248,22 @@ async fn check_permissions(
         return;
     }
     let statement = scope.lock().own_sessions(&missing);
-    let text = format!(
-        "not allowed, and not required: {}; with them a session outlives a broken connection and its \
-         channel's hourly close, and is ended by API too",
-        list(&missing)
-    );
+    let gains: Vec<_> = missing.iter().map(|action| gain_of(*action)).collect();
+    let text = format!("not allowed, and not required: {}; {}", list(&missing), gains.join("; "));
     report.warn(text, Some(statement));
+}
+
+/// What is gained by an action that is not required.
+fn gain_of(action: IamAction) -> &'static str {
+    match action {
+        IamAction::ResumeSession => {
+            "resumed, a session outlives a lost connection and the close of its channel"
+        }
+        IamAction::TerminateSession => {
+            "terminated by API, a session ends also when its channel is lost"
+        }
+        _ => "AWS may stop accepting unsigned openings, as the one used here",
+    }
 }
 
 /// Adds the fingerprint of the refused key, to be compared with those in the bastion's `authorized_keys`.

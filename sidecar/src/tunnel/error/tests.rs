@@ -169,7 +169,15 @@ fn end_of_the_data_channel() {
             Phase::Session,
             ErrorCode::SessionLost,
             "the data channel was lost: no attempt was answered in time",
-            "try again; allow `ssm:ResumeSession` so that a session survives a broken connection",
+            "try again; look at the network between this host and AWS if this recurs",
+        ),
+        (
+            ended(ChannelEnd::NotResumable("denied".to_owned())),
+            Phase::Session,
+            ErrorCode::SessionLost,
+            "the data channel was lost, and its session may not be resumed: denied",
+            "try again; allow `ssm:ResumeSession`, as `ssm-sidecar policy` prints it, so that a session survives the loss \
+             of its connection",
         ),
         (
             ended(ChannelEnd::Protocol(Arc::new(ProtocolError::Unexpected {

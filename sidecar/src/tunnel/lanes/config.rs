@@ -3,16 +3,14 @@
 use std::{
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
-use tokio::sync::Notify;
-
 use super::host_key::HostKeyType;
 use crate::{
-    channel::websocket::StreamEndpoint,
+    channel::{Reports, websocket::StreamEndpoint},
     config::{Settings, Target},
     net::dial::Connector,
     runtime::shutdown::Shutdown,
@@ -38,10 +36,12 @@ pub(crate) struct LaneConfig {
     pub(crate) sessions: usize,
     /// How long an outage may last.
     pub(crate) reconnect: Duration,
-    /// Notified when a lane's WebSocket is lost and when its session was resumed.
-    pub(crate) path_changed: Arc<Notify>,
+    /// What the data channels of all lanes report to.
+    pub(crate) reports: Reports,
     pub(crate) shutdown: Shutdown,
     lanes_opened: AtomicU64,
+    /// Whether an opening was accepted only without signature.
+    unsigned_opening: AtomicBool,
 }
 
 impl LaneConfig {
@@ -71,15 +71,21 @@ impl LaneConfig {
             target: settings.target.clone(),
             sessions: settings.tunnel.sessions,
             reconnect: settings.timeouts.reconnect,
-            path_changed: Arc::default(),
+            reports: Reports::default(),
             shutdown,
             lanes_opened: AtomicU64::new(0),
+            unsigned_opening: AtomicBool::new(false),
         }
     }
 
     /// Returns the number of the next lane; the first has 1.
     pub(super) fn next_lane(&self) -> u64 {
         self.lanes_opened.fetch_add(1, Relaxed) + 1
+    }
+
+    /// Whether no opening before was accepted only without signature.
+    pub(super) fn is_first_unsigned_opening(&self) -> bool {
+        !self.unsigned_opening.swap(true, Relaxed)
     }
 
     pub(super) fn pins_fingerprints(&self) -> bool {

@@ -16,7 +16,9 @@ use super::{
     open_session::OpenSession,
 };
 use crate::{
-    channel::{ChannelEnd, ChannelHandle, Disconnected, SessionStream},
+    channel::{
+        ChannelEnd, ChannelHandle, Disconnected, SessionStream, websocket::OpeningSignature,
+    },
     runtime::phase::Phase,
     ssh::{self, ServerIdentity, Ssh},
 };
@@ -135,6 +137,11 @@ impl Lane {
     /// When its data channel was opened: the service limits its life from then on.
     pub(crate) fn opened_at(&self) -> Instant {
         self.session.channel.opened_at()
+    }
+
+    /// Whether the opening of its data channel was signed.
+    pub(crate) fn is_signed(&self) -> bool {
+        self.session.signature == OpeningSignature::Signed
     }
 
     /// Whether it has a WebSocket, rather than a session that is being resumed.

@@ -1,18 +1,19 @@
 //! Decides when lanes are opened, drained, closed and replaced. No IO and no clock: events and the time come in,
 //! actions come out.
 //!
-//! The service closes each data channel after about an hour. A session that may be resumed continues on a new
-//! WebSocket. Where `ssm:ResumeSession` is not allowed the session ends there, so its lane is **replaced before that**:
-//! new connections go to the replacement, those of the old lane stay where they are (it is *drained*), and it is closed
-//! once it carries none. Shortly before the close by the service it is closed with what it still carries: the service
-//! would cut that anyway, and leave the session, its connection to sshd and those to the database until the idle
-//! time-out, since a session without channel can be ended by `ssm:TerminateSession` only.
+//! The service has been seen to close data channels after about an hour. A session that may be resumed continues on a
+//! new WebSocket. Where `ssm:ResumeSession` is not allowed the session ends there, so its lane is **replaced before
+//! that**: new connections go to the replacement, those of the old lane stay where they are (it is *drained*), and it is
+//! closed once it carries none. It is not closed with what it carries: a service that leaves the channel open would
+//! have cut nothing.
 //!
-//! The hour is a first guess. Lanes that are lost to the close show the true age, see [`channel_life`].
+//! The hour is a first guess. Lanes that are lost to the close show the true age, and drained lanes that outlive it
+//! show that it is longer, see [`channel_life`]. Signed and unsigned openings are told apart: all closes that were
+//! reported are those of signed ones.
 //!
-//! Whether sessions may be resumed is probed right after the start, by a `ResumeSession` on the open session. It opens
-//! nothing; its answer says whether the call is allowed, so that the customer learns of a missing permission while
-//! there is time to grant it. It is probed again before a lane is replaced, and after an outage.
+//! Whether sessions may be resumed is learned when it matters: when a WebSocket is lost, and before a lane would be
+//! replaced, by a `ResumeSession` on its open session. Nobody knows what that call does to the channel of a session that
+//! is in use, so it is not made before.
 //!
 //! Lanes are opened one after another: an agent that is asked for several sessions at once starts them one second apart
 //! (seen with the real agent).
@@ -27,10 +28,10 @@ use std::{
 
 use tracing::{debug, warn};
 
-use self::channel_life::ChannelLife;
+use self::channel_life::ChannelLives;
 use super::{LaneError, PathChange};
 use crate::{
-    channel::{Disconnected, PathLoss},
+    channel::{ChannelEnd, Disconnected, PathLoss},
     runtime::backoff::Backoff,
     session::ApiErrorKind,
 };
@@ -42,7 +43,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Lifecycle<L> {
     limits: Limits,
-    channel_life: ChannelLife,
+    channel_lives: ChannelLives,
     lanes: Vec<Entry<L>>,
     open_state: OpenState,
     /// No lane is opened before this time.
@@ -50,9 +51,11 @@ pub(super) struct Lifecycle<L> {
     /// A connection had to share a lane.
     wants_lane: bool,
     resumption: Resumption,
-    /// The lane before whose replacement resumption was probed again.
-    probed_again: Option<u64>,
+    /// The lane before whose replacement resumption was probed last.
+    probed: Option<u64>,
     reported: Reported,
+    /// When the path counts as degraded, unless it is up again before.
+    degraded_at: Option<Instant>,
     health: Health,
     /// For the delays of the next outage.
     seed: u64,
@@ -65,6 +68,9 @@ pub(super) trait LaneHandle: Clone {
 
     /// When its data channel was opened.
     fn opened_at(&self) -> Instant;
+
+    /// Whether the opening of its data channel was signed.
+    fn is_signed(&self) -> bool;
 }
 
 /// An open lane.
@@ -72,6 +78,8 @@ pub(super) trait LaneHandle: Clone {
 pub(super) struct Entry<L> {
     pub(super) lane: L,
     pub(super) state: LaneState,
+    /// Whether it is known to need no replacement, since its session may be resumed.
+    may_be_resumed: bool,
 }
 
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -101,13 +109,13 @@ pub(super) enum Action<L> {
     ProbeResume(L),
     /// Report to the runner.
     Notify(PathChange),
-    /// Call [`Lifecycle::on_drained`] when this lane, which was replaced, carries no connection.
+    /// Call [`Lifecycle::on_drained`] once this lane, which was replaced, carries no connection.
     Drain(L),
     /// The same again: there was a new connection in between.
     KeepDraining(L),
     /// This lane is active again.
     Undrain(L),
-    /// Close this lane, with what it still carries.
+    /// Close this lane, which carries no connection.
     Close(L),
     /// Give up the tunnel. The last action.
     GiveUp(LaneError),
@@ -118,14 +126,20 @@ pub(super) enum Action<L> {
 pub(super) enum PathHealth {
     /// A lane has a WebSocket.
     Up,
-    /// None has; the reason, if an open lane has one.
-    Down(Option<String>),
+    /// None has.
+    Down {
+        /// Why, if an open lane knows.
+        reason: Option<String>,
+        /// When the last one was lost, if the service has closed each in order, so that their sessions may be resumed
+        /// within a moment.
+        closed_since: Option<Instant>,
+    },
 }
 
 /// Whether sessions may be resumed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum ResumePermission {
-    /// Or unknown.
+    /// Or the call did not tell.
     Granted,
     /// Sessions end with their channel, so lanes need replacements.
     Denied,
@@ -139,8 +153,9 @@ enum OpenState {
 
 #[derive(Clone, Copy, Debug)]
 enum Resumption {
-    /// The last known permission holds until the answer.
-    Probing(ResumePermission),
+    Unknown,
+    /// What was known before holds until the answer.
+    Probing(Option<ResumePermission>),
     Known(ResumePermission),
 }
 
@@ -174,14 +189,15 @@ impl<L: LaneHandle> Lifecycle<L> {
     pub(super) fn new(now: Instant, limits: Limits, seed: u64) -> Self {
         Self {
             limits,
-            channel_life: ChannelLife::new(),
+            channel_lives: ChannelLives::default(),
             lanes: Vec::new(),
             open_state: OpenState::Idle,
             not_before: now,
             wants_lane: false,
-            resumption: Resumption::Known(ResumePermission::Granted),
-            probed_again: None,
+            resumption: Resumption::Unknown,
+            probed: None,
             reported: Reported::Recovered,
+            degraded_at: None,
             health: Health::Ok,
             seed,
             actions: VecDeque::new(),
@@ -190,8 +206,7 @@ impl<L: LaneHandle> Lifecycle<L> {
 
     /// Adds the lane that the start has opened.
     pub(super) fn add_first(&mut self, lane: L) {
-        self.lanes.push(Entry { lane: lane.clone(), state: LaneState::Active });
-        self.probe(lane);
+        self.push(lane);
     }
 
     /// The open lanes.
@@ -199,9 +214,14 @@ impl<L: LaneHandle> Lifecycle<L> {
         &self.lanes
     }
 
-    /// For how long the service is expected to leave a data channel open.
-    pub(super) fn channel_life(&self) -> Duration {
-        self.channel_life.expected()
+    /// For how long the service is expected to leave the data channel of `lane` open.
+    pub(super) fn channel_life(&self, lane: &L) -> Duration {
+        self.channel_lives.of(lane.is_signed()).expected()
+    }
+
+    /// Whether the runner knows that no lane is up.
+    pub(super) fn is_degraded(&self) -> bool {
+        self.reported == Reported::Degraded
     }
 
     /// Removes and returns all lanes.
@@ -218,15 +238,11 @@ impl<L: LaneHandle> Lifecycle<L> {
     pub(super) fn on_opened(&mut self, now: Instant, lane: L) {
         self.open_state = OpenState::Idle;
         self.wants_lane = false;
-        let replaced = self.due(now).cloned();
-        self.lanes.push(Entry { lane: lane.clone(), state: LaneState::Active });
+        let replaced = self.due(now).filter(|_| self.resumption.is_denied()).cloned();
+        self.push(lane);
         // Only the first lane after an outage ends it, not a replacement.
         self.health = match mem::replace(&mut self.health, Health::Ok) {
-            Health::Outage(outage) => {
-                // A session that could be resumed would not have been lost.
-                self.probe(lane);
-                Health::Recovering(outage, now)
-            }
+            Health::Outage(outage) => Health::Recovering(outage, now),
             health => health,
         };
         if let Some(old) = replaced {
@@ -264,8 +280,14 @@ impl<L: LaneHandle> Lifecycle<L> {
         reason: LaneError,
     ) -> Option<L> {
         let entry = self.remove(number)?;
+        if matches!(reason, LaneError::Channel(ChannelEnd::NotResumable(_))) {
+            self.on_probed(ResumePermission::Denied);
+        }
+        let signed = entry.lane.is_signed();
         match disconnected.as_ref().map(|disconnected| disconnected.loss) {
-            Some(PathLoss::ClosedByService { age }) => self.channel_life.on_closed(now, age),
+            Some(PathLoss::ClosedByService { age }) => {
+                self.channel_lives.of_mut(signed).on_closed(now, age);
+            }
             Some(PathLoss::Broken) | None => (),
         }
         match entry.state {
@@ -280,17 +302,20 @@ impl<L: LaneHandle> Lifecycle<L> {
     }
 
     /// A draining lane carried no connection for a moment; it has `connections` now.
-    pub(super) fn on_drained(&mut self, now: Instant, number: u64, connections: usize) {
+    pub(super) fn on_drained(&mut self, number: u64, connections: usize) {
         let is_drained =
             |entry: &&Entry<L>| entry.lane.number() == number && entry.state == LaneState::Draining;
         if let Some(entry) = self.lanes.iter().find(is_drained) {
-            self.close(now, entry.lane.clone(), connections);
+            self.close(entry.lane.clone(), connections);
         }
     }
 
     /// The answer of a probe.
     pub(super) fn on_probed(&mut self, permission: ResumePermission) {
         self.resumption = Resumption::Known(permission);
+        for entry in &mut self.lanes {
+            entry.may_be_resumed = permission == ResumePermission::Granted;
+        }
     }
 
     /// A connection had to share a lane.
@@ -306,14 +331,13 @@ impl<L: LaneHandle> Lifecycle<L> {
             return self.actions.pop_front();
         }
         if self.actions.is_empty() {
-            self.report(path);
+            self.report(now, path);
         }
-        let overdue = self.draining().find(|lane| self.closes_at(lane) <= now).cloned();
-        if self.actions.is_empty()
-            && let Some(lane) = overdue
-        {
-            // Whatever it carries.
-            self.close(now, lane, 0);
+        let outlived = |this: &Self| {
+            this.draining().find(|lane| this.outlived_at(lane) <= now).map(L::is_signed)
+        };
+        while let Some(signed) = outlived(self) {
+            self.channel_lives.of_mut(signed).on_outlived();
         }
         if self.actions.is_empty() {
             self.open_if_needed(now);
@@ -330,19 +354,23 @@ impl<L: LaneHandle> Lifecycle<L> {
             Health::Ok | Health::Recovering(..) => None,
             Health::Failed => return None,
         };
-        let replacement = self
-            .oldest()
-            .filter(|_| self.resumption.permission() == ResumePermission::Denied)
-            .map(|lane| self.replaced_at(lane));
-        let closes = self.draining().map(|lane| self.closes_at(lane));
-        let deadlines = [Some(self.not_before), outage, replacement].into_iter().flatten();
-        deadlines.chain(closes).filter(|deadline| *deadline > now).min()
+        let replaced = self.replaceable().map(|lane| self.replaced_at(lane));
+        let outlived = self.draining().map(|lane| self.outlived_at(lane));
+        let deadlines = [Some(self.not_before), outage, self.degraded_at].into_iter().flatten();
+        deadlines.chain(replaced).chain(outlived).filter(|deadline| *deadline > now).min()
     }
 
     /// Reports that the last path is down, whatever is done about it, and that a lane is up again.
-    fn report(&mut self, path: &PathHealth) {
+    fn report(&mut self, now: Instant, path: &PathHealth) {
+        self.degraded_at = None;
         let change = match (self.reported, path) {
-            (Reported::Recovered, PathHealth::Down(reason)) => {
+            (Reported::Recovered, PathHealth::Down { closed_since: Some(since), .. })
+                if now < *since + RESUMED_WITHIN =>
+            {
+                self.degraded_at = Some(*since + RESUMED_WITHIN);
+                return;
+            }
+            (Reported::Recovered, PathHealth::Down { reason, .. }) => {
                 self.reported = Reported::Degraded;
                 let last = || match &self.health {
                     Health::Outage(outage) | Health::Recovering(outage, _) => {
@@ -356,9 +384,8 @@ impl<L: LaneHandle> Lifecycle<L> {
                 self.reported = Reported::Recovered;
                 PathChange::Recovered
             }
-            (Reported::Recovered, PathHealth::Up) | (Reported::Degraded, PathHealth::Down(_)) => {
-                return;
-            }
+            (Reported::Recovered, PathHealth::Up)
+            | (Reported::Degraded, PathHealth::Down { .. }) => return,
         };
         self.actions.push_back(Action::Notify(change));
     }
@@ -369,14 +396,16 @@ impl<L: LaneHandle> Lifecycle<L> {
         }
         let due = self.due(now).cloned();
         if let Some(lane) = &due
-            && self.probed_again != Some(lane.number())
+            && self.probed != Some(lane.number())
         {
-            // The permission may have been granted meanwhile.
-            self.probed_again = Some(lane.number());
-            self.probe(lane.clone());
+            // The permission may have been granted or withdrawn meanwhile.
+            self.probed = Some(lane.number());
+            self.resumption = Resumption::Probing(self.resumption.permission());
+            self.actions.push_back(Action::ProbeResume(lane.clone()));
             return;
         }
-        let replace = due.is_some() && matches!(self.resumption, Resumption::Known(_));
+        let denied = matches!(self.resumption, Resumption::Known(ResumePermission::Denied));
+        let replace = due.is_some() && denied;
         let active = self.active();
         if active >= self.limits.sessions {
             self.wants_lane = false;
@@ -416,13 +445,13 @@ impl<L: LaneHandle> Lifecycle<L> {
     }
 
     /// Closes a drained lane, unless it is needed still.
-    fn close(&mut self, now: Instant, lane: L, connections: usize) {
+    fn close(&mut self, lane: L, connections: usize) {
         let number = lane.number();
         let action = if self.active() == 0 {
             // Its replacement was lost: it is the only lane, until it is replaced again.
             self.set_state(number, LaneState::Active);
             Action::Undrain(lane)
-        } else if connections > 0 && now < self.closes_at(&lane) {
+        } else if connections > 0 {
             // A connection chose it just before it was replaced.
             Action::KeepDraining(lane)
         } else {
@@ -447,22 +476,21 @@ impl<L: LaneHandle> Lifecycle<L> {
         self.actions.push_back(Action::GiveUp(error));
     }
 
-    fn probe(&mut self, lane: L) {
-        self.resumption = Resumption::Probing(self.resumption.permission());
-        self.actions.push_back(Action::ProbeResume(lane));
+    fn push(&mut self, lane: L) {
+        self.lanes.push(Entry { lane, state: LaneState::Active, may_be_resumed: false });
     }
 
-    /// The lane that needs a replacement now.
+    /// The oldest lane that needs a replacement now, unless its session may be resumed.
     fn due(&self, now: Instant) -> Option<&L> {
-        let is_due = |lane: &&L| self.replaced_at(lane) <= now;
-        let denied = self.resumption.permission() == ResumePermission::Denied;
-        self.oldest().filter(is_due).filter(|_| denied)
+        let due = self.replaceable().filter(|lane| self.replaced_at(lane) <= now);
+        due.min_by_key(|lane| lane.opened_at())
     }
 
-    /// The oldest active lane.
-    fn oldest(&self) -> Option<&L> {
-        let active = self.lanes.iter().filter(|entry| entry.state == LaneState::Active);
-        active.map(|entry| &entry.lane).min_by_key(|lane| lane.opened_at())
+    /// The active lanes that are not known to need no replacement.
+    fn replaceable(&self) -> impl Iterator<Item = &L> {
+        let is_replaceable =
+            |entry: &&Entry<L>| entry.state == LaneState::Active && !entry.may_be_resumed;
+        self.lanes.iter().filter(is_replaceable).map(|entry| &entry.lane)
     }
 
     fn draining(&self) -> impl Iterator<Item = &L> {
@@ -484,21 +512,27 @@ impl<L: LaneHandle> Lifecycle<L> {
     /// When a lane that cannot be resumed is replaced: early enough for several attempts, and late enough that few
     /// connections live from then to the close.
     fn replaced_at(&self, lane: &L) -> Instant {
-        lane.opened_at() + self.channel_life() * 5 / 6
+        lane.opened_at() + self.channel_life(lane) * 5 / 6
     }
 
-    /// When a draining lane is closed with what it carries.
-    fn closes_at(&self, lane: &L) -> Instant {
-        lane.opened_at() + self.channel_life() * 59 / 60
+    /// When a draining lane has shown that channels live longer than expected.
+    fn outlived_at(&self, lane: &L) -> Instant {
+        lane.opened_at() + self.channel_life(lane) * 11 / 10
     }
 }
 
 impl Resumption {
     /// The last known permission.
-    fn permission(self) -> ResumePermission {
+    fn permission(self) -> Option<ResumePermission> {
         match self {
-            Self::Probing(permission) | Self::Known(permission) => permission,
+            Self::Unknown => None,
+            Self::Probing(permission) => permission,
+            Self::Known(permission) => Some(permission),
         }
+    }
+
+    fn is_denied(self) -> bool {
+        self.permission() == Some(ResumePermission::Denied)
     }
 }
 
@@ -514,6 +548,10 @@ impl Outage {
         }
     }
 }
+
+/// A session whose channel the service has closed in order is not reported as degraded before this time: resuming takes
+/// a fraction of a second. Our choice.
+const RESUMED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Before the second attempt to end an outage.
 const FIRST_DELAY: Duration = Duration::from_millis(200);

@@ -37,6 +37,7 @@ pub(super) struct OpenSession {
     pub(super) session_id: String,
     /// From the handshake.
     pub(super) agent_version: String,
+    pub(super) signature: OpeningSignature,
     /// Number of times that the session was resumed.
     pub(super) resumes: Arc<AtomicU64>,
     /// `None` once it is being ended.
@@ -96,11 +97,12 @@ impl OpenSession {
             () = time_limit => Err(LaneError::Stopping),
         };
         match opened {
-            Ok((channel, agent_version, stream)) => {
+            Ok(Opened { channel, agent_version, signature, stream }) => {
                 let open = Self {
                     channel,
                     session_id: session.id().to_owned(),
                     agent_version,
+                    signature,
                     resumes,
                     session: Mutex::new(Some(session)),
                     shutdown: shutdown.clone(),
@@ -157,9 +159,10 @@ async fn open_channel(
     session: &Session,
     preconnect: Preconnect<'_>,
     resumes: &Arc<AtomicU64>,
-) -> Result<(ChannelHandle, String, SessionStream), LaneError> {
+) -> Result<Opened, LaneError> {
     let settings = data_channel::Config {
         message_bytes: config.message_bytes,
+        upload_limits: *config.reports.upload_limits.lock(),
         ..data_channel::Config::default()
     };
     let seed = uuid::Uuid::new_v4().as_u128();
@@ -168,20 +171,28 @@ async fn open_channel(
     let opening = channel.opening(session.token());
     let socket = websocket::open(&config.stream, &*config.api, &url, opening, preconnect).await?;
     let signature = socket.signature();
-    if signature == OpeningSignature::UnsignedAfterRefusal {
+    if signature == OpeningSignature::UnsignedAfterRefusal && config.is_first_unsigned_opening() {
         warn!(
-            "the signed opening of the data channel was refused, the unsigned one was accepted: allow `{}`, as \
-             `ssm-sidecar policy` prints it",
+            "the signed opening of the data channel was refused, the unsigned one was accepted, which AWS may cease to do: \
+             allow `{}`, as `ssm-sidecar policy` prints it",
             IamAction::OpenDataChannel
         );
     }
     let resume = Resume::new(config, session.id().to_owned(), url, Arc::clone(resumes));
-    let path_changed = Arc::clone(&config.path_changed);
-    let (handle, stream) =
-        channel::spawn(channel, socket, resume, path_changed, config.shutdown.tasks());
-    let agent_version = handle.handshake_done().await?;
+    let reports = config.reports.clone();
+    let (channel, stream) =
+        channel::spawn(channel, socket, resume, reports, config.shutdown.tasks());
+    let agent_version = channel.handshake_done().await?;
     observer(LaneEvent::ChannelOpen { agent_version: agent_version.clone(), signature });
-    Ok((handle, agent_version, stream))
+    Ok(Opened { channel, agent_version, signature, stream })
+}
+
+/// A data channel after its handshake.
+struct Opened {
+    channel: ChannelHandle,
+    agent_version: String,
+    signature: OpeningSignature,
+    stream: SessionStream,
 }
 
 /// A session that is to be ended.

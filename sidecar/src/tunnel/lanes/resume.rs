@@ -65,10 +65,13 @@ impl Resume {
         let resumed = match preconnect.drive_while(self.api.resume(&self.session_id)).await {
             Ok(resumed) => resumed,
             Err(error) => {
-                // New credentials may arrive on stdin.
-                let is_transient =
-                    error.is_transient() || error.kind() == ApiErrorKind::CredentialsExpired;
-                let failed = if is_transient { Attempt::Unavailable } else { Attempt::Permanent };
+                let failed = match error.kind() {
+                    ApiErrorKind::AccessDenied => Attempt::Denied,
+                    // New credentials may arrive on stdin.
+                    ApiErrorKind::CredentialsExpired => Attempt::Unavailable,
+                    _ if error.is_transient() => Attempt::Unavailable,
+                    _ => Attempt::Permanent,
+                };
                 return Err((failed, error.to_string()));
             }
         };
@@ -100,6 +103,7 @@ impl Reconnect for Resume {
         opening_message: &'a (dyn Fn(&str) -> String + Sync),
     ) -> BoxFuture<'a, Result<WebSocket, ChannelEnd>> {
         Box::pin(async move {
+            let mut denied = false;
             let mut decision = self.policy.on_disconnected(now(), outage);
             let mut reason = "WebSocket connections close before any data is received".to_owned();
             loop {
@@ -108,7 +112,11 @@ impl Reconnect for Resume {
                     Decision::After(delay) => sleep(delay).await,
                     Decision::GiveUp => {
                         debug!(reason, "the session cannot be resumed");
-                        return Err(ChannelEnd::Lost(reason));
+                        return Err(if denied {
+                            ChannelEnd::NotResumable(reason)
+                        } else {
+                            ChannelEnd::Lost(reason)
+                        });
                     }
                 }
                 let deadline = self.policy.deadline().into();
@@ -127,6 +135,7 @@ impl Reconnect for Resume {
                         Attempt::Unavailable
                     }
                 };
+                denied = failed == Attempt::Denied;
                 decision = self.policy.on_failed(now(), failed);
                 if decision != Decision::GiveUp {
                     warn!(reason, "the session could not be resumed, retrying");

@@ -34,6 +34,8 @@ pub(super) enum Attempt {
     Rejected,
     /// ResumeSession gave a token, but the WebSocket could not be opened.
     ConnectFailed,
+    /// `ssm:ResumeSession` is not allowed.
+    Denied,
     /// The session cannot be resumed.
     Permanent,
 }
@@ -68,7 +70,7 @@ impl ResumePolicy {
             Attempt::Unavailable => (),
             Attempt::Rejected => self.refusals += 1,
             Attempt::ConnectFailed => self.refusals = 0,
-            Attempt::Permanent => return Decision::GiveUp,
+            Attempt::Denied | Attempt::Permanent => return Decision::GiveUp,
         }
         if self.refusals >= MAXIMUM_REFUSALS {
             return Decision::GiveUp;
@@ -158,7 +160,9 @@ mod tests {
     #[test]
     fn a_session_that_cannot_be_resumed_is_given_up_at_once() {
         let start = Instant::now();
-        assert_eq!(tried(start).on_failed(start, Attempt::Permanent), Decision::GiveUp);
+        for attempt in [Attempt::Denied, Attempt::Permanent] {
+            assert_eq!(tried(start).on_failed(start, attempt), Decision::GiveUp);
+        }
     }
 
     #[test]
@@ -196,6 +200,7 @@ mod tests {
             3 => Just(Attempt::Rejected),
             3 => Just(Attempt::ConnectFailed),
             1 => Just(Attempt::Permanent),
+            1 => Just(Attempt::Denied),
         ];
         let outage = prop_oneof![1 => Just(Outage::New), 3 => Just(Outage::Ongoing)];
         let open = (0_u64..20_000).prop_map(Duration::from_millis);
@@ -228,9 +233,10 @@ mod tests {
                         match attempt {
                             Attempt::Rejected => in_a_row += 1,
                             Attempt::ConnectFailed => in_a_row = 0,
-                            Attempt::Unavailable | Attempt::Permanent => (),
+                            Attempt::Unavailable | Attempt::Denied | Attempt::Permanent => (),
                         }
-                        let is_over = attempt == Attempt::Permanent || in_a_row == 5;
+                        let is_over = matches!(attempt, Attempt::Denied | Attempt::Permanent)
+                            || in_a_row == 5;
                         (policy.on_failed(now, attempt), is_over)
                     }
                     Step::Opened(open, outage) => {

@@ -16,6 +16,7 @@ use super::{
     lifecycle::{Action, PathHealth, ResumePermission},
 };
 use crate::{
+    channel::{Disconnected, PathLoss},
     runtime::{clock::now, stop},
     session::{ApiErrorKind, IamAction},
 };
@@ -77,7 +78,7 @@ impl<'a, F: Fn(PathChange)> Supervisor<'a, F> {
             outcome = completed(&mut self.opening) => self.on_opened(outcome),
             permission = completed(&mut self.probe) => self.pool.on_probed(permission),
             () = self.pool.lane_wanted.notified() => self.pool.on_lane_wanted(),
-            () = self.pool.config.path_changed.notified() => (),
+            () = self.pool.config.reports.path_changed.notified() => (),
             () = timeout => (),
         }
     }
@@ -86,11 +87,20 @@ impl<'a, F: Fn(PathChange)> Supervisor<'a, F> {
         if self.pool.up() > 0 {
             return PathHealth::Up;
         }
-        let reason = |lane: Arc<Lane>| {
+        let lanes = self.pool.lanes();
+        let reason = |lane: &Arc<Lane>| {
             let disconnected = lane.disconnected().map(|disconnected| disconnected.reason);
             disconnected.or_else(|| Some(lane.channel().try_ended()?.to_string()))
         };
-        PathHealth::Down(self.pool.lanes().into_iter().find_map(reason))
+        let closed_since = |lane: &Arc<Lane>| match lane.disconnected()? {
+            Disconnected { since, loss: PathLoss::ClosedByService { .. }, .. } => Some(since),
+            Disconnected { .. } => None,
+        };
+        let closed: Option<Vec<_>> = lanes.iter().map(closed_since).collect();
+        PathHealth::Down {
+            reason: lanes.iter().find_map(reason),
+            closed_since: closed.and_then(|since| since.into_iter().max()),
+        }
     }
 
     fn carry_out(&mut self, action: Action<Arc<Lane>>) -> ControlFlow<LaneError> {
@@ -104,7 +114,8 @@ impl<'a, F: Fn(PathChange)> Supervisor<'a, F> {
                 let connections = lane.ssh.channels();
                 info!(
                     lane = lane.number,
-                    connections, "lane is replaced before its channel is closed"
+                    connections,
+                    "lane is replaced before its channel is closed; its connections stay"
                 );
                 self.drained.push(drained(lane).boxed());
             }
@@ -158,12 +169,12 @@ async fn probe_resume(pool: &LanePool, lane: Arc<Lane>) -> ResumePermission {
         match pool.config.api.resume(lane.session_id()).await {
             Ok(_) => return ResumePermission::Granted,
             Err(error) if error.kind() == ApiErrorKind::AccessDenied => {
-                let minutes = pool.channel_life().as_secs() / 60;
+                let minutes = pool.channel_life(&lane).as_secs() / 60;
                 warn!(
                     %error,
                     minutes,
-                    "sessions cannot be resumed: a lost WebSocket resets connections, and so does the close of a \
-                     data channel at the end of its life; allow `{}`, as `ssm-sidecar policy` prints it",
+                    "sessions cannot be resumed: a lost WebSocket resets connections, and so may the service's close of a \
+                     data channel at this age; allow `{}`, as `ssm-sidecar policy` prints it",
                     IamAction::ResumeSession
                 );
                 return ResumePermission::Denied;

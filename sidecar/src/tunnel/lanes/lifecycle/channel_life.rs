@@ -1,9 +1,26 @@
-//! The age at which the service closes a data channel: a first guess, then what earlier closes have shown. No IO and
-//! no clock.
+//! The age at which the service closes a data channel: a first guess, then what earlier closes have shown, and channels
+//! that were not closed. No IO and no clock.
 
 use std::time::{Duration, Instant};
 
-use tracing::{debug, info};
+use tracing::info;
+
+/// The expected lives of data channels whose opening was signed, and of those whose was not.
+#[derive(Debug, Default)]
+pub(super) struct ChannelLives {
+    signed: ChannelLife,
+    unsigned: ChannelLife,
+}
+
+impl ChannelLives {
+    pub(super) fn of(&self, signed: bool) -> &ChannelLife {
+        if signed { &self.signed } else { &self.unsigned }
+    }
+
+    pub(super) fn of_mut(&mut self, signed: bool) -> &mut ChannelLife {
+        if signed { &mut self.signed } else { &mut self.unsigned }
+    }
+}
 
 /// The expected life of a data channel.
 #[derive(Debug)]
@@ -19,12 +36,14 @@ struct Close {
     age: Duration,
 }
 
-impl ChannelLife {
+impl Default for ChannelLife {
     /// Begins with [`FIRST_GUESS`].
-    pub(super) fn new() -> Self {
+    fn default() -> Self {
         Self { expected: FIRST_GUESS, last: None }
     }
+}
 
+impl ChannelLife {
     /// For how long the service is expected to leave a data channel open.
     pub(super) fn expected(&self) -> Duration {
         self.expected
@@ -35,7 +54,6 @@ impl ChannelLife {
     /// A single close proves nothing: gateways are restarted. So the expectation changes only when two closes in a row
     /// agree, within a tenth of the longer age. The shorter one is expected then, be it less than before or more.
     pub(super) fn on_closed(&mut self, now: Instant, age: Duration) {
-        debug!(seconds = age.as_secs(), "the service has closed a data channel");
         let close = Close { at: now, age };
         if age < SHORTEST || self.last.is_some_and(|last| last.is_same_event(close)) {
             return;
@@ -49,6 +67,12 @@ impl ChannelLife {
                 "data channels are expected to be closed at this age"
             );
         }
+    }
+
+    /// A channel has lived longer than expected, by more than [`TOLERANCE`]: twice the time is expected from now on.
+    pub(super) fn on_outlived(&mut self) {
+        self.expected *= 2;
+        info!(seconds = self.expected.as_secs(), "data channels live longer than expected");
     }
 }
 

@@ -195,15 +195,11 @@ impl Auditor {
         }
         assert_eq!(
             self.degraded,
-            matches!(harness.path(), PathHealth::Down(_)),
+            matches!(harness.path(), PathHealth::Down { .. }),
             "the report to the runner"
         );
         let active = self.harness.active();
         assert!(active <= self.limits.sessions, "{active} lanes");
-        for (number, lane) in &harness.lanes {
-            let overdue = harness.now >= lane.opened + harness.lifecycle.channel_life() * 59 / 60;
-            assert!(!lane.draining || !overdue, "{number} is not closed in time");
-        }
         let deadline = harness.lifecycle.poll_timeout(harness.now);
         assert!(
             deadline.is_none_or(|deadline| deadline > harness.now),
