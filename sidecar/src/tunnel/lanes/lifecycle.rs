@@ -333,11 +333,8 @@ impl<L: LaneHandle> Lifecycle<L> {
         if self.actions.is_empty() {
             self.report(now, path);
         }
-        let outlived = |this: &Self| {
-            this.draining().find(|lane| this.outlived_at(lane) <= now).map(L::is_signed)
-        };
-        while let Some(signed) = outlived(self) {
-            self.channel_lives.of_mut(signed).on_outlived();
+        if self.actions.is_empty() {
+            self.learn_from_outlived(now);
         }
         if self.actions.is_empty() {
             self.open_if_needed(now);
@@ -388,6 +385,16 @@ impl<L: LaneHandle> Lifecycle<L> {
             | (Reported::Degraded, PathHealth::Down { .. }) => return,
         };
         self.actions.push_back(Action::Notify(change));
+    }
+
+    /// Expects a longer life of channels like those of drained lanes that have outlived it.
+    fn learn_from_outlived(&mut self, now: Instant) {
+        let outlived = |this: &Self| {
+            this.draining().find(|lane| this.outlived_at(lane) <= now).map(L::is_signed)
+        };
+        while let Some(signed) = outlived(self) {
+            self.channel_lives.of_mut(signed).on_outlived();
+        }
     }
 
     fn open_if_needed(&mut self, now: Instant) {
