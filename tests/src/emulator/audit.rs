@@ -217,15 +217,21 @@ impl Audit {
         }
     }
 
-    /// Records a frame that is about to be delivered to the client.
-    pub(crate) fn outgoing(&mut self, frame: &Bytes, damaged: bool, counters: &Counters) {
+    /// Records a frame that is about to be delivered to the client; returns the sequence number of the
+    /// message that it acknowledges.
+    pub(crate) fn outgoing(
+        &mut self,
+        frame: &Bytes,
+        damaged: bool,
+        counters: &Counters,
+    ) -> Option<u64> {
         if let Some((sequence, id, payload_type)) = codec::output(frame) {
             while self.output.next() <= sequence {
                 // Not delivered intact yet.
                 self.output.push(Uuid::nil());
             }
             if damaged {
-                return;
+                return None;
             }
             count(&counters.delivered, 1);
             if let Some(entry) = self.output.entry_mut(sequence) {
@@ -237,12 +243,12 @@ impl Audit {
                 self.handshake_goes_on(&message);
             }
             self.paused = None;
-            return;
+            return None;
         }
         if damaged {
-            return;
+            return None;
         }
-        let Ok(message) = Message::decode(frame) else { return };
+        let message = Message::decode(frame).ok()?;
         match message.kind.as_str() {
             ACKNOWLEDGE => {
                 let body = serde_json::from_slice::<Acknowledge>(&message.payload);
@@ -255,11 +261,13 @@ impl Audit {
                     sent.acknowledged = true;
                     self.unacknowledged -= 1;
                 }
+                return sequence;
             }
             PAUSE_PUBLICATION => self.paused = Some(Instant::now()),
             START_PUBLICATION | CHANNEL_CLOSED => self.paused = None,
             _ => {}
         }
+        None
     }
 
     fn handshake_goes_on(&mut self, message: &Message) {

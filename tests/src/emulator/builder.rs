@@ -8,6 +8,7 @@ use super::{
     Emulator, api,
     credentials::Role,
     faults::Plan,
+    flow_control::FlowControl,
     gateway,
     iam::Policy,
     service::Service,
@@ -109,6 +110,13 @@ impl Builder {
     #[must_use]
     pub fn opening(mut self, mode: OpeningMode) -> Self {
         self.settings.opening = mode;
+        self
+    }
+
+    /// The gateway's limits for what clients send; none by default.
+    #[must_use]
+    pub fn flow_control(mut self, flow_control: FlowControl) -> Self {
+        self.settings.flow_control = flow_control;
         self
     }
 

@@ -136,6 +136,15 @@ pub(crate) fn output(frame: &[u8]) -> Option<(u64, Uuid, u32)> {
     Some((sequence, Uuid::from_u64_pair(high, low), fields.u32().ok()?))
 }
 
+/// Sequence number and payload length of a stream message of the client; `None` for other messages.
+pub(crate) fn input(frame: &[u8]) -> Option<(u64, usize)> {
+    if frame.get(4..4 + KIND)?.trim_ascii_end() != INPUT.as_bytes() {
+        return None;
+    }
+    let sequence = Header { rest: frame.get(48..)? }.u64().ok()?;
+    Some((sequence, frame.len().saturating_sub(PAYLOAD)))
+}
+
 struct Header<'a> {
     rest: &'a [u8],
 }

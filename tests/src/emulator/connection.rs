@@ -18,9 +18,10 @@ use tokio::{
 };
 
 use super::{
-    codec::START_PUBLICATION,
+    codec::{self, PAUSE_PUBLICATION, START_PUBLICATION},
     faults::{Break, Link, Plan},
-    journal::{Record, count},
+    flow_control::{Effect, FlowClose, FlowControl, Gauge, Next},
+    journal::{Ending, Record, count},
     link::{Arrived, Path},
     opening::{self, Opening},
     payload,
@@ -47,6 +48,7 @@ enum Exit {
 struct Connection<'a> {
     session: &'a Session,
     plan: watch::Receiver<Arc<Plan>>,
+    flow_control: watch::Receiver<FlowControl>,
     /// Number of this connection among the session's, from 1.
     generation: u64,
     frames: AtomicU64,
@@ -88,6 +90,7 @@ pub(crate) async fn serve(
     let connection = Connection {
         session: &session,
         plan: service.watch_plan(),
+        flow_control: service.watch_flow_control(),
         generation,
         frames: AtomicU64::new(0),
         lives_until: Instant::now() + service.channel_lifetime(),
@@ -179,7 +182,7 @@ impl Connection<'_> {
             if is_input {
                 self.session.note_input();
             }
-            if let Some(exit) = self.count_frame() {
+            if let Some(exit) = self.limit(&frame).or_else(|| self.count_frame()) {
                 return exit;
             }
             let link = Link { forge: 0.0, ..self.plan.borrow().up };
@@ -240,6 +243,12 @@ impl Connection<'_> {
                     return Exit::Replaced;
                 },
                 Some(payload) = controls.recv() => websocket::put(&mut out, PONG, &payload),
+                signal = self.signal() => {
+                    let link = self.plan.borrow().down;
+                    if let Some(arrived) = path.send_safely(&link, signal, Instant::now()) {
+                        self.put(&mut out, &arrived);
+                    }
+                }
                 () = until(path.due()) => {}
                 () = sleep_until(self.lives_until) => return Exit::Break(Break::Close),
                 end = &mut ended => {
@@ -264,9 +273,63 @@ impl Connection<'_> {
     fn put(&self, out: &mut BytesMut, arrived: &Arrived) {
         let Arrived { frame, damaged, forged } = arrived;
         if !forged {
-            self.session.audit(|audit| audit.outgoing(frame, *damaged, &self.session.counters));
+            self.session.note_delivery(frame, *damaged);
         }
         websocket::put(out, BINARY, frame);
+    }
+
+    /// Applies the flow control to a frame of the client; returns an exit if the client goes on after a
+    /// pause.
+    fn limit(&self, frame: &Bytes) -> Option<Exit> {
+        let (sequence, length) = codec::input(frame)?;
+        let model = *self.flow_control.borrow();
+        let received = |gauge: &mut Gauge| gauge.received(&model, sequence, length, Instant::now());
+        match self.session.flow(received) {
+            Effect::Nothing => None,
+            Effect::Signal => {
+                self.session.signal_flow();
+                None
+            }
+            Effect::Close(how) => {
+                let session = self.session.id.clone();
+                self.session.journal.add(Record::CloseProvoked { session });
+                count(&self.session.counters.closes_provoked, 1);
+                match how {
+                    FlowClose::WebSocket => Some(Exit::Break(Break::Close)),
+                    FlowClose::ChannelClosed => {
+                        self.session.end(Ending::FlowControl, "");
+                        None
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for what the flow control has to tell the client. Cancel-safe.
+    async fn signal(&self) -> Bytes {
+        let mut model = self.flow_control.clone();
+        loop {
+            let current = *model.borrow_and_update();
+            let session = self.session.id.clone();
+            match self.session.flow(|gauge| gauge.poll(&current, Instant::now())) {
+                Next::Pause(limit) => {
+                    self.session.journal.add(Record::PublicationPaused { session, limit });
+                    count(&self.session.counters.pauses, 1);
+                    return publication(PAUSE_PUBLICATION);
+                }
+                Next::Start => {
+                    self.session.journal.add(Record::PublicationStarted { session });
+                    return publication(START_PUBLICATION);
+                }
+                Next::Wait(due) => {
+                    tokio::select! {
+                        () = self.session.flow_changed() => {}
+                        () = until(due) => {}
+                        Ok(()) = model.changed() => {}
+                    }
+                }
+            }
+        }
     }
 
     /// Counts a frame; returns an exit if the plan breaks the connection now.

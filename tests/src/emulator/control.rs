@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::{
     codec::{PAUSE_PUBLICATION, START_PUBLICATION},
     faults::{Break, Plan},
+    flow_control::{FlowControl, Gauge},
     iam::Policy,
     journal::Ending,
     service::Service,
@@ -48,13 +49,20 @@ impl Control {
         }
     }
 
-    /// Sends `pause_publication` to a session's client. False if no client is connected.
+    /// Sends `pause_publication` to a session's client; the flow control does not end this pause. False if
+    /// no client is connected.
     pub async fn pause(&self, session: &str) -> bool {
+        if let Some(session) = self.0.session(session) {
+            session.flow(Gauge::pause_by_hand);
+        }
         self.tell(session, PAUSE_PUBLICATION).await
     }
 
     /// Sends `start_publication` to a session's client. False if no client is connected.
     pub async fn start(&self, session: &str) -> bool {
+        if let Some(session) = self.0.session(session) {
+            session.flow(Gauge::start_by_hand);
+        }
         self.tell(session, START_PUBLICATION).await
     }
 
@@ -81,6 +89,11 @@ impl Control {
     /// Replaces the age at which the gateway closes `WebSockets`, for those that are opened from now on.
     pub fn set_channel_lifetime(&self, lifetime: Duration) {
         self.0.set_channel_lifetime(lifetime);
+    }
+
+    /// Replaces the gateway's limits for what clients send, for channels that are open too.
+    pub fn set_flow_control(&self, flow_control: FlowControl) {
+        self.0.set_flow_control(flow_control);
     }
 
     /// Expires a key, or all keys if none is named.

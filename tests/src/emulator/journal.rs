@@ -15,6 +15,8 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+use super::flow_control::Limit;
+
 /// An event in the emulator.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Record {
@@ -94,6 +96,23 @@ pub enum Record {
         /// Whether the connection was accepted.
         reached: bool,
     },
+    /// The gateway has sent `pause_publication` to the client.
+    PublicationPaused {
+        /// The session's id.
+        session: String,
+        /// The limit that the client exceeded.
+        limit: Limit,
+    },
+    /// The gateway has sent `start_publication` to the client, after a pause.
+    PublicationStarted {
+        /// The session's id.
+        session: String,
+    },
+    /// The client went on after a pause, and loses its channel.
+    CloseProvoked {
+        /// The session's id.
+        session: String,
+    },
     /// The client violated the specification.
     Violation {
         /// The session's id, if there is one.
@@ -126,6 +145,8 @@ pub enum Ending {
     PortUnreachable,
     /// The agent's version does not support port sessions.
     Unsupported,
+    /// The client went on after `pause_publication`.
+    FlowControl,
     /// [`Control::terminate`](super::Control::terminate).
     Operator,
 }
@@ -186,6 +207,10 @@ pub struct SessionStats {
     pub delivered: u64,
     /// Pings sent by the client.
     pub pings: u64,
+    /// Pauses that the client provoked.
+    pub pauses: u64,
+    /// Closes that the client provoked by going on after a pause.
+    pub closes_provoked: u64,
 }
 
 impl Journal {
@@ -320,6 +345,16 @@ impl Journal {
         entries.iter().filter(|entry| of(&entry.record)).count()
     }
 
+    /// How many pauses the clients of all sessions provoked.
+    pub fn pauses(&self) -> u64 {
+        lock(&self.0.counters).values().map(|counters| counters.stats().pauses).sum()
+    }
+
+    /// How many closes the clients of all sessions provoked by going on after a pause.
+    pub fn closes_provoked(&self) -> u64 {
+        lock(&self.0.counters).values().map(|counters| counters.stats().closes_provoked).sum()
+    }
+
     /// Every token that was issued, for tests that search for leaks.
     pub fn tokens(&self) -> Vec<String> {
         lock(&self.0.tokens).clone()
@@ -354,6 +389,8 @@ pub(crate) struct Counters {
     pub(crate) acknowledges: AtomicU64,
     pub(crate) delivered: AtomicU64,
     pub(crate) pings: AtomicU64,
+    pub(crate) pauses: AtomicU64,
+    pub(crate) closes_provoked: AtomicU64,
 }
 
 impl Counters {
@@ -371,6 +408,8 @@ impl Counters {
             acknowledges: read(&self.acknowledges),
             delivered: read(&self.delivered),
             pings: read(&self.pings),
+            pauses: read(&self.pauses),
+            closes_provoked: read(&self.closes_provoked),
         }
     }
 }

@@ -77,6 +77,17 @@ impl Path {
         None
     }
 
+    /// Sends a message of the gateway itself, which is only delayed.
+    pub(crate) fn send_safely(
+        &mut self,
+        link: &Link,
+        frame: Bytes,
+        now: Instant,
+    ) -> Option<Arrived> {
+        let delay = Link::clean().delayed(link.delay, link.jitter);
+        self.send(&delay, frame, now)
+    }
+
     fn put(&mut self, due: Instant, message: Arrived) {
         self.count += 1;
         self.under_way.push(Reverse(UnderWay { due, number: self.count, message }));

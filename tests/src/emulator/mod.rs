@@ -8,7 +8,7 @@
 //!
 //! ```text
 //! client ──HTTP──▶ api ──▶ { iam, credentials(sigv4) }, sts ──▶ service(sessions)
-//!        ──WebSocket──▶ gateway(upgrade, opening) ──▶ connection(audit, link) ⇄ session ⇄ agent ──▶ sshd
+//!        ──WebSocket──▶ gateway(upgrade, opening) ──▶ connection(audit, flow_control, link) ⇄ session ⇄ agent ──▶ sshd
 //! ```
 //!
 //! An agent dials `localhost`, so a real sshd, or any other server that listens there, acts as the bastion.
@@ -24,6 +24,7 @@ mod connection;
 mod control;
 mod credentials;
 mod faults;
+mod flow_control;
 pub mod forgery;
 mod gateway;
 mod iam;
@@ -43,6 +44,7 @@ pub use control::Control;
 pub use credentials::Role;
 pub(crate) use faults::Rng;
 pub use faults::{Action, ApiFault, Break, Cut, Failure, Link, Plan};
+pub use flow_control::{FlowClose, FlowControl, Limit};
 pub use iam::{OWN_SESSIONS, Policy, PolicyError};
 pub use journal::{Ending, Entry, Journal, Missed, Record, SessionStats};
 pub use settings::{AgentSettings, OpeningMode, Pacing};

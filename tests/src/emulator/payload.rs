@@ -55,6 +55,13 @@ pub(crate) fn acknowledge(of: &Message, id: Uuid) -> Bytes {
     message.encode()
 }
 
+/// Sequence number of the client's message that a frame acknowledges, if it is an `acknowledge`.
+pub(crate) fn acknowledged(frame: &Bytes) -> Option<u64> {
+    let message = Message::decode(frame).ok().filter(|message| message.kind == ACKNOWLEDGE)?;
+    let body: Acknowledge = serde_json::from_slice(&message.payload).ok()?;
+    u64::try_from(body.acknowledged_message_sequence_number).ok()
+}
+
 /// Encodes `channel_closed`, the service's last message.
 pub(crate) fn channel_closed(session: &str, output: &str) -> Bytes {
     let id = Uuid::new_v4();

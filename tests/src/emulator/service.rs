@@ -14,6 +14,7 @@ use super::{
     agent,
     credentials::{Key, Keys, Principal},
     faults::{Action, Extent, Failure, Plan, Rng},
+    flow_control::FlowControl,
     iam::{Decision, Policy, Request},
     journal::{Ending, Journal, Record, lock},
     session::{PATH, Session, Ticket},
@@ -33,6 +34,7 @@ pub(crate) struct Service {
     channel_lifetime: Mutex<Duration>,
     faults: Mutex<Faults>,
     plan: watch::Sender<Arc<Plan>>,
+    flow_control: watch::Sender<FlowControl>,
     rng: Mutex<Rng>,
     sessions: Mutex<BTreeMap<String, Arc<Session>>>,
     /// Earliest time at which the agent begins the next session.
@@ -58,6 +60,7 @@ impl Service {
     pub(crate) fn new(settings: Settings, policy: Policy, plan: Plan, gateway: SocketAddr) -> Self {
         let user = Arc::new(Principal::user(&settings.account, "transfer"));
         let channel_lifetime = settings.channel_lifetime;
+        let flow_control = watch::Sender::new(settings.flow_control);
         Self {
             settings,
             journal: Journal::new(),
@@ -70,6 +73,7 @@ impl Service {
             faults: Mutex::new(Faults::new(&plan)),
             rng: Mutex::new(Rng::new(plan.seed)),
             plan: watch::Sender::new(Arc::new(plan)),
+            flow_control,
             sessions: Mutex::default(),
             next_start: Mutex::new(Instant::now()),
         }
@@ -245,6 +249,14 @@ impl Service {
     pub(crate) fn set_plan(&self, plan: Plan) {
         *lock(&self.faults) = Faults::new(&plan);
         self.plan.send_replace(Arc::new(plan));
+    }
+
+    pub(crate) fn watch_flow_control(&self) -> watch::Receiver<FlowControl> {
+        self.flow_control.subscribe()
+    }
+
+    pub(crate) fn set_flow_control(&self, flow_control: FlowControl) {
+        self.flow_control.send_replace(flow_control);
     }
 
     pub(crate) fn set_policy(&self, policy: Policy) {

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     time::Instant,
 };
 use uuid::Uuid;
@@ -17,7 +17,9 @@ use super::{
     audit::Audit,
     codec::{Message, PAUSE_PUBLICATION, START_PUBLICATION},
     faults::Break,
+    flow_control::{Effect, Gauge},
     journal::{Counters, Ending, Journal, Record, lock},
+    payload,
 };
 
 /// The URL and token with which a session's data channel is opened.
@@ -35,6 +37,8 @@ pub(crate) struct Session {
     state: Mutex<State>,
     to_agent: mpsc::Sender<Bytes>,
     end: watch::Sender<Option<End>>,
+    /// The gauge may have a signal for the client.
+    flow_changed: Notify,
 }
 
 /// How a session ended.
@@ -61,6 +65,7 @@ struct State {
     client_id: Option<Uuid>,
     last_input: Instant,
     audit: Audit,
+    flow: Gauge,
 }
 
 enum Client {
@@ -91,6 +96,7 @@ impl Session {
             client_id: None,
             last_input: Instant::now(),
             audit: Audit::default(),
+            flow: Gauge::default(),
         };
         let counters = journal.counters(&id);
         let session = Self {
@@ -101,6 +107,7 @@ impl Session {
             state: Mutex::new(state),
             to_agent,
             end: watch::Sender::new(None),
+            flow_changed: Notify::new(),
         };
         (session, inbox)
     }
@@ -140,6 +147,7 @@ impl Session {
         state.token = None;
         state.client_id = Some(client_id);
         state.generation += 1;
+        state.flow.reconnected();
         let (sender, frames) = mpsc::channel(TO_CLIENT);
         let before = std::mem::replace(&mut state.client, Client::Connected(sender));
         let early = match before {
@@ -166,7 +174,14 @@ impl Session {
             let mut state = lock(&self.state);
             match &mut state.client {
                 Client::Expected(early) if early.len() < EARLY => return early.push(frame),
-                Client::Expected(_) | Client::Away => return,
+                Client::Expected(_) => return,
+                Client::Away => {
+                    // The agent will not repeat it unless the client does.
+                    if let Some(sequence) = payload::acknowledged(&frame) {
+                        state.flow.acknowledged(sequence);
+                    }
+                    return;
+                }
                 Client::Connected(sender) => sender.clone(),
             }
         };
@@ -204,6 +219,30 @@ impl Session {
 
     pub(crate) fn audit<T>(&self, check: impl FnOnce(&mut Audit) -> T) -> T {
         check(&mut lock(&self.state).audit)
+    }
+
+    /// Records a frame that is about to be delivered to the client.
+    pub(crate) fn note_delivery(&self, frame: &Bytes, damaged: bool) {
+        let mut state = lock(&self.state);
+        let acknowledged = state.audit.outgoing(frame, damaged, &self.counters);
+        let effect = acknowledged.map(|sequence| state.flow.acknowledged(sequence));
+        if effect == Some(Effect::Signal) {
+            self.flow_changed.notify_one();
+        }
+    }
+
+    /// Consults or changes the gauge of the client's flow.
+    pub(crate) fn flow<T>(&self, change: impl FnOnce(&mut Gauge) -> T) -> T {
+        change(&mut lock(&self.state).flow)
+    }
+
+    pub(crate) fn signal_flow(&self) {
+        self.flow_changed.notify_one();
+    }
+
+    /// Waits until the gauge may have a signal for the client. Cancel-safe.
+    pub(crate) async fn flow_changed(&self) {
+        self.flow_changed.notified().await;
     }
 
     pub(crate) fn violation(&self, text: impl Into<String>) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::credentials::Role;
+use super::{credentials::Role, flow_control::FlowControl};
 
 /// How fast the agent reads from sshd.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -163,6 +163,7 @@ pub(crate) struct Settings {
     pub(crate) roles: Vec<Role>,
     pub(crate) pacing: Pacing,
     pub(crate) opening: OpeningMode,
+    pub(crate) flow_control: FlowControl,
     pub(crate) agent: AgentSettings,
     pub(crate) token_lifetime: Duration,
     pub(crate) idle_timeout: Duration,
@@ -179,6 +180,7 @@ impl Default for Settings {
             roles: Vec::new(),
             pacing: Pacing::default(),
             opening: OpeningMode::default(),
+            flow_control: FlowControl::default(),
             agent: AgentSettings::default(),
             token_lifetime: Duration::from_mins(1),
             idle_timeout: Duration::from_mins(20),

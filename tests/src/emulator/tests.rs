@@ -5,6 +5,7 @@ mod channel;
 mod client;
 mod endings;
 mod faults;
+mod flow_control;
 
 use aws_sdk_ssm::{
     Client as Ssm,
