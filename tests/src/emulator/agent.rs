@@ -5,26 +5,30 @@
 //! from sshd and sends; one retransmits the oldest message every 100 ms. Only a slow sshd delays the first
 //! loop, and with it the acknowledges.
 
+mod channel;
 mod input;
 mod outgoing;
 mod pump;
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use bytes::Bytes;
 use tokio::{
     net::TcpStream,
-    sync::{Notify, mpsc},
-    time::{Instant, MissedTickBehavior, interval, sleep_until},
+    sync::{Notify, mpsc, watch},
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at},
 };
 use uuid::Uuid;
 
 use super::{
     codec::{Message, OUTPUT, SYN, payload_type},
-    faults::Rng,
+    faults::{Plan, Rng},
     journal::{Ending, Record, count, lock},
     payload,
     session::Session,
@@ -43,6 +47,9 @@ pub(crate) struct Agent {
     rng: Mutex<Rng>,
     /// Wakes the loop that reads from sshd when a pause ends.
     resumed: Notify,
+    plan: watch::Receiver<Arc<Plan>>,
+    /// The agent's own channel is broken: what it sends is lost.
+    away: AtomicBool,
 }
 
 /// What the other loops report to the one that takes input.
@@ -63,26 +70,47 @@ struct Done {
 /// Runs the agent of a session until the agent or the session ends.
 pub(crate) async fn run(
     session: Arc<Session>,
-    inbox: mpsc::Receiver<Bytes>,
+    mut inbox: mpsc::Receiver<Bytes>,
     begin: Instant,
     settings: AgentSettings,
     pacing: Pacing,
+    plan: watch::Receiver<Arc<Plan>>,
     rng: Rng,
 ) {
-    let outgoing = Mutex::new(Outgoing::new());
-    let (rng, resumed) = (Mutex::new(rng), Notify::new());
-    let agent =
-        Arc::new(Agent { session: Arc::clone(&session), settings, pacing, outgoing, rng, resumed });
-    let over = session.ended();
+    let agent = Arc::new(Agent {
+        session: Arc::clone(&session),
+        settings,
+        pacing,
+        outgoing: Mutex::new(Outgoing::new()),
+        rng: Mutex::new(rng),
+        resumed: Notify::new(),
+        plan,
+        away: AtomicBool::new(false),
+    });
+    let life = async {
+        let reported = tokio::select! {
+            done = agent.live(&mut inbox, begin) => return done,
+            reported = session.worker_killed() => reported,
+        };
+        // Everything of the worker is gone, its connection to sshd included.
+        dead(inbox, reported).await
+    };
     let done = tokio::select! {
-        done = agent.live(inbox, begin) => done,
-        _ = over => return,
+        done = life => done,
+        _ = session.ended() => return,
     };
     session.end(done.by, &done.output);
 }
 
+/// Loses what the client sends to a session worker that was killed, until that is reported.
+async fn dead(mut inbox: mpsc::Receiver<Bytes>, reported: Instant) -> Done {
+    let lose = async { while inbox.recv().await.is_some() {} };
+    drop(timeout_at(reported, lose).await);
+    Done { by: Ending::WorkerKilled, output: CRASHED.to_owned() }
+}
+
 impl Agent {
-    async fn live(self: &Arc<Self>, inbox: mpsc::Receiver<Bytes>, begin: Instant) -> Done {
+    async fn live(self: &Arc<Self>, inbox: &mut mpsc::Receiver<Bytes>, begin: Instant) -> Done {
         sleep_until(begin).await;
         if self.settings.version < PORT_PLUGIN {
             return Done { by: Ending::Unsupported, output: UNSUPPORTED.to_owned() };
@@ -121,12 +149,12 @@ impl Agent {
             message.encode()
         });
         count(&self.session.counters.output_messages, 1);
-        self.session.deliver(frame).await;
+        self.deliver(frame).await;
     }
 
     /// Acknowledges a message of the client.
     async fn acknowledge(&self, message: &Message) {
-        self.session.deliver(payload::acknowledge(message, self.uuid())).await;
+        self.deliver(payload::acknowledge(message, self.uuid())).await;
     }
 
     /// Retransmits the oldest message whenever it is overdue.
@@ -138,9 +166,22 @@ impl Agent {
             let overdue = lock(&self.outgoing).overdue(Instant::now());
             if let Some(frame) = overdue {
                 count(&self.session.counters.output_repeated, 1);
-                self.session.deliver(frame).await;
+                self.deliver(frame).await;
             }
         }
+    }
+
+    /// Passes a frame to the gateway; it is lost while the agent's own channel is broken.
+    async fn deliver(&self, frame: Bytes) {
+        if !self.away.load(Ordering::Relaxed) {
+            self.session.deliver(frame).await;
+        }
+    }
+
+    /// The agent's own channel is broken, or open again.
+    fn set_away(&self, away: bool) {
+        self.away.store(away, Ordering::Relaxed);
+        self.session.set_agent_away(away);
     }
 
     /// Any message from the client ends a pause.
@@ -195,3 +236,7 @@ const RESEND: Duration = Duration::from_millis(100);
 /// Observed on AWS (specification, section 9).
 const UNSUPPORTED: &str = "Plugin with name Port is not supported by this version of ssm agent, please update to \
                            latest version";
+
+/// What the worker's parent reports when the worker has died.
+const CRASHED: &str = "document process failed unexpectedly: ipc messaging received timeout signal, check \
+                       [ssm-document-worker]/[ssm-session-worker] log for crash reason";

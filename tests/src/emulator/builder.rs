@@ -162,6 +162,21 @@ impl Builder {
         self
     }
 
+    /// Data channels that were opened unsigned are not closed at their `channel_lifetime`. Whether the service
+    /// closes them is not known: every close that was reported was of a signed one.
+    #[must_use]
+    pub fn unsigned_channels_live_on(mut self) -> Self {
+        self.settings.unsigned_channels_live_on = true;
+        self
+    }
+
+    /// HTTP status for an unsigned opening under [`OpeningMode::SignedOnly`]; 403 by default.
+    #[must_use]
+    pub fn unsigned_refusal(mut self, status: u16) -> Self {
+        self.settings.unsigned_refusal = status;
+        self
+    }
+
     /// Port of the API; a free one by default.
     #[must_use]
     pub fn port(mut self, port: u16) -> Self {

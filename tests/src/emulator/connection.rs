@@ -52,7 +52,8 @@ struct Connection<'a> {
     /// Number of this connection among the session's, from 1.
     generation: u64,
     frames: AtomicU64,
-    lives_until: Instant,
+    /// When the service closes it.
+    lives_until: Option<Instant>,
 }
 
 /// Serves a connection until it ends.
@@ -93,7 +94,7 @@ pub(crate) async fn serve(
         flow_control: service.watch_flow_control(),
         generation,
         frames: AtomicU64::new(0),
-        lives_until: Instant::now() + service.channel_lifetime(),
+        lives_until: service.channel_lifetime(signed).map(|life| Instant::now() + life),
     };
     let exit = tokio::select! {
         exit = connection.read(&mut reader, &controls) => exit,
@@ -250,7 +251,7 @@ impl Connection<'_> {
                     }
                 }
                 () = until(path.due()) => {}
-                () = sleep_until(self.lives_until) => return Exit::Break(Break::Close),
+                () = until(self.lives_until) => return Exit::Break(Break::Close),
                 end = &mut ended => {
                     // Frames that the agent sent before the end are delivered first.
                     while let Ok(message) = frames.try_recv() {

@@ -3,6 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::{
     codec::{PAUSE_PUBLICATION, START_PUBLICATION},
@@ -12,6 +13,7 @@ use super::{
     journal::Ending,
     service::Service,
     session::{ToClient, publication},
+    settings::{AgentBreak, OpeningMode},
 };
 
 /// A handle to a running emulator. Clones refer to the same emulator.
@@ -74,6 +76,28 @@ impl Control {
         }
     }
 
+    /// Breaks the agent's own channel of a session; the agent opens another one after its `reconnect_delay`.
+    pub fn break_agent(&self, session: &str, how: AgentBreak) {
+        if let Some(session) = self.0.session(session) {
+            session.break_agent(how);
+        }
+    }
+
+    /// Kills the agent's worker of a session: nothing is read, written, acknowledged or sent for it any more,
+    /// and the client's WebSocket stays. The agent's master reports it after its `report_delay`, which ends the
+    /// session.
+    pub fn kill_worker(&self, session: &str) {
+        if let Some(session) = self.0.session(session) {
+            session.kill_worker(Instant::now() + self.0.settings.agent.report_delay);
+        }
+    }
+
+    /// Kills all processes of the agent. They are back after this time; until then sessions can be started, but
+    /// nothing answers in them. Those of before are reported `report_delay` after that.
+    pub fn kill_agent(&self, back_after: Duration) {
+        self.0.kill_agent(back_after);
+    }
+
     /// Ends a session as the console does, with this text for the client.
     pub fn terminate(&self, session: &str, output: &str) {
         if let Some(session) = self.0.session(session) {
@@ -89,6 +113,11 @@ impl Control {
     /// Replaces the age at which the gateway closes `WebSockets`, for those that are opened from now on.
     pub fn set_channel_lifetime(&self, lifetime: Duration) {
         self.0.set_channel_lifetime(lifetime);
+    }
+
+    /// Changes which openings are accepted from now on; channels that are open stay open.
+    pub fn set_opening(&self, mode: OpeningMode) {
+        self.0.set_opening(mode);
     }
 
     /// Replaces the gateway's limits for what clients send, for channels that are open too.

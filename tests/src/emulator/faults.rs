@@ -13,6 +13,7 @@ pub struct Plan {
     pub(crate) down: Link,
     pub(crate) cut: Option<Cut>,
     pub(crate) ends_without_word: bool,
+    pub(crate) agent: Option<(AgentFailure, u64)>,
 }
 
 impl Plan {
@@ -57,12 +58,28 @@ impl Plan {
         self
     }
 
+    /// Each session's agent fails with this payload of the client, counted from 1; once.
+    #[must_use]
+    pub fn agent(mut self, failure: AgentFailure, payload: u64) -> Self {
+        self.agent = Some((failure, payload));
+        self
+    }
+
     /// Ends sessions by closing the WebSocket, without `channel_closed`.
     #[must_use]
     pub fn ending_without_word(mut self) -> Self {
         self.ends_without_word = true;
         self
     }
+}
+
+/// How a session's agent fails.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum AgentFailure {
+    /// Its own channel breaks after it has written a payload to sshd, and before it acknowledges it.
+    ChannelBreaks,
+    /// Its session worker is killed.
+    WorkerKilled,
 }
 
 /// A call that can fail.

@@ -15,6 +15,7 @@ pub struct FlowControl {
     window: bool,
     rate: Option<f64>,
     large_messages: bool,
+    agent_away: bool,
     close: FlowClose,
 }
 
@@ -27,6 +28,8 @@ pub enum Limit {
     Rate,
     /// More than 256 KiB within two seconds in messages of more than 1,024 bytes.
     LargeMessages,
+    /// The agent's own channel is broken.
+    AgentAway,
 }
 
 /// What happens when more than 256 KiB of payload follow a pause.
@@ -42,7 +45,13 @@ pub enum FlowClose {
 impl FlowControl {
     /// No limit, and no close after a pause.
     pub fn none() -> Self {
-        Self { window: false, rate: None, large_messages: false, close: FlowClose::default() }
+        Self {
+            window: false,
+            rate: None,
+            large_messages: false,
+            agent_away: false,
+            close: FlowClose::default(),
+        }
     }
 
     /// All three limits at once, with 5 MB/s.
@@ -71,6 +80,13 @@ impl FlowControl {
         self
     }
 
+    /// Pauses the client while the agent's own channel is broken. Whether the service does is not known.
+    #[must_use]
+    pub fn agent_away(mut self) -> Self {
+        self.agent_away = true;
+        self
+    }
+
     /// What happens to a client that goes on after a pause.
     #[must_use]
     pub fn closing(mut self, close: FlowClose) -> Self {
@@ -80,7 +96,7 @@ impl FlowControl {
 
     /// Whether clients that go on after a pause are closed.
     fn closes(&self) -> bool {
-        self.window || self.rate.is_some() || self.large_messages
+        self.window || self.rate.is_some() || self.large_messages || self.agent_away
     }
 }
 
@@ -100,6 +116,7 @@ pub(crate) struct Gauge {
     next: u64,
     recent: Meter,
     large: Meter,
+    agent_is_away: bool,
     /// The limits that are exceeded, or were and are not yet kept again by some distance.
     exceeded: BTreeSet<Limit>,
     /// Payload bytes since the client was paused.
@@ -135,6 +152,7 @@ impl Gauge {
         self.unacknowledged = before.unacknowledged;
         self.in_flight = before.in_flight;
         self.next = before.next;
+        self.agent_is_away = before.agent_is_away;
     }
 
     /// Counts a stream message of the client.
@@ -170,6 +188,10 @@ impl Gauge {
         self.in_flight -= length;
         let over = self.exceeded.contains(&Limit::Window) && self.in_flight < WINDOW / 2;
         if over { Effect::Signal } else { Effect::Nothing }
+    }
+
+    pub(crate) fn set_agent_away(&mut self, away: bool) {
+        self.agent_is_away = away;
     }
 
     pub(crate) fn pause_by_hand(&mut self) {
@@ -213,6 +235,7 @@ impl Gauge {
             (Limit::Window, model.window, self.in_flight > WINDOW, self.in_flight >= WINDOW / 2),
             (Limit::Rate, model.rate.is_some(), above(1.0), above(0.9)),
             (Limit::LargeMessages, model.large_messages, large > LARGE_BYTES, large > 0.0),
+            (Limit::AgentAway, model.agent_away, self.agent_is_away, self.agent_is_away),
         ];
         for (limit, is_on, begins, lasts) in limits {
             if is_on && begins {

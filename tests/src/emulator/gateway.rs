@@ -186,10 +186,13 @@ fn check_upgrade(head: &Head, service: &Service, session: &Session) -> Result<()
 
 fn check_signature(head: &Head, service: &Service, session: &Session) -> Result<(), Refusal> {
     let refuse = |why: String| Err(Refusal { status: 403, why });
-    let mode = service.settings.opening;
+    let mode = service.opening();
     if head.header("authorization").is_none() {
         return match mode {
-            OpeningMode::SignedOnly => refuse("without signature".to_owned()),
+            OpeningMode::SignedOnly => {
+                let why = "without signature".to_owned();
+                Err(Refusal { status: service.settings.unsigned_refusal, why })
+            }
             OpeningMode::UnsignedAccepted | OpeningMode::PermissionNotAsked => Ok(()),
         };
     }

@@ -113,6 +113,23 @@ pub enum Record {
         /// The session's id.
         session: String,
     },
+    /// The agent's own channel has broken.
+    AgentAway {
+        /// The session's id.
+        session: String,
+        /// Whether a payload was written to sshd and not acknowledged.
+        amid_payload: bool,
+    },
+    /// The agent has opened its channel again.
+    AgentBack {
+        /// The session's id.
+        session: String,
+    },
+    /// The agent's session worker was killed.
+    WorkerKilled {
+        /// The session's id.
+        session: String,
+    },
     /// The client violated the specification.
     Violation {
         /// The session's id, if there is one.
@@ -145,6 +162,8 @@ pub enum Ending {
     PortUnreachable,
     /// The agent's version does not support port sessions.
     Unsupported,
+    /// The agent's session worker was killed, and its master has reported it.
+    WorkerKilled,
     /// The client went on after `pause_publication`.
     FlowControl,
     /// [`Control::terminate`](super::Control::terminate).

@@ -43,11 +43,11 @@ pub use builder::Builder;
 pub use control::Control;
 pub use credentials::Role;
 pub(crate) use faults::Rng;
-pub use faults::{Action, ApiFault, Break, Cut, Failure, Link, Plan};
+pub use faults::{Action, AgentFailure, ApiFault, Break, Cut, Failure, Link, Plan};
 pub use flow_control::{FlowClose, FlowControl, Limit};
 pub use iam::{OWN_SESSIONS, Policy, PolicyError};
 pub use journal::{Ending, Entry, Journal, Missed, Record, SessionStats};
-pub use settings::{AgentSettings, OpeningMode, Pacing};
+pub use settings::{AgentBreak, AgentSettings, OpeningMode, Pacing};
 
 use std::{fmt, sync::Arc};
 

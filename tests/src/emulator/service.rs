@@ -18,7 +18,7 @@ use super::{
     iam::{Decision, Policy, Request},
     journal::{Ending, Journal, Record, lock},
     session::{PATH, Session, Ticket},
-    settings::Settings,
+    settings::{OpeningMode, Settings},
 };
 
 pub(crate) struct Service {
@@ -32,6 +32,7 @@ pub(crate) struct Service {
     policy: Mutex<Policy>,
     /// Of `WebSockets` opened from now on.
     channel_lifetime: Mutex<Duration>,
+    opening: Mutex<OpeningMode>,
     faults: Mutex<Faults>,
     plan: watch::Sender<Arc<Plan>>,
     flow_control: watch::Sender<FlowControl>,
@@ -59,7 +60,7 @@ pub(crate) struct StartRequest {
 impl Service {
     pub(crate) fn new(settings: Settings, policy: Policy, plan: Plan, gateway: SocketAddr) -> Self {
         let user = Arc::new(Principal::user(&settings.account, "transfer"));
-        let channel_lifetime = settings.channel_lifetime;
+        let (channel_lifetime, opening) = (settings.channel_lifetime, settings.opening);
         let flow_control = watch::Sender::new(settings.flow_control);
         Self {
             settings,
@@ -70,6 +71,7 @@ impl Service {
             gateway,
             policy: Mutex::new(policy),
             channel_lifetime: Mutex::new(channel_lifetime),
+            opening: Mutex::new(opening),
             faults: Mutex::new(Faults::new(&plan)),
             rng: Mutex::new(Rng::new(plan.seed)),
             plan: watch::Sender::new(Arc::new(plan)),
@@ -113,6 +115,7 @@ impl Service {
             begin,
             settings.agent.clone(),
             settings.pacing,
+            self.watch_plan(),
             Rng::new(seed),
         ));
         self.tasks.spawn(watch_over(Arc::clone(&session), settings.clone()));
@@ -136,8 +139,30 @@ impl Service {
         Ticket { url, token }
     }
 
-    pub(crate) fn channel_lifetime(&self) -> Duration {
-        *lock(&self.channel_lifetime)
+    /// After which time a new `WebSocket` is closed, if ever.
+    pub(crate) fn channel_lifetime(&self, signed: bool) -> Option<Duration> {
+        let closes = signed || !self.settings.unsigned_channels_live_on;
+        closes.then(|| *lock(&self.channel_lifetime))
+    }
+
+    pub(crate) fn opening(&self) -> OpeningMode {
+        *lock(&self.opening)
+    }
+
+    pub(crate) fn set_opening(&self, mode: OpeningMode) {
+        *lock(&self.opening) = mode;
+    }
+
+    /// Kills all processes of the agent; it begins no session before it is back.
+    pub(crate) fn kill_agent(&self, back_after: Duration) {
+        let back = Instant::now() + back_after;
+        {
+            let mut next = lock(&self.next_start);
+            *next = back.max(*next);
+        }
+        for session in self.sessions() {
+            session.kill_worker(back + self.settings.agent.report_delay);
+        }
     }
 
     pub(crate) fn set_channel_lifetime(&self, lifetime: Duration) {

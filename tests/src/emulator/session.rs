@@ -20,6 +20,7 @@ use super::{
     flow_control::{Effect, Gauge},
     journal::{Counters, Ending, Journal, Record, lock},
     payload,
+    settings::AgentBreak,
 };
 
 /// The URL and token with which a session's data channel is opened.
@@ -39,6 +40,9 @@ pub(crate) struct Session {
     end: watch::Sender<Option<End>>,
     /// The gauge may have a signal for the client.
     flow_changed: Notify,
+    agent_breaks: watch::Sender<AgentBreak>,
+    /// When the agent's master reports its killed session worker.
+    worker_killed: watch::Sender<Option<Instant>>,
 }
 
 /// How a session ended.
@@ -108,6 +112,8 @@ impl Session {
             to_agent,
             end: watch::Sender::new(None),
             flow_changed: Notify::new(),
+            agent_breaks: watch::Sender::new(AgentBreak::default()),
+            worker_killed: watch::Sender::new(None),
         };
         (session, inbox)
     }
@@ -207,6 +213,43 @@ impl Session {
     pub(crate) async fn publish_to(&self, listening: bool) {
         let kind = if listening { START_PUBLICATION } else { PAUSE_PUBLICATION };
         self.submit(publication(kind)).await;
+    }
+
+    /// Breaks the agent's own channel.
+    pub(crate) fn break_agent(&self, how: AgentBreak) {
+        self.agent_breaks.send_replace(how);
+    }
+
+    pub(crate) fn watch_agent_breaks(&self) -> watch::Receiver<AgentBreak> {
+        self.agent_breaks.subscribe()
+    }
+
+    pub(crate) fn set_agent_away(&self, away: bool) {
+        self.flow(|gauge| gauge.set_agent_away(away));
+        self.flow_changed.notify_one();
+    }
+
+    /// Kills the agent's session worker, unless it is dead; its master reports that at this time.
+    pub(crate) fn kill_worker(&self, reported: Instant) {
+        self.worker_killed.send_if_modified(|killed| {
+            let lives = killed.is_none() && !self.is_over();
+            if lives {
+                *killed = Some(reported);
+                self.journal.add(Record::WorkerKilled { session: self.id.clone() });
+            }
+            lives
+        });
+    }
+
+    /// Waits until the agent's session worker is killed; returns when that is reported. Cancel-safe.
+    pub(crate) async fn worker_killed(&self) -> Instant {
+        let mut killed = self.worker_killed.subscribe();
+        let reported = match killed.wait_for(Option::is_some).await {
+            Ok(reported) => *reported,
+            // Cannot happen: the sender is in `self`.
+            Err(_) => None,
+        };
+        reported.unwrap_or_else(Instant::now)
     }
 
     pub(crate) fn note_input(&self) {

@@ -1,5 +1,6 @@
 //! The emulator as a whole: the API by the AWS SDK, the data channel by a plain client.
 
+mod agent_faults;
 mod api;
 mod channel;
 mod client;

@@ -8,22 +8,30 @@ use serde_json::Value;
 use tokio::{
     io::AsyncWriteExt as _,
     net::{TcpStream, tcp::OwnedWriteHalf},
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::JoinSet,
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{ACKNOWLEDGES_AGAIN, Agent, Done, Event, PAUSE, TERMINATE_FLAG, pump};
+use super::{
+    ACKNOWLEDGES_AGAIN, Agent, CRASHED, Done, Event, PAUSE, TERMINATE_FLAG,
+    channel::{Change, Channel},
+    pump,
+};
 use crate::emulator::{
     codec::{ACKNOWLEDGE, INPUT, Message, PAUSE_PUBLICATION, START_PUBLICATION, payload_type},
+    faults::AgentFailure,
     journal::{Ending, Record, count, lock},
     payload::{self, Acknowledge},
+    settings::AgentBreak,
 };
 
 /// The loop that takes the client's messages.
 pub(super) struct Input<'a> {
     agent: &'a Arc<Agent>,
-    inbox: mpsc::Receiver<Bytes>,
+    channel: Channel,
+    breaks: watch::Receiver<AgentBreak>,
+    inbox: &'a mut mpsc::Receiver<Bytes>,
     heard: mpsc::Receiver<Event>,
     events: mpsc::Sender<Event>,
     /// Loops and timers of this session; aborted with it.
@@ -40,6 +48,8 @@ pub(super) struct Input<'a> {
     forgotten: Instant,
     /// The reader has crashed on a message: all further input is ignored.
     crashed: bool,
+    /// The client's payloads in order, retransmitted ones included.
+    payloads: u64,
 }
 
 enum Phase {
@@ -69,13 +79,15 @@ enum Outcome {
 impl<'a> Input<'a> {
     pub(super) fn new(
         agent: &'a Arc<Agent>,
-        inbox: mpsc::Receiver<Bytes>,
+        inbox: &'a mut mpsc::Receiver<Bytes>,
         heard: mpsc::Receiver<Event>,
         events: mpsc::Sender<Event>,
         started: Instant,
     ) -> Self {
         Self {
             agent,
+            channel: Channel::open(&agent.settings, started),
+            breaks: agent.session.watch_agent_breaks(),
             inbox,
             heard,
             events,
@@ -88,6 +100,7 @@ impl<'a> Input<'a> {
             written: Vec::new(),
             forgotten: started,
             crashed: false,
+            payloads: 0,
         }
     }
 
@@ -103,7 +116,16 @@ impl<'a> Input<'a> {
                     return Done { by: Ending::Operator, output: String::new() };
                 },
                 Some(event) = self.heard.recv() => self.handle_event(event),
+                Ok(()) = self.breaks.changed() => {
+                    let how = *self.breaks.borrow_and_update();
+                    self.channel.begin_to_break(how, Instant::now());
+                }
                 () = sleep_until(deadline) => {}
+            }
+            match self.channel.review(Instant::now()) {
+                Some(Change::Closed) => self.note_away(false),
+                Some(Change::Opened) => self.note_back(),
+                None => {}
             }
             for frame in batch.drain(..) {
                 if let Err(done) = self.handle_frame(&frame).await {
@@ -115,13 +137,14 @@ impl<'a> Input<'a> {
     }
 
     fn deadline(&self) -> Instant {
-        match self.phase {
+        let by_phase = match self.phase {
             Phase::Handshake(deadline) | Phase::Crashed(deadline) => deadline,
             Phase::Draining(..) => Instant::now() + POLL,
             Phase::Completing | Phase::Dialling | Phase::Open(_) => {
                 Instant::now() + Duration::from_hours(1)
             }
-        }
+        };
+        self.channel.due().map_or(by_phase, |due| due.min(by_phase))
     }
 
     fn is_done(&self) -> Option<Done> {
@@ -180,7 +203,8 @@ impl<'a> Input<'a> {
     }
 
     async fn handle_frame(&mut self, frame: &Bytes) -> Result<(), Done> {
-        if self.crashed || matches!(self.phase, Phase::Crashed(_)) {
+        let is_deaf = self.crashed || self.channel.is_closed();
+        if is_deaf || matches!(self.phase, Phase::Crashed(_)) {
             return Ok(());
         }
         let Ok(message) = Message::decode(frame) else {
@@ -245,6 +269,17 @@ impl<'a> Input<'a> {
             }
             return Ok(());
         }
+        if message.payload_type == payload_type::OUTPUT && matches!(self.phase, Phase::Open(_)) {
+            self.payloads += 1;
+            self.fail_by_plan();
+            if self.crashed {
+                return Ok(());
+            }
+            if self.channel.is_breaking() {
+                self.break_amid(&message).await;
+                return Ok(());
+            }
+        }
         self.take(message, false).await?;
         while let Some(message) = self.early.remove(&self.expected) {
             if !self.take(message, true).await? {
@@ -252,6 +287,47 @@ impl<'a> Input<'a> {
             }
         }
         Ok(())
+    }
+
+    fn fail_by_plan(&mut self) {
+        let planned = self.agent.plan.borrow().agent;
+        match planned {
+            Some((failure, payload)) if payload == self.payloads => match failure {
+                AgentFailure::ChannelBreaks => {
+                    self.channel.begin_to_break(AgentBreak::WithNextPayload, Instant::now());
+                }
+                AgentFailure::WorkerKilled => {
+                    let reported = Instant::now() + self.agent.settings.report_delay;
+                    self.agent.session.kill_worker(reported);
+                    self.crashed = true;
+                }
+            },
+            _ => {}
+        }
+    }
+
+    /// Writes a payload to sshd and loses the channel before it is acknowledged: it stays the next message.
+    async fn break_amid(&mut self, message: &Message) {
+        self.write().await;
+        if let Phase::Open(write) = &mut self.phase {
+            drop(write.write_all(&message.payload).await);
+        }
+        self.channel.close(Instant::now());
+        self.note_away(true);
+    }
+
+    fn note_away(&self, amid_payload: bool) {
+        let session = self.agent.session.id.clone();
+        self.agent.session.journal.add(Record::AgentAway { session, amid_payload });
+        self.agent.set_away(true);
+    }
+
+    fn note_back(&self) {
+        let session = self.agent.session.id.clone();
+        self.agent.session.journal.add(Record::AgentBack { session });
+        self.agent.set_away(false);
+        // The real agent forgets a pause when it reconnects.
+        self.agent.resume();
     }
 
     /// Processes the next message in order; false if it was rejected.
@@ -337,12 +413,14 @@ impl<'a> Input<'a> {
         agent.send(payload_type::HANDSHAKE_COMPLETE, complete).await;
         let session = agent.session.id.clone();
         agent.session.journal.add(Record::HandshakeCompleted { session, client_version });
-        let (delay, events) = (agent.settings.complete_delay, self.events.clone());
+        let (delay, share) = (agent.settings.complete_delay, agent.settings.complete_delay_share);
+        // Tokio's timer would round zero up to a millisecond.
+        if delay.is_zero() || !lock(&agent.rng).chance(share) {
+            return self.handle_event(Event::Ready);
+        }
+        let events = self.events.clone();
         self.tasks.spawn(async move {
-            // Tokio's timer would round zero up to a millisecond.
-            if !delay.is_zero() {
-                sleep(delay).await;
-            }
+            sleep(delay).await;
             drop(events.send(Event::Ready).await);
         });
     }
@@ -403,7 +481,3 @@ const POLL: Duration = Duration::from_millis(10);
 const HANDSHAKE_TIMED_OUT: &str = "\n----------ERROR-------\nEncountered error while initiating handshake. Handshake \
                                    timed out. Please ensure that you have the latest version of the session manager \
                                    plugin.";
-
-/// What the worker's parent reports when the worker has died.
-const CRASHED: &str = "document process failed unexpectedly: ipc messaging received timeout signal, check \
-                       [ssm-document-worker]/[ssm-session-worker] log for crash reason";

@@ -343,8 +343,42 @@ async fn connections_are_closed_by_schedule() {
     assert_eq!(emulator.journal().open_sessions(), [id]);
 }
 
+#[tokio::test]
+async fn unsigned_channels_may_be_spared_by_the_schedule() {
+    let builder = builder().channel_lifetime(Duration::from_millis(100));
+    let emulator = builder.unsigned_channels_live_on().build().await.unwrap();
+    let server = TcpServer::echo().await.unwrap();
+    let (mut unsigned, _) = connected(&emulator, server.port()).await;
+    dialled(&emulator.journal()).await;
+    let started = start(&emulator, server.port()).await;
+    let url = started.stream_url().unwrap();
+    let headers = signed(url, SECRET, SystemTime::now());
+    let mut client = Client::connect(url, &headers).await.unwrap();
+    client.open(started.token_value().unwrap()).await;
+    while !matches!(client.event().await, Event::Close(1000, _)) {}
+    // Opened before, and open still.
+    unsigned.deliver(payload_type::OUTPUT, b"alive").await;
+    assert_eq!(unsigned.bytes(5).await, b"alive");
+}
+
+#[tokio::test]
+async fn unsigned_openings_can_be_refused_from_now_on() {
+    let emulator = builder().unsigned_refusal(401).build().await.unwrap();
+    let server = TcpServer::echo().await.unwrap();
+    let (mut open, id) = connected(&emulator, server.port()).await;
+    dialled(&emulator.journal()).await;
+    emulator.control().set_opening(OpeningMode::SignedOnly);
+    open.deliver(payload_type::OUTPUT, b"alive").await;
+    assert_eq!(open.bytes(5).await, b"alive");
+    let resumed = ssm(&emulator, keys()).resume_session().session_id(&id).send().await.unwrap();
+    let url = resumed.stream_url().unwrap();
+    assert_eq!(Client::connect(url, &[]).await.map(drop), Err(401));
+    let headers = signed(url, SECRET, SystemTime::now());
+    assert_eq!(Client::connect(url, &headers).await.map(drop), Ok(()));
+}
+
 /// Waits until the agent has dialled.
-async fn dialled(journal: &Journal) {
+pub(super) async fn dialled(journal: &Journal) {
     let is = |record: &Record| matches!(record, Record::Dialled { reached: true, .. });
     let seen = journal.wait_for(|all| all.iter().any(|entry| is(&entry.record)), LIMIT);
     seen.await.unwrap();

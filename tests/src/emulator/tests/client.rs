@@ -11,7 +11,8 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::emulator::codec::{
-    ACKNOWLEDGE, CHANNEL_CLOSED, INPUT, Message, OUTPUT, SYN_FIN, payload_type,
+    ACKNOWLEDGE, CHANNEL_CLOSED, INPUT, Message, OUTPUT, PAUSE_PUBLICATION, START_PUBLICATION,
+    SYN_FIN, payload_type,
 };
 
 /// Limit of every step, on a loaded machine.
@@ -279,6 +280,11 @@ impl Client {
     /// Sends an input repeatedly until the agent has acknowledged it.
     pub(super) async fn deliver(&mut self, payload_type: u32, payload: &[u8]) {
         let message = self.send(payload_type, payload).await;
+        self.again(&message).await;
+    }
+
+    /// Sends a message repeatedly until the agent has acknowledged it.
+    pub(super) async fn again(&mut self, message: &Message) {
         while !self.acknowledged.contains(&message.sequence) {
             let acknowledged = self.acknowledged(message.sequence);
             if timeout(Duration::from_millis(50), acknowledged).await.is_err() {
@@ -299,6 +305,21 @@ impl Client {
                 }
                 Err(end) => panic!("no channel_closed before {end:?}"),
             }
+        }
+    }
+}
+
+/// The kind of the next pause or start.
+pub(super) async fn signal(client: &mut Client) -> String {
+    loop {
+        match client.event().await {
+            Event::Message(message)
+                if [PAUSE_PUBLICATION, START_PUBLICATION].contains(&message.kind.as_str()) =>
+            {
+                return message.kind;
+            }
+            Event::Message(_) | Event::Pong => {}
+            other => panic!("{other:?}"),
         }
     }
 }

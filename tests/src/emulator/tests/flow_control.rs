@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     builder,
-    client::{Client, Event},
+    client::{Client, Event, signal},
     connected, keys, ssm,
 };
 use crate::{
@@ -28,21 +28,6 @@ async fn send(client: &mut Client, bytes: usize, message: usize) -> Vec<Message>
         sent.push(client.send(payload_type::OUTPUT, &payload).await);
     }
     sent
-}
-
-/// The kind of the next pause or start.
-async fn signal(client: &mut Client) -> String {
-    loop {
-        match client.event().await {
-            Event::Message(message)
-                if [PAUSE_PUBLICATION, START_PUBLICATION].contains(&message.kind.as_str()) =>
-            {
-                return message.kind;
-            }
-            Event::Message(_) | Event::Pong => {}
-            other => panic!("{other:?}"),
-        }
-    }
 }
 
 /// What was paused for.
