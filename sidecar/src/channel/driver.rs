@@ -53,7 +53,8 @@ impl<R: Reconnect> Driver<R> {
         };
         match &end {
             ChannelEnd::Terminated => debug!("data channel closed"),
-            other => warn!(reason = %other, "data channel ended"),
+            // Where that is not in order, the lane's loss is logged with the same reason.
+            other => info!(reason = %other, "data channel ended"),
         }
         if matches!(end, ChannelEnd::Closed(_)) && self.shared.lock().is_congested() {
             info!("{CONGESTED}");

@@ -11,7 +11,7 @@ use std::{
 use rustls::{CertificateError, ClientConfig, RootCertStore, pki_types::CertificateDer};
 use rustls_native_certs::{CertificateResult, load_certs_from_paths, load_native_certs};
 use tokio_rustls::TlsConnector;
-use tracing::warn;
+use tracing::{debug, info, warn};
 
 /// Trusted root certificates. Clones share them.
 #[derive(Clone)]
@@ -66,9 +66,16 @@ impl RootCertificates {
         let mut roots = RootCertStore::empty();
         let is_usable = |certificate: &&CertificateDer<'static>| {
             let added = roots.add((*certificate).clone());
-            added.inspect_err(|error| warn!(%error, "root certificate cannot be used")).is_ok()
+            added.inspect_err(|error| debug!(%error, "root certificate cannot be used")).is_ok()
         };
-        let usable = self.0.found.iter().filter(is_usable).collect();
+        let usable: Vec<_> = self.0.found.iter().filter(is_usable).collect();
+        let unusable = self.0.found.len() - usable.len();
+        if unusable > 0 && usable.is_empty() {
+            warn!(unusable, "no root certificate can be used: every TLS connection will fail");
+        } else if unusable > 0 {
+            // In order: a system's bundle may hold old ones.
+            info!(unusable, "some root certificates cannot be used");
+        }
         (roots, usable)
     }
 }

@@ -49,10 +49,10 @@ where
     /// Runs until the connection is over.
     pub(super) async fn run(mut self) {
         let error = poll_fn(|context| self.poll(context)).await;
-        if let Some(error) = &error {
-            warn!(%error, "connection to the bastion ended");
-        } else {
-            debug!("connection to the bastion closed");
+        match &error {
+            // The data channel below has ended, and logs why, unless this process has ended it.
+            None | Some(SshError::StreamEnded) => debug!("connection to the bastion closed"),
+            Some(error) => warn!(%error, "connection to the bastion ended"),
         }
         self.shared.lock().on_end(error.unwrap_or(SshError::StreamEnded));
         self.shared.notify();

@@ -172,7 +172,8 @@ async fn open_channel(
     let socket = websocket::open(&config.stream, &*config.api, &url, opening, preconnect).await?;
     let signature = socket.signature();
     if signature == OpeningSignature::UnsignedAfterRefusal && config.is_first_unsigned_opening() {
-        warn!(
+        // In order where no more than `ssm:StartSession` is allowed.
+        info!(
             "the signed opening of the data channel was refused, the unsigned one was accepted, which AWS may cease to do: \
              allow `{}`, as `ssm-sidecar policy` prints it",
             IamAction::OpenDataChannel
