@@ -60,6 +60,7 @@ impl ConfigReader {
     pub fn end(&self) -> Malformed {
         match self.scanner.state {
             State::BeforeObject | State::ByteOrderMark(_) => Malformed::Missing,
+            State::MaybeUtf16(first) => not_utf_16(first),
             State::InObject | State::InString | State::InEscape => Malformed::Incomplete,
         }
     }
@@ -115,6 +116,9 @@ pub enum Malformed {
     /// It is not UTF-8.
     #[error("config is not UTF-8")]
     NotUtf8,
+    /// It is UTF-16, with or without a byte order mark.
+    #[error("config is encoded as UTF-16")]
+    Utf16,
     /// It is longer than [`MAX_CONFIG_BYTES`].
     #[error("config is longer than 1 MiB")]
     TooLong,
@@ -134,6 +138,9 @@ impl Malformed {
             Self::Incomplete => "send the whole config, and keep stdin open after it",
             Self::Syntax { .. } => "write the config with a JSON library, or check it with one",
             Self::NotUtf8 => "encode the config as UTF-8",
+            Self::Utf16 => {
+                "encode the config as UTF-8; Windows PowerShell's `>` writes UTF-16, `Out-File -Encoding utf8` does not"
+            }
             Self::TooLong => "shorten the config; `memo` is the only field that may be long",
             Self::TooDeep => "leave out every field that `ssm-sidecar schema` does not name",
             Self::Trailing => "leave nothing but one JSON object in the file",
@@ -171,6 +178,8 @@ enum State {
     BeforeObject,
     /// In the byte order mark, of which so many bytes have arrived.
     ByteOrderMark(usize),
+    /// After a first byte that UTF-16 may begin with, and UTF-8 may not.
+    MaybeUtf16(u8),
     /// In the object, outside strings.
     InObject,
     /// In a string.
@@ -194,6 +203,17 @@ impl Scanner {
             (State::BeforeObject | State::InObject, b' ' | b'\t' | b'\r' | b'\n') => {}
             (State::BeforeObject | State::InObject, b'{') => self.open(b'}')?,
             (State::BeforeObject, 0xef) if first => self.state = State::ByteOrderMark(1),
+            (State::BeforeObject, 0xff | 0xfe | 0) if first => self.state = State::MaybeUtf16(byte),
+            (State::MaybeUtf16(first), _) => {
+                return Err(match (first, byte) {
+                    (0xff, 0xfe) | (0xfe, 0xff) | (0, b'{') => Malformed::Utf16,
+                    _ => not_utf_16(first),
+                });
+            }
+            // `{` of the little-endian form.
+            (State::InObject, 0) if (self.line, self.column) == (1, 2) => {
+                return Err(Malformed::Utf16);
+            }
             (State::BeforeObject, 0x80..) => return Err(Malformed::NotUtf8),
             (State::BeforeObject, _) => return Err(Malformed::NotObject),
             (State::ByteOrderMark(seen), _) => {
@@ -242,6 +262,11 @@ impl Scanner {
     }
 }
 
+/// The error for a first byte that turns out not to be the beginning of UTF-16.
+const fn not_utf_16(first: u8) -> Malformed {
+    if first == 0 { Malformed::NotObject } else { Malformed::NotUtf8 }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -286,18 +311,23 @@ mod tests {
         let syntax =
             |what: &str, line, column| Malformed::Syntax { what: what.to_owned(), line, column };
         let deep = format!("{{\"a\":{}", "[".repeat(MAX_DEPTH));
-        let cases: [(&str, &[u8], Malformed); 14] = [
+        let cases: [(&str, &[u8], Malformed); 19] = [
             ("array", b"[", Malformed::NotObject),
             ("text", b"\"", Malformed::NotObject),
             ("yaml", b"name: a", Malformed::NotObject),
             ("closing brace", b"}", Malformed::NotObject),
             ("NUL before the object", b"\0", Malformed::NotObject),
-            ("UTF-16", b"\xff\xfe{", Malformed::NotUtf8),
+            ("NUL before NUL", b"\0\0", Malformed::NotObject),
+            ("UTF-16, little-endian", b"\xff\xfe{\0", Malformed::Utf16),
+            ("UTF-16, big-endian", b"\xfe\xff\0{", Malformed::Utf16),
+            ("UTF-16 without a mark, little-endian", b"{\0\"\0", Malformed::Utf16),
+            ("UTF-16 without a mark, big-endian", b"\0{\0\"", Malformed::Utf16),
+            ("half a mark of UTF-16", b"\xff{", Malformed::NotUtf8),
             ("half a byte order mark", b"\xef\xbb{", Malformed::NotUtf8),
             ("byte order mark after a space", b" \xef", Malformed::NotUtf8),
             ("Latin-1", b"{\"a\":\"\xe9\"}", Malformed::NotUtf8),
             ("wrong bracket", b"{\n[}", syntax("a bracket that closes nothing", 2, 2)),
-            ("NUL", b"{\0", syntax("a control character", 1, 2)),
+            ("NUL", b"{ \0", syntax("a control character", 1, 3)),
             ("NUL in a text", b"{\"\0", syntax("a control character", 1, 3)),
             ("line feed in a text", b"{\"a\n", syntax("a control character", 2, 0)),
             ("deep", deep.as_bytes(), Malformed::TooDeep),
@@ -359,7 +389,7 @@ mod tests {
 
         #[test]
         fn any_bytes_are_taken_without_panic(
-            input in prop::collection::vec(prop::sample::select(b"{}[]\"\\ \n\0a\xef\xbb\xbf".to_vec()), 0..40),
+            input in prop::collection::vec(prop::sample::select(b"{}[]\"\\ \n\0a\xef\xbb\xbf\xff\xfe".to_vec()), 0..40),
             size in 1_usize..5,
         ) {
             drop(read(&input, size));

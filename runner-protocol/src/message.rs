@@ -106,7 +106,8 @@ impl MessageReader {
         let Ok(text) = std::str::from_utf8(&line) else {
             return Some(Err(MessageError::NotObject));
         };
-        let text = text.trim();
+        // As before the config: a file with one may have been copied into stdin.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text).trim();
         (!text.is_empty()).then(|| Message::from_json(text))
     }
 }
@@ -131,8 +132,11 @@ mod tests {
     #[test]
     fn credentials_are_read_for_any_chunk_size() {
         let input = format!("\n  \r\n{CREDENTIALS}\r\n\n");
-        for size in 1..=input.len() {
-            let messages = read(&input, size);
+        let marked = format!("\u{feff}{CREDENTIALS}\n");
+        let sized = |input: &str| -> Vec<_> {
+            (1..=input.len()).map(|size| (size, read(input, size))).collect()
+        };
+        for (size, messages) in sized(&input).into_iter().chain(sized(&marked)) {
             let [Ok(Message::Credentials(keys))] = messages.as_slice() else {
                 panic!("by {size}: {messages:?}");
             };
