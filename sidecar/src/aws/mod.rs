@@ -108,7 +108,7 @@ impl SsmClient {
                 if let Err(error) = self.terminate_session(&session_id).await {
                     debug!(%error, "an unusable session was not terminated");
                 }
-                Err(call.incomplete_answer(missing))
+                Err(call.incomplete_answer(missing).with_session_created())
             }
         }
     }

@@ -105,6 +105,7 @@ async fn incomplete_answer_terminates_its_session() {
     let error = control_plane(settings(service.url())).start().await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::AwsInternal);
     assert_eq!(error.to_string(), "the answer to StartSession has no StreamUrl");
+    assert!(error.session_created());
     assert_eq!(service.operations(), ["StartSession", "TerminateSession"]);
 }
 

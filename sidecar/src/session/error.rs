@@ -16,6 +16,7 @@ pub(crate) struct ApiError {
     request_id: Option<String>,
     is_transient: bool,
     outcome_unknown: bool,
+    session_created: bool,
     blame: Option<Blame>,
     denied_action: Option<IamAction>,
 }
@@ -67,6 +68,7 @@ impl ApiError {
             request_id: None,
             is_transient,
             outcome_unknown: kind == ApiErrorKind::TimedOut,
+            session_created: false,
             blame: None,
             denied_action: None,
         }
@@ -101,6 +103,15 @@ impl ApiError {
 
     pub(crate) fn with_unknown_outcome(self, outcome_unknown: bool) -> Self {
         Self { outcome_unknown, ..self }
+    }
+
+    /// The call has created a session all the same, which cannot be used.
+    pub(crate) fn with_session_created(self) -> Self {
+        Self { session_created: true, ..self }
+    }
+
+    pub(crate) const fn session_created(&self) -> bool {
+        self.session_created
     }
 
     pub(crate) const fn kind(&self) -> ApiErrorKind {

@@ -85,6 +85,7 @@ impl SessionStarter {
                 }
                 Err(error) => error,
             };
+            self.started.fetch_add(u64::from(error.session_created()), Relaxed);
             unknown += u32::from(error.outcome_unknown());
             let budget = match error.kind() {
                 ApiErrorKind::InstanceNotConnected => self.budget / NOT_CONNECTED_SHARE,
