@@ -3,31 +3,25 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use runner_protocol::ExitStatus;
 use ssm_sidecar::commands::{
     check,
-    cli::{Arguments, Check, Command, Policy},
+    cli::{self, Arguments, Check, Command, Policy},
     exec, policy, print, probe, run, worker,
 };
 use tokio::time::Instant;
 
 fn main() -> ExitCode {
     let started = Instant::now();
-    let arguments = match Arguments::try_parse() {
+    let arguments = match Arguments::try_parse().and_then(Arguments::checked) {
         Ok(arguments) => arguments,
-        Err(error) => {
-            // A closed stdout or stderr is ignored.
-            drop(error.print());
-            let status = if error.use_stderr() { ExitStatus::Usage } else { ExitStatus::Ok };
-            return status.into();
-        }
+        Err(error) => return cli::print_error(&error).into(),
     };
-    // For `run`, `check` and `policy`: an option before the subcommand holds unless it is given again behind it.
+    // An option before the subcommand holds unless it is given again behind it.
     let outer = arguments.run;
     match arguments.command {
         None => run::command(outer, started).into(),
         Some(Command::Run(options)) => run::command(options.or(outer), started).into(),
-        Some(Command::Exec(options)) => exec::command(options).into(),
+        Some(Command::Exec(options)) => exec::command(options.or(outer)).into(),
         Some(Command::Check(options)) => {
             check::command(&Check { config: options.config.or(outer.config), ..options }).into()
         }

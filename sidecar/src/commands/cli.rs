@@ -2,8 +2,9 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, error::ErrorKind};
 use clap_complete::Shell;
+use runner_protocol::ExitStatus;
 
 pub use crate::{ipc::message::OutputFormat, runtime::telemetry::LogFormat};
 
@@ -22,6 +23,46 @@ pub struct Arguments {
     /// For `run`, which is the default.
     #[command(flatten)]
     pub run: Run,
+}
+
+impl Arguments {
+    /// Refuses an option before a subcommand that has no such option, which would be ignored.
+    ///
+    /// # Errors
+    ///
+    /// A mistake on the command line.
+    pub fn checked(self) -> Result<Self, clap::Error> {
+        let (config, log_format) = match &self.command {
+            None | Some(Command::Run(_) | Command::Exec(_)) => (true, true),
+            Some(Command::Check(_) | Command::Policy(_)) => (true, false),
+            Some(_) => (false, false),
+        };
+        if self.run.config.is_some() && !config {
+            return Err(misplaced(
+                "`--config` is an option of `run`, `exec`, `check` and `policy`",
+            ));
+        }
+        if self.run.log_format.is_some() && !log_format {
+            return Err(misplaced("`--log-format` is an option of `run` and `exec`"));
+        }
+        Ok(self)
+    }
+}
+
+fn misplaced(message: &str) -> clap::Error {
+    Arguments::command().error(ErrorKind::ArgumentConflict, message)
+}
+
+/// Prints a mistake on the command line, with the usage; returns the exit status.
+pub(super) fn usage_error(kind: ErrorKind, message: &str) -> ExitStatus {
+    print_error(&Arguments::command().error(kind, message))
+}
+
+/// Prints what the parser of the command line returns instead of arguments; returns the exit status.
+pub fn print_error(error: &clap::Error) -> ExitStatus {
+    // A closed stdout or stderr is ignored.
+    drop(error.print());
+    if error.use_stderr() { ExitStatus::Usage } else { ExitStatus::Ok }
 }
 
 /// The subcommands.
@@ -116,16 +157,29 @@ pub struct Check {
 
 /// Options of `exec`.
 #[derive(Args, Clone, Debug)]
+#[command(override_usage = "ssm-sidecar exec --config <FILE> [OPTIONS] -- <COMMAND>...")]
 pub struct Exec {
-    /// Read the config from this file.
+    /// Read the config from this file; required.
     #[arg(long, value_name = "FILE")]
-    pub config: PathBuf,
+    pub config: Option<PathBuf>,
     /// The form of the sidecar's log lines on stderr; warnings only, unless `RUST_LOG` asks for more.
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
-    /// Program and arguments.
-    #[arg(last = true, required = true, value_name = "COMMAND")]
+    /// Program and arguments; `--` may be left out where the program's name does not begin with a hyphen.
+    #[arg(trailing_var_arg = true, required = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
+}
+
+impl Exec {
+    /// The options given here, else those of `outer`.
+    #[must_use]
+    pub fn or(self, outer: Run) -> Self {
+        Self {
+            config: self.config.or(outer.config),
+            log_format: self.log_format.or(outer.log_format),
+            command: self.command,
+        }
+    }
 }
 
 /// Options of `policy`.
@@ -137,4 +191,60 @@ pub struct Policy {
     /// Print what the keys of the config need to assume `aws.assume_role`, instead of what the role needs.
     #[arg(long)]
     pub caller: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Arguments, clap::Error> {
+        let words = ["ssm-sidecar"].into_iter().chain(line.split_whitespace());
+        Arguments::try_parse_from(words).and_then(Arguments::checked)
+    }
+
+    #[test]
+    fn command_of_exec_begins_at_its_first_word_with_or_without_hyphens() {
+        for line in [
+            "exec --config c.json -- psql -h 127.0.0.1 --config other -- -x",
+            "exec --config c.json psql -h 127.0.0.1 --config other -- -x",
+            "exec --config=c.json --log-format text psql -h 127.0.0.1 --config other -- -x",
+        ] {
+            let Some(Command::Exec(exec)) = parse(line).unwrap().command else { panic!("{line}") };
+            let words = ["psql", "-h", "127.0.0.1", "--config", "other", "--", "-x"];
+            assert_eq!(exec.command, words, "{line}");
+            assert_eq!(exec.config.as_deref(), Some("c.json".as_ref()), "{line}");
+        }
+        for line in ["exec --config c.json", "exec --config c.json --", "exec --confg c.json psql"]
+        {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn option_before_a_command_holds_for_it_or_is_refused() {
+        let Arguments { command: Some(Command::Exec(exec)), run } =
+            parse("--config c.json --log-format text exec -- psql").unwrap()
+        else {
+            panic!("no `exec`");
+        };
+        let exec = exec.or(run);
+        assert_eq!(exec.config.as_deref(), Some("c.json".as_ref()));
+        assert_eq!(exec.log_format, Some(LogFormat::Text));
+        for accepted in
+            ["--config c run", "--log-format json run", "--config c check", "--config c policy"]
+        {
+            assert!(parse(accepted).is_ok(), "{accepted}");
+        }
+        for (refused, option) in [
+            ("--log-format text check", "`--log-format`"),
+            ("--log-format text policy", "`--log-format`"),
+            ("--config c schema", "`--config`"),
+            ("--config c man", "`--config`"),
+            ("--config c completions bash", "`--config`"),
+            ("--config c probe http://127.0.0.1:1/livez", "`--config`"),
+        ] {
+            let error = parse(refused).unwrap_err();
+            assert!(error.to_string().contains(option), "{refused}: {error}");
+        }
+    }
 }

@@ -19,6 +19,7 @@ use std::{
     time::Duration,
 };
 
+use clap::error::ErrorKind;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -49,6 +50,10 @@ use signals::Signals;
 /// that ended it, or that of the tunnel's failure, which is printed on stderr. Blocks.
 pub fn command(arguments: cli::Exec) -> u8 {
     let cli::Exec { config, log_format, command } = arguments;
+    let Some(config) = config else {
+        let message = "`exec` needs `--config FILE`: stdin is the command's own";
+        return cli::usage_error(ErrorKind::MissingRequiredArgument, message).code();
+    };
     let format = log_format.map(|format| ["--log-format", format.name()].map(Into::into));
     let options = format.into_iter().flatten().collect();
     let exec = Exec { config, command, options };
