@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, mem};
 
-use ssh_client::{ChannelId, Client, Event};
+use ssh_client::{ChannelId, Client, Event, Negotiated};
 use tracing::info;
 
 use super::{ChannelOpenError, ServerIdentity, SshError};
@@ -111,8 +111,8 @@ impl State {
                 return true;
             }
             Event::Banner(text) => info!(text, "banner of the bastion"),
-            Event::Authenticated(details) => {
-                info!(?details, "authenticated");
+            Event::Authenticated(Negotiated { kex, host_key, cipher, mac, compressed }) => {
+                info!(kex, host_key, cipher, mac, compressed, "authenticated");
                 self.advance(Handshake::on_authenticated);
                 return true;
             }
