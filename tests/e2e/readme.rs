@@ -1,6 +1,20 @@
-//! `tests/README.md` names only tests that exist.
+//! What the READMEs say: `tests/README.md` names only tests that exist, the shell snippet of the top one works.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::Path,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tempfile::TempDir;
+use tests::fixtures::{TcpServer, binary};
+use tokio::{process::Command, time::timeout};
+
+use crate::world::{LIMIT, World};
 
 #[test]
 fn every_test_that_the_table_of_endings_names_exists() {
@@ -27,4 +41,42 @@ fn every_test_that_the_table_of_endings_names_exists() {
             "the README names a missing test `{name}`"
         );
     }
+}
+
+/// A process that the command leaves running would hold the lease if it inherited the pipe's write end.
+#[tokio::test]
+async fn shell_snippet_ends_its_tunnel_whatever_the_command_leaves_running() {
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+    let readme = fs::read_to_string(readme).unwrap();
+    let (_, shell) = readme.split_once("**Shell**").unwrap();
+    let snippet = shell.split("```").nth(1).unwrap().strip_prefix("sh\n").unwrap();
+
+    let world = World::start().await;
+    let server = TcpServer::echo().await.unwrap();
+    let directory = TempDir::new().unwrap();
+    let file = |name: &str| directory.path().join(name);
+    fs::write(file("document.json"), world.config(server.port()).pretty()).unwrap();
+    let sidecar = tokio::task::spawn_blocking(binary).await.unwrap().unwrap();
+    symlink(sidecar, file("ssm-sidecar")).unwrap();
+    let psql =
+        "#!/bin/sh\necho \"psql $*\"\nsleep 600 </dev/null >/dev/null 2>&1 &\necho $! >left\n";
+    fs::write(file("psql"), psql).unwrap();
+    fs::set_permissions(file("psql"), fs::Permissions::from_mode(0o755)).unwrap();
+
+    let path = std::env::var("PATH").unwrap();
+    let mut command = Command::new("sh");
+    command.args(["-c", snippet]).current_dir(directory.path()).env_clear().kill_on_drop(true);
+    command.env("PATH", format!("{}:{path}", directory.path().display()));
+    let output = timeout(LIMIT * 2, command.output()).await;
+    let left = fs::read_to_string(file("left")).ok();
+    if let Some(left) = left.and_then(|pid| pid.trim().parse().ok()) {
+        kill(Pid::from_raw(left), Signal::SIGKILL).unwrap();
+    }
+    let output = output.expect("the lease leaks").unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.starts_with("psql -h 127.0.0.1 -p "), "{text}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("stdin closed"), "{stderr}");
+    assert!(!file("lease").exists() && !file("ready").exists());
+    world.finish().await;
 }
