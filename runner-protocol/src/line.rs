@@ -68,6 +68,9 @@ impl fmt::Display for Line {
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default)]
 pub struct Summary {
+    /// The config's `job_id`, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job_id: Option<String>,
     /// Why the tunnel ended.
     pub reason: String,
     /// Bytes from clients towards the target, of all connections.

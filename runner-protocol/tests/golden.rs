@@ -68,6 +68,7 @@ fn lines() -> Vec<Line> {
     let phases =
         [("config", 1), ("start_session", 312), ("session", 240), ("ssh", 410), ("target", 35)];
     let summary = Summary {
+        job_id: None,
         reason: "stdin closed".to_owned(),
         bytes_to_target: 12,
         bytes_from_target: 4096,
@@ -77,6 +78,7 @@ fn lines() -> Vec<Line> {
         retransmissions: 3,
         phases_ms: PhaseTimes(phases.map(|(name, took)| (name.to_owned(), took)).to_vec()),
     };
+    let with_id = Summary { job_id: Some("transfer-20311".to_owned()), ..summary.clone() };
     vec![
         Line::Ready(40123),
         Line::Failed(rejected),
@@ -86,5 +88,6 @@ fn lines() -> Vec<Line> {
         Line::Degraded("the data channel is lost".to_owned()),
         Line::Recovered,
         Line::Closed(summary),
+        Line::Closed(with_id),
     ]
 }

@@ -58,11 +58,11 @@ async fn ready_is_answered_from_ready_until_the_path_breaks() {
 }
 
 #[tokio::test]
-async fn metrics_count_what_clients_do_and_name_nobody() {
+async fn metrics_count_what_clients_do_and_name_the_job_alone() {
     let world = World::start().await;
     let server = TcpServer::echo().await.unwrap();
     let (config, address) = with_health(&world.config(server.port()));
-    let config = config.with(&json!({ "job_id": "job-4711" }));
+    let config = config.with(&json!({ "job_id": "job-4711", "events": true }));
     let mut sidecar = Sidecar::spawn(&config).await.unwrap();
     let port = sidecar.ready(LIMIT).await.unwrap();
     let mut client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
@@ -87,6 +87,7 @@ async fn metrics_count_what_clients_do_and_name_nobody() {
         assert!((metric(address, name).await - expected).abs() < 1e-9, "{name}");
     }
     for name in [
+        r#"ssm_sidecar_job_info{job_id="job-4711"}"#,
         r#"ssm_sidecar_start_phase_seconds{phase="start_session"}"#,
         r#"ssm_sidecar_round_trip_seconds{lane="1"}"#,
     ] {
@@ -100,12 +101,15 @@ async fn metrics_count_what_clients_do_and_name_nobody() {
     let (status, page) = get(address, "/metrics").await;
     assert_eq!(status, 200);
     assert!(page.ends_with("# EOF\n"), "{page}");
-    for private in ["a test's connection", "job-4711", INSTANCE, ACCESS_KEY_ID, "127.0.0.1"] {
+    for private in ["a test's connection", INSTANCE, ACCESS_KEY_ID, "127.0.0.1"] {
         assert!(!page.contains(private), "`{private}` in {page}");
     }
     // The client's only connection, which took over the one that proved the target.
+    let sessions = metric(address, "ssm_sidecar_sessions_started_total").await;
     sidecar.close_stdin();
-    sidecar.exit(STOP).await.unwrap();
+    let closed = sidecar.exit(STOP).await.unwrap().closed().unwrap();
+    assert_eq!(closed["sessions"].as_f64(), Some(sessions), "{closed}");
+    assert_eq!((&closed["connections"], &closed["bytes_to_target"]), (&json!(1), &json!(7)));
     world.finish().await;
 }
 

@@ -1,17 +1,21 @@
 //! stderr: JSON lines, a summary at the end, and never a secret.
 
+use std::process::Output;
+
 use serde_json::{Value, json};
+use tempfile::NamedTempFile;
 use tests::{
-    emulator::AgentSettings,
-    fixtures::{Sidecar, TcpServer},
+    emulator::{AgentSettings, Policy},
+    fixtures::{Config, Exit, Sidecar, TcpServer, binary, free_port},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    process::Command,
     time::timeout,
 };
 
-use crate::world::{ACCESS_KEY_ID, LIMIT, STOP, World, assert_no_secret};
+use crate::world::{ACCESS_KEY_ID, INSTANCE, LIMIT, STOP, Tunnel, World, assert_no_secret};
 
 #[tokio::test]
 async fn every_line_is_a_json_object_with_time_and_level() {
@@ -26,6 +30,150 @@ async fn every_line_is_a_json_object_with_time_and_level() {
         }
     }
     world.finish().await;
+}
+
+#[tokio::test]
+async fn job_that_ends_as_asked_logs_nothing_that_needs_attention() {
+    for policy in [Policy::least_privilege(INSTANCE), Policy::full(INSTANCE)] {
+        let world = World::with(|builder| builder.policy(policy)).await;
+        let server = TcpServer::banner(b"hello").await.unwrap();
+        let config = world.config(server.port());
+        let tunnel = Tunnel::open(&config).await;
+        let mut client = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
+        let mut greeting = [0; 5];
+        timeout(LIMIT, client.read_exact(&mut greeting)).await.unwrap().unwrap();
+        let exit = tunnel.close().await;
+        assert!(!exit.stderr.is_empty());
+        assert_calm(&exit.stderr.join("\n"));
+
+        let exec = sidecar(&config, &["exec"], &["--", "true"], None).await;
+        assert_eq!(text(&exec.stderr), "", "`exec` logs warnings alone");
+        assert!(exec.status.success());
+
+        let check = sidecar(&config, &["check"], &[], None).await;
+        assert_eq!(text(&check.stderr), "", "`check` logs nothing unasked");
+        let check = sidecar(&config, &["check"], &[], Some("info")).await;
+        assert!(text(&check.stderr).contains("session started"), "{}", text(&check.stderr));
+        assert_calm(text(&check.stderr));
+        world.finish().await;
+    }
+}
+
+/// Asserts that JSON log lines contain none of level `WARN` or `ERROR`.
+fn assert_calm(lines: &str) {
+    for line in lines.lines() {
+        let parsed: Value = serde_json::from_str(line).unwrap();
+        assert!(!["WARN", "ERROR"].contains(&parsed["level"].as_str().unwrap()), "{lines}");
+    }
+}
+
+#[tokio::test]
+async fn every_line_of_both_processes_names_the_job() {
+    let world = World::start().await;
+    let server = TcpServer::echo().await.unwrap();
+    let config =
+        world.config(server.port()).with(&json!({ "job_id": "job \"4711\"", "events": true }));
+    let exit = Tunnel::open(&config).await.close().await;
+    let lines = exit.logs();
+    assert!(lines.len() > 5, "{}", exit.text());
+    for line in lines {
+        assert_eq!(line["job_id"], "job \"4711\"", "{line}");
+        assert_eq!(line["name"], "a test's connection", "{line}");
+    }
+    assert_eq!(exit.closed().unwrap()["job_id"], "job \"4711\"", "{}", exit.text());
+
+    let failing = config.with(&json!({ "target": { "port": free_port().unwrap() } }));
+    let text_lines = Sidecar::spawn_with(&failing, |command| {
+        command.args(["--log-format", "text"]);
+    });
+    let exit = text_lines.await.unwrap().exit(LIMIT).await.unwrap();
+    assert_eq!(exit.status.code(), Some(69), "{}", exit.text());
+    // From the worker, and from the monitor.
+    for part in ["closed reason=", "ERROR"] {
+        assert!(exit.stderr.iter().any(|line| line.contains(part)), "{}", exit.text());
+    }
+    for line in &exit.stderr {
+        let labels = r#" name="a test's connection" job_id="job \"4711\"""#;
+        assert!(line.ends_with(labels), "{line}");
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn level_that_means_nothing_is_named_once_and_does_not_silence_the_log() {
+    let world = World::start().await;
+    let server = TcpServer::echo().await.unwrap();
+    let config = world.config(server.port());
+    let sidecar_process = Sidecar::spawn_with(&config, |command| {
+        command.env("RUST_LOG", "loud");
+    });
+    let mut running = sidecar_process.await.unwrap();
+    running.ready(LIMIT).await.unwrap();
+    running.close_stdin();
+    let exit: Exit = running.exit(STOP).await.unwrap();
+    let complaints: Vec<_> = exit.stderr.iter().filter(|line| line.contains("RUST_LOG")).collect();
+    assert_eq!(complaints.len(), 1, "{}", exit.text());
+    assert!(complaints[0].contains("`loud` is neither a level nor"), "{complaints:?}");
+    assert!(exit.logs().iter().any(|line| line["message"] == "ready"), "{}", exit.text());
+
+    for (command, rest) in [("exec", &["--", "true"][..]), ("check", &[])] {
+        let output = sidecar(&config, &[command], rest, Some("loud")).await;
+        let stderr = text(&output.stderr);
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert!(stderr.contains("`RUST_LOG` is ignored"), "{stderr}");
+        assert!(output.status.success(), "{stderr}");
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn terminal_gets_colours_unless_no_color_is_set() {
+    let world = World::start().await;
+    let server = TcpServer::banner(b"x").await.unwrap();
+    let file = config_file(&world.config(server.port()));
+    let program = tokio::task::spawn_blocking(binary).await.unwrap().unwrap();
+    let (program, file) = (program.display(), file.path().display());
+    let commands = format!(
+        "{program} exec --config {file} -- true && {program} check --config {file} && {program} --help"
+    );
+    for (variable, coloured) in [(None, true), (Some("1"), false), (Some(""), true)] {
+        let mut command = Command::new("script");
+        command.args(["-qefc", &commands, "/dev/null"]).env_clear().kill_on_drop(true);
+        command.env("PATH", std::env::var_os("PATH").unwrap());
+        command.envs([("RUST_LOG", "info"), ("TERM", "xterm"), ("SHELL", "/bin/sh")]);
+        command.envs(variable.map(|value| ("NO_COLOR", value)));
+        let output = timeout(LIMIT, command.output()).await.unwrap().unwrap();
+        let text = text(&output.stdout);
+        for part in ["session started", "the tunnel works", "Usage:"] {
+            assert!(text.contains(part), "no `{part}` in {text}");
+        }
+        let colours = text.split("\u{1b}[").skip(1).filter(|rest| {
+            rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';').starts_with('m')
+        });
+        assert_eq!(colours.count() > 0, coloured, "NO_COLOR={variable:?}: {text:?}");
+    }
+    world.finish().await;
+}
+
+/// Runs a command of the sidecar with the config in a file; `level`: `RUST_LOG`.
+async fn sidecar(config: &Config, before: &[&str], behind: &[&str], level: Option<&str>) -> Output {
+    let file = config_file(config);
+    let path = tokio::task::spawn_blocking(binary).await.unwrap().unwrap();
+    let mut command = Command::new(path);
+    command.args(before).arg("--config").arg(file.path()).args(behind);
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).kill_on_drop(true);
+    command.envs(level.map(|level| ("RUST_LOG", level)));
+    timeout(LIMIT, command.output()).await.unwrap().unwrap()
+}
+
+fn config_file(config: &Config) -> NamedTempFile {
+    let file = NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), config.pretty()).unwrap();
+    file
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
 }
 
 #[tokio::test]

@@ -17,14 +17,14 @@ use crate::{
         hardening,
         phase::Phase,
         stop::{self, StopReason},
-        telemetry::Telemetry,
+        telemetry::{self, Telemetry},
+        terminal,
     },
     worker::report::{Report, Step, status_of_signal},
 };
 
 /// Runs the command of the command line; returns the exit status. Blocks.
 pub fn command(arguments: &cli::Check) -> u8 {
-    let _telemetry = Telemetry::start_at(LevelFilter::OFF, None);
     run(arguments.config.as_deref(), arguments.output, &worker::arguments(None, true))
 }
 
@@ -33,11 +33,16 @@ pub fn command(arguments: &cli::Check) -> u8 {
 ///
 /// With a `file`, a failure is also written to the termination log, as by [`run`](super::run).
 pub fn run(file: Option<&Path>, format: OutputFormat, worker: &[OsString]) -> u8 {
+    let telemetry = Telemetry::start(LevelFilter::OFF, None);
+    if let Some(reason) = telemetry::ignored_level() {
+        terminal::print_line(&format!("ssm-sidecar check: `RUST_LOG` is ignored: {reason}"));
+    }
     // Ignore missing protections: `check` does not enforce `hardening`.
     drop(hardening::apply());
     let (status, failure) = read_blocking(file)
         .map_err(Error::from)
         .and_then(|config| {
+            telemetry.set_job(&config.name, config.job_id.as_deref());
             let outcome = executor::block_on(supervise(&config, format, worker));
             let outcome = outcome.map_err(|error| InternalError::new(error.to_string()))?;
             outcome.map_err(|_| InternalError::new("panic"))?

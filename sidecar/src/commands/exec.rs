@@ -39,7 +39,9 @@ use crate::{
         failure::{InternalError, ToFailure as _},
         hardening,
         phase::Phase,
-        stop, terminal,
+        stop,
+        telemetry::{self, LEVEL},
+        terminal,
     },
 };
 
@@ -190,7 +192,11 @@ impl Tunnel {
             // Ctrl-C at a terminal is for the command, as when psql cancels a query.
             .process_group(0)
             .kill_on_drop(true);
-        if env::var_os(LEVEL).is_none() {
+        let ignored = telemetry::ignored_level();
+        if let Some(reason) = &ignored {
+            terminal::print_line(&format!("ssm-sidecar exec: `RUST_LOG` is ignored: {reason}"));
+        }
+        if ignored.is_some() || env::var_os(LEVEL).is_none_or(|level| level.is_empty()) {
             // The sidecar shares stderr with the command: no more than warnings there.
             command.env(LEVEL, "warn");
         }
@@ -269,9 +275,6 @@ const PORT: &str = "SSM_SIDECAR_PORT";
 
 /// Replaced by the port in the command's arguments.
 const PLACE: &[u8] = b"{port}";
-
-/// Environment variable with the level of the logs.
-const LEVEL: &str = "RUST_LOG";
 
 /// Time for the command to end after SIGTERM when its tunnel is lost; then it gets SIGKILL.
 const AFTER_LOSS: Duration = Duration::from_secs(10);

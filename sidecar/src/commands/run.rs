@@ -11,7 +11,7 @@ use std::{
 use futures_util::FutureExt as _;
 use runner_protocol::{Config, ExitStatus, Failure, Line};
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::{error, info, level_filters::LevelFilter, warn};
 
 use super::{cli, error::Error, supervise::prepare, worker};
 use crate::{
@@ -26,7 +26,7 @@ use crate::{
         panics::Panics,
         phase::Phase,
         stop::{self, StopReason},
-        telemetry::{LogFormat, Telemetry},
+        telemetry::{self, LogFormat, Telemetry},
     },
     tunnel::{health, listener},
 };
@@ -65,10 +65,13 @@ pub fn command(arguments: cli::Run, started: Instant) -> ExitStatus {
 
 /// Does the job, and reports how it ended on stdout and as exit status. Blocks.
 pub fn run(options: &Options) -> ExitStatus {
-    let telemetry = Telemetry::start(options.log_format);
+    let telemetry = Telemetry::start(LevelFilter::INFO, options.log_format);
+    if let Some(reason) = telemetry::ignored_level() {
+        warn!(%reason, "`RUST_LOG` is ignored, the level is `info`");
+    }
     let missing = hardening::apply();
     let panics = Panics::watch();
-    let outcome = executor::block_on(supervise(options, missing, &panics));
+    let outcome = executor::block_on(supervise(options, &telemetry, missing, &panics));
     let dropped_lines = telemetry.dropped_lines().count();
     if dropped_lines > 0 {
         warn!(dropped_lines, "log lines were dropped because stderr was not read");
@@ -115,6 +118,7 @@ fn print(line: &Line) {
 
 async fn supervise(
     options: &Options,
+    telemetry: &Telemetry,
     mut missing: Vec<MissingProtection>,
     panics: &Panics,
 ) -> Result<(), Failure> {
@@ -125,6 +129,7 @@ async fn supervise(
         .map_err(|error| at_start(Error::NoWorker(error)))?;
     let start = async {
         let (config, lease) = read_config(&options.source).await?;
+        telemetry.set_job(&config.name, config.job_id.as_deref());
         let listeners = Listeners::bind(&config).await?;
         let (handler, client, worker_missing) =
             prepare(&mut monitor, &config, Some(listeners.port)).await?;

@@ -18,11 +18,8 @@ use crate::{
 pub fn command(arguments: cli::Worker) -> ExitStatus {
     let setup = worker::set_up();
     // The log thread is started after the privileges were dropped, so that it lacks them as well.
-    let telemetry = if arguments.quiet {
-        Telemetry::start_at(LevelFilter::OFF, arguments.log_format)
-    } else {
-        Telemetry::start(arguments.log_format)
-    };
+    let level = if arguments.quiet { LevelFilter::OFF } else { LevelFilter::INFO };
+    let telemetry = Telemetry::start(level, arguments.log_format);
     match worker::run(setup, &telemetry) {
         Ok(()) => ExitStatus::Ok,
         Err(error) => {

@@ -14,7 +14,7 @@ use runner_protocol::{
 };
 use ssh_client::{HostKeyPin, KeyError, PrivateKey};
 
-use crate::runtime::{failure::ToFailure, hardening};
+use crate::runtime::{failure::ToFailure, hardening, telemetry::shortened_job_id};
 
 pub(crate) use runner_protocol::config::{AssumeRole, Identity, Target, Timeouts};
 
@@ -54,7 +54,7 @@ impl Settings {
         }
         Ok(Self {
             name,
-            job_id,
+            job_id: job_id.as_deref().map(shortened_job_id),
             aws,
             bastion: bastion?,
             target,

@@ -25,7 +25,7 @@ pub(crate) fn stop_signal() -> impl Future<Output = &'static str> {
                     None => pending().await,
                 }
             }),
-            Err(error) => warn!(name, %error, "the signal cannot be handled"),
+            Err(error) => warn!(signal = name, %error, "the signal cannot be handled"),
         }
     }
     async move {

@@ -3,6 +3,9 @@
 //! A thread writes them: a stderr that is not read must never block the tunnel. When its queue is full, lines are
 //! dropped and counted.
 
+mod labels;
+mod level;
+
 use std::{
     env,
     io::{self, IsTerminal as _},
@@ -12,9 +15,15 @@ use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGua
 use tracing_subscriber::{
     Layer,
     filter::{LevelFilter, Targets, filter_fn},
-    fmt,
+    fmt::{self, format, format::JsonFields},
     prelude::*,
 };
+
+use self::labels::JobLabels;
+use super::terminal;
+
+pub(crate) use labels::shortened as shortened_job_id;
+pub(crate) use level::IgnoredLevel;
 
 /// The form of log lines.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
@@ -40,17 +49,14 @@ impl LogFormat {
 pub(crate) struct Telemetry {
     _writer: WorkerGuard,
     lost: ErrorCounter,
+    labels: JobLabels,
 }
 
 impl Telemetry {
     /// Begins logging to stderr. Without a `format`: text on a terminal, JSON otherwise. The level comes from
-    /// `RUST_LOG`, `info` without it. A subscriber that is installed already stays.
-    pub(crate) fn start(format: Option<LogFormat>) -> Self {
-        Self::start_at(LevelFilter::INFO, format)
-    }
-
-    /// As [`start`](Self::start), with `level` instead of `info`.
-    pub(crate) fn start_at(level: LevelFilter, format: Option<LogFormat>) -> Self {
+    /// `RUST_LOG`; it is `default` without it, and where it [cannot be followed](ignored_level). A subscriber that is
+    /// installed already stays.
+    pub(crate) fn start(default: LevelFilter, format: Option<LogFormat>) -> Self {
         let terminal = io::stderr().is_terminal();
         let format = format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
         let (writer, guard) = NonBlockingBuilder::default()
@@ -59,28 +65,53 @@ impl Telemetry {
             .thread_name("logs")
             .finish(io::stderr());
         let lost = writer.error_counter();
-        let asked_for = env::var(LEVEL).ok().as_deref().and_then(targets);
-        let level = asked_for.unwrap_or_else(|| Targets::new().with_default(level));
+        let asked_for = variable().and_then(|text| level::read(&text).ok().flatten());
+        let level = asked_for.unwrap_or_else(|| Targets::new().with_default(default));
+        let labels = JobLabels::default();
         let lines = match format {
-            LogFormat::Json => fmt::layer()
-                .json()
-                .flatten_event(true)
-                .with_current_span(false)
-                .with_writer(writer)
-                .boxed(),
-            LogFormat::Text => fmt::layer().with_ansi(terminal).with_writer(writer).boxed(),
+            LogFormat::Json => {
+                let json = format::format().json().flatten_event(true).with_current_span(false);
+                fmt::layer()
+                    .fmt_fields(JsonFields::new())
+                    .event_format(labels.on(json))
+                    .with_writer(writer)
+                    .boxed()
+            }
+            LogFormat::Text => {
+                let coloured = terminal::is_coloured(&io::stderr());
+                let text = format::format().with_ansi(coloured);
+                fmt::layer()
+                    .with_ansi(coloured)
+                    .event_format(labels.on(text))
+                    .with_writer(writer)
+                    .boxed()
+            }
         };
         let ours = filter_fn(|metadata| is_ours(metadata.target()));
         let lines = lines.with_filter(ours).with_filter(level);
         // Fails only where a test has installed a subscriber of its own, which then sees the events instead.
         let _installed = tracing_subscriber::registry().with(lines).try_init();
-        Self { _writer: guard, lost }
+        Self { _writer: guard, lost, labels }
+    }
+
+    /// From now on every line has the job's `name` and `job_id`.
+    pub(crate) fn set_job(&self, name: &str, job_id: Option<&str>) {
+        self.labels.set(name, job_id);
     }
 
     /// The counter of lines dropped because stderr was not read.
     pub(crate) fn dropped_lines(&self) -> DroppedLines {
         DroppedLines(Some(self.lost.clone()))
     }
+}
+
+/// Why `RUST_LOG` is not followed, if it is set and means nothing here.
+pub(crate) fn ignored_level() -> Option<IgnoredLevel> {
+    level::read(&variable()?).err()
+}
+
+fn variable() -> Option<String> {
+    Some(env::var_os(LEVEL)?.to_string_lossy().into_owned())
 }
 
 /// Counts dropped log lines. Clones share it.
@@ -93,48 +124,26 @@ impl DroppedLines {
     }
 }
 
-/// Parses `level` or `target=level`, separated by commas; `None` where the text is empty or malformed.
-fn targets(text: &str) -> Option<Targets> {
-    if text.trim().is_empty() { None } else { text.parse().ok() }
-}
-
 /// Only our own targets reach the log, at any level: at `trace`, libraries print headers, request bodies and keys,
 /// which no `RUST_LOG` may turn on.
 fn is_ours(target: &str) -> bool {
-    ["ssm_sidecar", "data_channel", "ssh_client"].iter().any(|ours| {
+    OURS.iter().any(|ours| {
         target == *ours || target.strip_prefix(ours).is_some_and(|rest| rest.starts_with("::"))
     })
 }
 
+/// The targets of our crates.
+const OURS: [&str; 3] = ["ssm_sidecar", "data_channel", "ssh_client"];
+
 /// Environment variable with the level.
-const LEVEL: &str = "RUST_LOG";
+pub(crate) const LEVEL: &str = "RUST_LOG";
 
 /// Most log lines that are queued while stderr is not read; further ones are dropped and counted.
 const QUEUED_LINES: usize = 1024;
 
 #[cfg(test)]
 mod tests {
-    use tracing::Level;
-
-    use super::{is_ours, targets};
-
-    #[test]
-    fn level_is_set_for_all_or_by_target() {
-        let enabled = |text: &str, target| {
-            targets(text).map(|targets| targets.would_enable(target, &Level::DEBUG))
-        };
-        for (text, target, expected) in [
-            ("debug", "ssm_sidecar", Some(true)),
-            ("info", "ssm_sidecar", Some(false)),
-            ("warn,ssm_sidecar::run=debug", "ssm_sidecar::run", Some(true)),
-            ("warn,ssm_sidecar::run=debug", "ssm_sidecar::lanes", Some(false)),
-            ("ssm_sidecar=trace", "data_channel", Some(false)),
-            ("", "ssm_sidecar", None),
-            ("ssm_sidecar=loud", "ssm_sidecar", None),
-        ] {
-            assert_eq!(enabled(text, target), expected, "{text} for {target}");
-        }
-    }
+    use super::is_ours;
 
     #[test]
     fn no_level_lets_a_library_log() {

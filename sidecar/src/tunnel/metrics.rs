@@ -1,7 +1,7 @@
 //! The metrics of the tunnel, as `OpenMetrics` text.
 //!
-//! Nothing is counted twice: each scrape reads the counters that the log's last line is made from. No name, no
-//! job id, no address is in them: those are labels of the logs, and metrics are kept for long and read by many.
+//! Nothing is counted twice: each scrape reads the counters that the log's last line is made from. The job's id is in
+//! them, which is the runner's own, but no name and no address: metrics are kept for long and read by many.
 
 use std::{
     fmt,
@@ -31,6 +31,7 @@ use crate::runtime::{
 /// The sources of the metrics. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
+    pub(crate) job_id: Option<String>,
     pub(crate) progress: Progress,
     pub(crate) connections: Arc<ConnectionStats>,
     pub(crate) lanes: Arc<LanePool>,
@@ -59,6 +60,10 @@ impl Metrics {
 
         let build = Info::new(vec![("version", VERSION), ("commit", COMMIT)]);
         registry.register("build", "What this sidecar was built from", build);
+        if let Some(job_id) = &self.job_id {
+            let job = Info::new(vec![("job_id", job_id.clone())]);
+            registry.register("job", "The job that this sidecar was started for", job);
+        }
         let ready = ConstGauge::new(i64::from(self.not_ready().is_none()));
         registry.register("ready", "Whether the tunnel can be used: 1, else 0", ready);
         let up = ConstGauge::new(i64::try_from(self.lanes_up()).unwrap_or(i64::MAX));
@@ -154,6 +159,7 @@ mod tests {
 
     fn metrics() -> Metrics {
         Metrics {
+            job_id: Some("7 \"of\"\n9".to_owned()),
             progress: Progress::new(Instant::now(), |_| ()),
             connections: Arc::default(),
             lanes: Arc::new(LanePool::new(World::default().lane_config(""))),
@@ -177,6 +183,7 @@ mod tests {
             "ssm_sidecar_from_target_bytes_total 7",
             "ssm_sidecar_retransmissions_total 0",
             "# TYPE ssm_sidecar_build info",
+            r#"ssm_sidecar_job_info{job_id="7 \"of\"\n9"} 1"#,
         ] {
             assert!(page.lines().any(|each| each == line), "no `{line}` in {page}");
         }

@@ -113,7 +113,7 @@ pub(crate) async fn run(
         connections: Arc::default(),
     };
     health::start(health, tunnel.metrics(dropped_lines), &tunnel.shutdown).map_err(internal)?;
-    info!(name = tunnel.settings.name, job_id = tunnel.settings.job_id, "started");
+    info!("started");
 
     let stop = async {
         tokio::select! {
@@ -155,6 +155,7 @@ struct Tunnel<E> {
 impl<E: Events> Tunnel<E> {
     fn metrics(&self, dropped_lines: DroppedLines) -> Metrics {
         Metrics {
+            job_id: self.settings.job_id.clone(),
             progress: self.progress.clone(),
             connections: Arc::clone(&self.connections),
             lanes: Arc::clone(&self.lanes),
@@ -264,6 +265,7 @@ impl<E: Events> Tunnel<E> {
             Err(error) => error.to_string(),
         };
         let summary = Summary {
+            job_id: self.settings.job_id.clone(),
             reason,
             bytes_to_target: self.connections.bytes_up.load(Relaxed),
             bytes_from_target: self.connections.bytes_down.load(Relaxed),
@@ -273,7 +275,11 @@ impl<E: Events> Tunnel<E> {
             retransmissions: totals.retransmissions,
             phases_ms: PhaseTimes(took.collect()),
         };
-        let took_ms = |phase| self.progress.took(phase).map(|took| took.as_secs_f64() * 1e3);
+        // In tenths: what is finer is noise.
+        let took_ms = |phase| {
+            let took = self.progress.took(phase)?;
+            Some((took.as_secs_f64() * 1e4).round() / 10.0)
+        };
         info!(
             reason = summary.reason,
             bytes_to_target = summary.bytes_to_target,

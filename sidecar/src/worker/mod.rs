@@ -188,6 +188,7 @@ impl Task<'_> {
             .map_err(|error| SettingsError::from(error).to_failure(Phase::Config))?;
         // Wiped here: it holds the SSH key.
         drop(config);
+        self.telemetry.set_job(&parsed.name, parsed.job_id.as_deref());
         let proxy = Proxy::from_env().map_err(|error| error.to_failure(Phase::Config))?;
         let dependencies = Dependencies {
             api: Arc::<MonitorClient>::clone(&self.client),
