@@ -95,6 +95,10 @@ pub enum ErrorCode {
     TargetUnresolved,
     /// The service, the agent or an API call ended the session.
     SessionEnded,
+    /// AWS refuses a call for a reason that has no code of its own.
+    AwsRefused,
+    /// A setting of the AWS account or region stands in the way.
+    AwsAccount,
     /// A bug in the sidecar.
     Internal,
     /// The port cannot be bound.
@@ -103,6 +107,12 @@ pub enum ErrorCode {
     LocalNamespace,
     /// The host does not support a protection that is required.
     LocalHardening,
+    /// The proxy setting is unusable, or the proxy refuses.
+    LocalProxy,
+    /// The host has no thread, memory or descriptor left.
+    LocalResources,
+    /// A certificate on the way to AWS is not trusted.
+    AwsUntrusted,
     /// AWS throttles the calls.
     AwsThrottled,
     /// The AWS endpoint cannot be reached from this host.
@@ -144,7 +154,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// Every code of the contract, in the contract's order.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 36] = [
         Self::ConfigInvalid,
         Self::ConfigVersion,
         Self::ConfigKeyUnreadable,
@@ -155,10 +165,15 @@ impl ErrorCode {
         Self::TargetUnreachable,
         Self::TargetUnresolved,
         Self::SessionEnded,
+        Self::AwsRefused,
+        Self::AwsAccount,
         Self::Internal,
         Self::LocalListen,
         Self::LocalNamespace,
         Self::LocalHardening,
+        Self::LocalProxy,
+        Self::LocalResources,
+        Self::AwsUntrusted,
         Self::AwsThrottled,
         Self::AwsUnreachable,
         Self::AwsInternal,
@@ -191,10 +206,15 @@ impl ErrorCode {
             Self::TargetUnreachable => "target.unreachable",
             Self::TargetUnresolved => "target.unresolved",
             Self::SessionEnded => "session.ended",
+            Self::AwsRefused => "aws.refused",
+            Self::AwsAccount => "aws.account",
             Self::Internal => "internal",
             Self::LocalListen => "local.listen",
             Self::LocalNamespace => "local.namespace",
             Self::LocalHardening => "local.hardening",
+            Self::LocalProxy => "local.proxy",
+            Self::LocalResources => "local.resources",
+            Self::AwsUntrusted => "aws.untrusted",
             Self::AwsThrottled => "aws.throttled",
             Self::AwsUnreachable => "aws.unreachable",
             Self::AwsInternal => "aws.internal",
@@ -233,9 +253,16 @@ impl ErrorCode {
             | Self::SshUnreachable
             | Self::TargetUnreachable
             | Self::TargetUnresolved
-            | Self::SessionEnded => ExitStatus::Unavailable,
+            | Self::SessionEnded
+            | Self::AwsRefused
+            | Self::AwsAccount => ExitStatus::Unavailable,
             Self::Internal | Self::Unrecognized => ExitStatus::Software,
-            Self::LocalListen | Self::LocalNamespace | Self::LocalHardening => ExitStatus::OsErr,
+            Self::LocalListen
+            | Self::LocalNamespace
+            | Self::LocalHardening
+            | Self::LocalProxy
+            | Self::LocalResources
+            | Self::AwsUntrusted => ExitStatus::OsErr,
             Self::AwsThrottled
             | Self::AwsUnreachable
             | Self::AwsInternal
@@ -275,6 +302,8 @@ impl ErrorCode {
             | Self::TargetUnreachable
             | Self::TargetUnresolved
             | Self::SessionEnded
+            | Self::AwsRefused
+            | Self::AwsAccount
             | Self::TimeoutSsh
             | Self::TimeoutTarget
             | Self::SessionUnsupported
@@ -288,6 +317,9 @@ impl ErrorCode {
             Self::LocalListen
             | Self::LocalNamespace
             | Self::LocalHardening
+            | Self::LocalProxy
+            | Self::LocalResources
+            | Self::AwsUntrusted
             | Self::AwsUnreachable
             | Self::SessionLost
             | Self::TimeoutSession => Blame::Operator,

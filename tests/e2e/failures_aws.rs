@@ -85,6 +85,37 @@ async fn aws_access_denied_by_an_explicit_deny() {
 }
 
 #[tokio::test]
+async fn aws_access_denied_by_the_policy_of_a_vpc_endpoint() {
+    let text = "User: arn:aws:iam::123456789012:user/etl is not authorized to perform: ssm:StartSession \
+                on resource: arn:aws:ec2:ap-northeast-1:123456789012:instance/i-0123456789abcdef0 because \
+                no VPC endpoint policy allows the ssm:StartSession action";
+    let world = faulty(error("AccessDeniedException", text)).await;
+    let failure = Failure { blame: "operator", ..refused("aws.access_denied") };
+    assert_fails(&world.config(5432), failure, "vpc_endpoint_policy").await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn aws_account_where_managed_instances_are_on_the_standard_tier() {
+    let text =
+        "Enable advanced-instances tier to use Session Manager with your on-premises instances";
+    let world = faulty(error("BadRequest", text)).await;
+    let failure = Failure { status: 69, ..refused("aws.account") };
+    assert_fails(&world.config(5432), failure, "standard_tier").await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn aws_refused_where_no_other_code_fits() {
+    let world = faulty(error("BadRequest", "Not on a Sunday.")).await;
+    let failure = Failure { status: 69, ..refused("aws.refused") };
+    assert_fails(&world.config(5432), failure, "bad_request").await;
+    let calls = world.emulator.journal().calls("StartSession");
+    assert_eq!(calls.len(), 1, "never tried again");
+    world.finish().await;
+}
+
+#[tokio::test]
 async fn aws_credentials() {
     let world = World::start().await;
     let wrong_secret =
@@ -201,6 +232,12 @@ async fn unsupported(agent: AgentSettings, cause: &str) {
         Failure { code: "session.unsupported", status: 76, phase: "session", blame: "customer" };
     assert_fails(&world.config(5432), failure, cause).await;
     world.finish().await;
+}
+
+/// A refusal of every `StartSession`.
+fn error(code: &str, message: &str) -> ApiFault {
+    let fault = Fault::Error { status: 400, code: code.to_owned(), message: message.to_owned() };
+    ApiFault::new(fault).on(Action::StartSession)
 }
 
 /// A world with a fault of the API.

@@ -92,7 +92,7 @@ impl CredentialSource {
             Identity::Environment => Base::Environment,
         };
         let role = assume_role.map(|settings| {
-            let endpoint = endpoint.for_sts(&settings.role_arn);
+            let endpoint = endpoint.for_sts(Some(&settings.role_arn));
             Role { settings, sts: sts_client(&endpoint, &http) }
         });
         Self {
@@ -152,8 +152,7 @@ impl CredentialSource {
     /// Returns the ARN of the credentials' owner. Needs no permission. Cancel-safe.
     pub(super) async fn caller(&self) -> Result<String, ApiError> {
         let credentials = self.current().await?;
-        let role = self.role.as_ref().map_or("", |role| &role.settings.role_arn);
-        let endpoint = self.endpoint.for_sts(role);
+        let endpoint = self.endpoint.for_sts(None);
         let call = Call { action: IamAction::GetCallerIdentity, endpoint: &endpoint };
         let output = sts_client(&endpoint, &self.http)
             .get_caller_identity()
@@ -208,7 +207,7 @@ impl Role {
         base: Credentials,
         endpoint: &Endpoint,
     ) -> Result<Credentials, ApiError> {
-        let endpoint = endpoint.for_sts(&self.settings.role_arn);
+        let endpoint = endpoint.for_sts(Some(&self.settings.role_arn));
         let call = Call { action: IamAction::AssumeRole, endpoint: &endpoint };
         let output = self
             .sts

@@ -17,6 +17,8 @@ pub(super) struct Endpoint {
     /// `aws.endpoint_url`; `None`: the SDK's own for the region.
     pub(super) endpoint_url: Option<String>,
     pub(super) host: String,
+    /// `bastion.instance_id`.
+    pub(super) instance_id: String,
     pub(super) resource: Resource,
     through_proxy: bool,
 }
@@ -25,6 +27,8 @@ pub(super) struct Endpoint {
 pub(super) enum Resource {
     Instance(String),
     Role(String),
+    /// None: the call is about the caller itself.
+    Caller,
 }
 
 impl Endpoint {
@@ -45,14 +49,15 @@ impl Endpoint {
             region: region.to_owned(),
             endpoint_url: endpoint_url.map(Uri::to_string),
             host,
+            instance_id: instance_id.to_owned(),
             resource: Resource::Instance(instance_id.to_owned()),
         }
     }
 
-    /// Returns the endpoint for calls to STS about `role_arn`: the region's, or that of the config where it is at
+    /// Returns the endpoint for calls to STS about `role_arn`, else about the caller: the region's, or that of the config where it is at
     /// loopback, which means an emulator.
-    pub(super) fn for_sts(&self, role_arn: &str) -> Self {
-        let resource = Resource::Role(role_arn.to_owned());
+    pub(super) fn for_sts(&self, role_arn: Option<&str>) -> Self {
+        let resource = role_arn.map_or(Resource::Caller, |arn| Resource::Role(arn.to_owned()));
         let endpoint = self.endpoint_url.clone().filter(|endpoint| is_loopback_url(endpoint));
         let host = match endpoint {
             Some(_) => self.host.clone(),

@@ -5,6 +5,7 @@
 //! passed to the SDK with the call: replaced keys hold from the next call on, and a denied `sts:AssumeRole` is reported
 //! as such.
 
+mod access_denied;
 mod credentials;
 mod endpoint;
 mod http;

@@ -16,5 +16,11 @@ pub(super) fn shorten(text: &str) -> String {
     short.trim().to_owned()
 }
 
+/// Returns a text of AWS in backticks, shortened; a backtick in it becomes an apostrophe, and its full stop is left
+/// out.
+pub(super) fn quoted(text: &str) -> String {
+    format!("`{}`", shorten(text).trim_end_matches('.').replace('`', "'"))
+}
+
 /// Longest text of AWS in a message, in characters.
 const MAX_QUOTED: usize = 300;

@@ -40,7 +40,7 @@ where
             let cause = shorten(&root_cause(other));
             let message = format!("{} cannot be called: {cause}", call.name());
             let hint = "check `aws.region` and `aws.endpoint_url`";
-            ApiError::new(ApiErrorKind::Refused, message, hint)
+            ApiError::new(ApiErrorKind::InvalidConfig, message, hint)
         }
     };
     let request_id = error.request_id().filter(|id| is_plain(id));

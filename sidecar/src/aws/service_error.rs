@@ -13,10 +13,14 @@ use aws_sdk_ssm::{
 use runner_protocol::Blame;
 
 use super::{
+    access_denied::denied,
     endpoint::{Call, Endpoint, Resource},
-    quote::{is_plain, shorten},
+    quote::quoted,
 };
-use crate::session::{ApiError, ApiErrorKind, IamAction, SSH_DOCUMENT, partition::partition};
+use crate::session::{
+    ApiError, ApiErrorKind, SSH_DOCUMENT,
+    partition::{is_enabled_by_default, partition},
+};
 
 /// An error that the service has sent.
 pub(super) struct ServiceError<'a> {
@@ -47,7 +51,7 @@ impl<'a> ServiceError<'a> {
                             line on stdin";
                 ApiError::new(ApiErrorKind::CredentialsExpired, message, hint)
             }
-            Kind::BadCredentials => self.bad_credentials(),
+            Kind::BadCredentials => self.bad_credentials(&call.endpoint.region),
             Kind::Throttled => throttled(call.name()),
             Kind::SessionGone => {
                 let message = "the session does not exist any more";
@@ -57,20 +61,33 @@ impl<'a> ServiceError<'a> {
             Kind::Foreign => call.foreign_answer(self.status),
             Kind::UnknownDocument => {
                 let region = &call.endpoint.region;
-                let message = format!("`{SSH_DOCUMENT}` is not known in `{region}`");
+                let message =
+                    format!("`{SSH_DOCUMENT}` is not known in `{region}`: {}", self.quoted());
                 let hint = "check `aws.region`; Session Manager must be offered there";
-                ApiError::new(ApiErrorKind::Refused, message, hint)
+                ApiError::new(ApiErrorKind::Account, message, hint)
             }
-            Kind::Refused => {
-                let message = format!("{} was refused: {}", call.name(), self.quoted());
-                let hint = match &call.endpoint.resource {
-                    Resource::Instance(_) => {
-                        "check `bastion.instance_id`, `bastion.ssh_port` and `aws.region`"
-                    }
-                    Resource::Role(_) => "check `aws.assume_role` and `aws.region`",
-                };
-                ApiError::new(ApiErrorKind::Refused, message, hint)
+            Kind::RegionDisabled => {
+                account(call, &self.quoted(), &region_hint(&call.endpoint.region))
             }
+            Kind::Quota => {
+                let hint = "raise the quota that AWS names (Service Quotas), or run fewer jobs at once in this account";
+                account(call, &self.quoted(), hint)
+            }
+            Kind::InvalidParameter => match self.wrong_field(call) {
+                Some(field) => {
+                    let message = format!("AWS does not take `{field}`: {}", self.quoted());
+                    let hint = format!("correct `{field}` as AWS's sentence says");
+                    ApiError::new(ApiErrorKind::InvalidConfig, message, hint)
+                }
+                None => refused(call, &self.quoted()),
+            },
+            Kind::Refused if self.message.contains(ADVANCED_TIER) => {
+                let hint = "switch the account to the advanced-instances tier in this region (Systems Manager, \
+                            Fleet Manager, account settings; AWS charges for each managed instance), or use an EC2 \
+                            instance (`i-…`) as bastion: `mi-…` needs that tier for Session Manager";
+                account(call, &self.quoted(), hint)
+            }
+            Kind::Refused => refused(call, &self.quoted()),
         }
     }
 
@@ -86,16 +103,41 @@ impl<'a> ServiceError<'a> {
         }
     }
 
-    /// Code and text of the service, for a message.
+    /// Code and text of the service in backticks, for a message.
     fn quoted(&self) -> String {
-        match (self.code, shorten(self.message)) {
-            ("", _) => format!("HTTP {}", self.status),
-            (code, text) if text.is_empty() => shorten(code),
-            (code, text) => format!("{}: {}", shorten(code), text.trim_end_matches('.')),
+        match (self.code, self.message.trim()) {
+            ("", "") => format!("HTTP {}", self.status),
+            ("", text) => quoted(text),
+            (code, "") => quoted(code),
+            (code, text) => quoted(&format!("{code}: {text}")),
         }
     }
 
-    fn bad_credentials(&self) -> ApiError {
+    /// The field of the config from which the parameter comes that AWS names, as in "1 validation error detected:
+    /// Value 'x' at 'target' failed to satisfy constraint: …".
+    fn wrong_field(&self, call: &Call<'_>) -> Option<&'static str> {
+        let fields: &[(&str, &str)] = match call.endpoint.resource {
+            Resource::Instance(_) => &[
+                ("target", "bastion.instance_id"),
+                ("portNumber", "bastion.ssh_port"),
+                ("reason", "name"),
+            ],
+            Resource::Role(_) => &[
+                ("roleArn", "aws.assume_role.role_arn"),
+                ("externalId", "aws.assume_role.external_id"),
+                ("roleSessionName", "aws.assume_role.session_name"),
+            ],
+            Resource::Caller => &[],
+        };
+        let names = |parameter: &str| {
+            [format!("'{parameter}'"), format!("\"{parameter}\"")]
+                .iter()
+                .any(|name| self.message.contains(name.as_str()))
+        };
+        fields.iter().find(|(parameter, _)| names(parameter)).map(|(_, field)| *field)
+    }
+
+    fn bad_credentials(&self, region: &str) -> ApiError {
         if let Some(skew) = self.skew.filter(|skew| *skew >= MAX_SKEW) {
             let minutes = skew.as_secs() / 60;
             let message =
@@ -103,27 +145,58 @@ impl<'a> ServiceError<'a> {
             return ApiError::new(ApiErrorKind::Credentials, message, "set the host's clock (NTP)")
                 .blaming(Blame::Operator);
         }
-        let code = shorten(self.code);
+        let code = quoted(self.code);
         let (message, hint) = match self.code {
             "InvalidSignatureException" | "SignatureDoesNotMatch" => (
                 format!("AWS refuses the signature ({code})"),
-                "check `aws.secret_access_key`: it does not belong to `aws.access_key_id`",
+                "check `aws.secret_access_key`: it does not belong to `aws.access_key_id`"
+                    .to_owned(),
             ),
-            _ => (
-                format!("AWS does not know the credentials ({code})"),
-                "check `aws.access_key_id`, that the key is active, and that `aws.session_token` is \
-                 given with temporary keys (those that begin with `ASIA`)",
-            ),
+            _ => {
+                let hint = "check `aws.access_key_id`, that the key is active, and that `aws.session_token` is \
+                            given with temporary keys (those that begin with `ASIA`)";
+                // A region that is not enabled answers as if the key did not exist.
+                let hint = if is_enabled_by_default(region) {
+                    hint.to_owned()
+                } else {
+                    format!("{}; if it is, {hint}", region_hint(region))
+                };
+                (format!("AWS does not know the credentials in `{region}` ({code})"), hint)
+            }
         };
         ApiError::new(ApiErrorKind::Credentials, message, hint)
     }
 }
 
-fn not_connected(endpoint: &Endpoint) -> ApiError {
-    let Endpoint { region, resource, .. } = endpoint;
-    let instance = match resource {
-        Resource::Instance(id) | Resource::Role(id) => id,
+/// The hint where the account has not enabled `region`.
+fn region_hint(region: &str) -> String {
+    format!(
+        "make sure that the account has enabled the region `{region}` (AWS Account Management, AWS Regions: it is off \
+         until somebody opts in) and that temporary keys come from a regional STS endpoint"
+    )
+}
+
+fn account(call: &Call<'_>, quoted: &str, hint: &str) -> ApiError {
+    let message = format!("a setting of the account does not allow {}: {quoted}", call.name());
+    ApiError::new(ApiErrorKind::Account, message, hint)
+}
+
+fn refused(call: &Call<'_>, quoted: &str) -> ApiError {
+    let message = format!("AWS refuses {}: {quoted}", call.name());
+    let fields = match &call.endpoint.resource {
+        Resource::Instance(_) => "`bastion.instance_id`, `bastion.ssh_port` and `aws.region`",
+        Resource::Role(_) => "`aws.assume_role` and `aws.region`",
+        Resource::Caller => "`aws.region`",
     };
+    let hint = format!(
+        "change what AWS's sentence names; if it is about a value of the config, check {fields}; CloudTrail has the \
+         call by its request id"
+    );
+    ApiError::new(ApiErrorKind::Refused, message, hint)
+}
+
+fn not_connected(endpoint: &Endpoint) -> ApiError {
+    let Endpoint { region, instance_id: instance, .. } = endpoint;
     let message =
         format!("instance `{instance}` is not connected to Systems Manager in `{region}`");
     let suffix = partition(region).suffix;
@@ -147,59 +220,6 @@ fn failed(name: &str, quoted: &str) -> ApiError {
     ApiError::new(ApiErrorKind::Internal, message, "try again; see the AWS Health Dashboard")
 }
 
-fn denied(call: &Call<'_>, text: &str) -> ApiError {
-    let Endpoint { region, resource: called, .. } = call.endpoint;
-    let denied = AccessDenied::parse(text);
-    let action = denied.action.unwrap_or(call.action.as_str());
-    let resource = denied.resource.map(str::to_owned).or_else(|| match called {
-        Resource::Role(arn) => Some(arn.clone()),
-        Resource::Instance(_) => None,
-    });
-    let on = resource.map(|resource| format!(" on `{resource}`")).unwrap_or_default();
-    let message = format!("`{action}` is not allowed{on}");
-    let principal = denied.principal.map(|who| format!(" for `{who}`")).unwrap_or_default();
-    // AWS ends its text with "because no identity-based policy allows the … action" or "with an explicit deny in …"
-    // (IAM user guide, "Troubleshoot access denied error messages").
-    let verb = if text.contains("explicit deny") { "remove the explicit deny of" } else { "allow" };
-    let further = match (called, call.action) {
-        (Resource::Role(_), _) => {
-            "; the role's trust policy must allow the same caller, with the external id if there is one"
-                .to_owned()
-        }
-        (Resource::Instance(id), IamAction::StartSession) => format!(
-            "; it is needed on the instance `{id}` and on \
-             `arn:{}:ssm:{region}::document/{SSH_DOCUMENT}`",
-            partition(region).id
-        ),
-        _ => "; `ssm-sidecar policy` prints the statement".to_owned(),
-    };
-    let hint = format!("{verb} `{action}`{on}{principal}{further}");
-    ApiError::new(ApiErrorKind::AccessDenied, message, hint).denying(IamAction::from_name(action))
-}
-
-/// The parts of AWS's text "User: U is not authorized to perform: A on resource: R because …".
-#[derive(Debug, Default, Eq, PartialEq)]
-struct AccessDenied<'a> {
-    principal: Option<&'a str>,
-    action: Option<&'a str>,
-    resource: Option<&'a str>,
-}
-
-impl<'a> AccessDenied<'a> {
-    fn parse(text: &'a str) -> Self {
-        let after = |label: &str| {
-            let (_, rest) = text.split_once(label)?;
-            let word = rest.split_whitespace().next()?;
-            Some(word.trim_end_matches(['.', ','])).filter(|word| is_plain(word))
-        };
-        Self {
-            principal: after("User: "),
-            action: after("perform: "),
-            resource: after("on resource: "),
-        }
-    }
-}
-
 fn skew(date: &str) -> Option<Duration> {
     let date = DateTime::from_str(date, DateTimeFormat::HttpDate).ok()?;
     let (date, now) = (SystemTime::try_from(date).ok()?, SystemTime::now());
@@ -209,6 +229,10 @@ fn skew(date: &str) -> Option<Duration> {
 /// Clock difference from which the clock is taken as the cause of a refused signature. AWS refuses from 5 min on; one
 /// minute less allows for the time of the call.
 const MAX_SKEW: Duration = Duration::from_mins(4);
+
+/// Part of "Enable advanced-instances tier to use Session Manager with your on-premises instances": code `BadRequest`
+/// for an instance `mi-…` in an account on the standard tier.
+const ADVANCED_TIER: &str = "advanced-instances tier";
 
 /// What an error code means.
 #[derive(Clone, Copy)]
@@ -223,6 +247,11 @@ enum Kind {
     /// Not from AWS.
     Foreign,
     UnknownDocument,
+    /// The account has not enabled the region, or this service in it.
+    RegionDisabled,
+    Quota,
+    /// A parameter's value is not allowed.
+    InvalidParameter,
     /// Any other refusal.
     Refused,
 }
@@ -230,10 +259,10 @@ enum Kind {
 /// The error codes of SSM and STS, by meaning (API references, "Common errors"; the names vary by protocol).
 const KINDS: &[(&[&str], Kind)] = &[
     (&["TargetNotConnected"], Kind::TargetNotConnected),
-    (
-        &["AccessDeniedException", "AccessDenied", "UnauthorizedOperation", "OptInRequired"],
-        Kind::AccessDenied,
-    ),
+    (&["AccessDeniedException", "AccessDenied", "UnauthorizedOperation"], Kind::AccessDenied),
+    (&["OptInRequired", "RegionDisabledException"], Kind::RegionDisabled),
+    (&["ServiceQuotaExceededException", "LimitExceededException"], Kind::Quota),
+    (&["ValidationException", "ValidationError", "InvalidParameters"], Kind::InvalidParameter),
     (&["ExpiredTokenException", "ExpiredToken"], Kind::ExpiredToken),
     (
         &[

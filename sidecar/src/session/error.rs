@@ -41,8 +41,12 @@ pub(crate) enum ApiErrorKind {
     TimedOut,
     /// The session does not exist any more.
     SessionGone,
-    /// The service rejects a value of the config.
+    /// The service refuses the call for a reason that has no kind of its own.
     Refused,
+    /// A setting of the account or region stands in the way.
+    Account,
+    /// A value of the config is wrong; the message names its field.
+    InvalidConfig,
     /// This process gave the call up.
     Aborted,
 }
@@ -146,7 +150,9 @@ impl ToFailure for ApiError {
             ApiErrorKind::Unreachable => ErrorCode::AwsUnreachable,
             ApiErrorKind::TimedOut => ErrorCode::TimeoutStartSession,
             ApiErrorKind::SessionGone => ErrorCode::SessionEnded,
-            ApiErrorKind::Refused => ErrorCode::ConfigInvalid,
+            ApiErrorKind::Refused => ErrorCode::AwsRefused,
+            ApiErrorKind::Account => ErrorCode::AwsAccount,
+            ApiErrorKind::InvalidConfig => ErrorCode::ConfigInvalid,
             ApiErrorKind::Aborted => ErrorCode::Internal,
         }
     }

@@ -19,6 +19,33 @@ pub(crate) fn partition(region: &str) -> &'static Partition {
     PARTITIONS.iter().find(begins).unwrap_or(&COMMERCIAL)
 }
 
+/// Whether every account may use `region` without enabling it first: those from before 20 March 2019, to which none is
+/// added, and all of the other partitions (AWS Account Management, "Enable or disable AWS Regions in your account").
+pub(crate) fn is_enabled_by_default(region: &str) -> bool {
+    partition(region).id != COMMERCIAL.id || ENABLED_BY_DEFAULT.contains(&region)
+}
+
+/// The regions of the partition `aws` that need no opt-in.
+const ENABLED_BY_DEFAULT: [&str; 17] = [
+    "ap-northeast-1",
+    "ap-northeast-2",
+    "ap-northeast-3",
+    "ap-south-1",
+    "ap-southeast-1",
+    "ap-southeast-2",
+    "ca-central-1",
+    "eu-central-1",
+    "eu-north-1",
+    "eu-west-1",
+    "eu-west-2",
+    "eu-west-3",
+    "sa-east-1",
+    "us-east-1",
+    "us-east-2",
+    "us-west-1",
+    "us-west-2",
+];
+
 static COMMERCIAL: Partition = entry("aws", "amazonaws.com", "api.aws", &[]);
 
 /// The partition data of the AWS SDKs (`endpoint_lib.rs` of `aws-sdk-ssm` 1.133.0).
@@ -44,6 +71,20 @@ const fn entry(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn regions_since_2019_and_unknown_ones_must_be_enabled_first() {
+        for (region, expected) in [
+            ("ap-northeast-1", true),
+            ("us-gov-west-1", true),
+            ("cn-north-1", true),
+            ("ap-east-1", false),
+            ("me-south-1", false),
+            ("xx-new-1", false),
+        ] {
+            assert_eq!(is_enabled_by_default(region), expected, "{region}");
+        }
+    }
 
     #[test]
     fn each_region_is_of_the_partition_that_its_name_begins_with() {

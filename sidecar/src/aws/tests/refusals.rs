@@ -4,13 +4,16 @@ use runner_protocol::{Blame, ErrorCode};
 
 use super::{
     super::sdk_error::{no_credentials, unsigned},
-    control_plane, settings,
+    SsmSettings, control_plane, settings,
     stub::{Reply::Answer, StubService},
 };
 use crate::{runtime::failure::ToFailure as _, session::SessionApi as _};
 
+const REFUSED_HINT: &str = "change what AWS's sentence names; if it is about a value of the config, check \
+     `bastion.instance_id`, `bastion.ssh_port` and `aws.region`; CloudTrail has the call by its request id";
+
 /// Status, error code and text of the service; then our code, whether it is transient, message and hint.
-const REFUSALS: [(u16, &str, &str, ErrorCode, bool, &str, &str); 16] = [
+const REFUSALS: [(u16, &str, &str, ErrorCode, bool, &str, &str); 24] = [
     (
         400,
         "TargetNotConnected",
@@ -33,7 +36,8 @@ const REFUSALS: [(u16, &str, &str, ErrorCode, bool, &str, &str); 16] = [
         ErrorCode::AwsAccessDenied,
         false,
         "`ssm:StartSession` is not allowed on \
-         `arn:aws:ec2:ap-northeast-1:123456789012:instance/i-0123456789abcdef0`",
+         `arn:aws:ec2:ap-northeast-1:123456789012:instance/i-0123456789abcdef0`: `because no \
+         identity-based policy allows the ssm:StartSession action`",
         "allow `ssm:StartSession` on \
          `arn:aws:ec2:ap-northeast-1:123456789012:instance/i-0123456789abcdef0` for \
          `arn:aws:iam::123456789012:user/etl`; it is needed on the instance `i-0123456789abcdef0` \
@@ -48,11 +52,69 @@ const REFUSALS: [(u16, &str, &str, ErrorCode, bool, &str, &str); 16] = [
         ErrorCode::AwsAccessDenied,
         false,
         "`ssm:StartSession` is not allowed on \
-         `arn:aws:ssm:ap-northeast-1::document/AWS-StartSSHSession`",
+         `arn:aws:ssm:ap-northeast-1::document/AWS-StartSSHSession`: `with an explicit deny in a \
+         service control policy`",
         "remove the explicit deny of `ssm:StartSession` on \
-         `arn:aws:ssm:ap-northeast-1::document/AWS-StartSSHSession` for \
-         `arn:aws:iam::123456789012:user/etl`; it is needed on the instance `i-0123456789abcdef0` \
-         and on `arn:aws:ssm:ap-northeast-1::document/AWS-StartSSHSession`",
+         `arn:aws:ssm:ap-northeast-1::document/AWS-StartSSHSession` in the service control policy of \
+         the AWS organization, which its administrators change; no policy of the account itself does",
+    ),
+    (
+        400,
+        "AccessDeniedException",
+        "User: arn:aws:iam::123456789012:user/etl is not authorized to perform: ssm:StartSession on \
+         resource: arn:aws:ec2:ap-northeast-1:123456789012:instance/i-0123456789abcdef0 because no \
+         permissions boundary allows the ssm:StartSession action",
+        ErrorCode::AwsAccessDenied,
+        false,
+        "`ssm:StartSession` is not allowed on \
+         `arn:aws:ec2:ap-northeast-1:123456789012:instance/i-0123456789abcdef0`: `because no \
+         permissions boundary allows the ssm:StartSession action`",
+        "allow `ssm:StartSession` on \
+         `arn:aws:ec2:ap-northeast-1:123456789012:instance/i-0123456789abcdef0` in the permissions \
+         boundary of `arn:aws:iam::123456789012:user/etl`; a policy that is attached beside it does not \
+         help",
+    ),
+    (
+        400,
+        "AccessDeniedException",
+        "User: arn:aws:sts::123456789012:assumed-role/etl/x is not authorized to perform: \
+         ssm:StartSession on resource: \
+         arn:aws:ec2:ap-northeast-1:123456789012:instance/i-0123456789abcdef0 because no session policy \
+         allows the ssm:StartSession action",
+        ErrorCode::AwsAccessDenied,
+        false,
+        "`ssm:StartSession` is not allowed on \
+         `arn:aws:ec2:ap-northeast-1:123456789012:instance/i-0123456789abcdef0`: `because no session \
+         policy allows the ssm:StartSession action`",
+        "allow `ssm:StartSession` on \
+         `arn:aws:ec2:ap-northeast-1:123456789012:instance/i-0123456789abcdef0` in the session policy \
+         that was given when these temporary keys were issued",
+    ),
+    (
+        400,
+        "AccessDeniedException",
+        "User: arn:aws:iam::123456789012:user/etl is not authorized to perform: ssm:StartSession on \
+         resource: arn:aws:ec2:ap-northeast-1:123456789012:instance/i-0123456789abcdef0 with an \
+         explicit deny in a resource control policy: arn:aws:organizations::1:policy/o-1/p-1",
+        ErrorCode::AwsAccessDenied,
+        false,
+        "`ssm:StartSession` is not allowed on \
+         `arn:aws:ec2:ap-northeast-1:123456789012:instance/i-0123456789abcdef0`: `with an explicit deny \
+         in a resource control policy: arn:aws:organizations::1:policy/o-1/p-1`",
+        "remove the explicit deny of `ssm:StartSession` on \
+         `arn:aws:ec2:ap-northeast-1:123456789012:instance/i-0123456789abcdef0` in the resource control \
+         policy of the AWS organization, which its administrators change; no policy of the account \
+         itself does",
+    ),
+    (
+        400,
+        "AccessDeniedException",
+        "Access to `this` is\u{7} limited.",
+        ErrorCode::AwsAccessDenied,
+        false,
+        "`ssm:StartSession` is not allowed: `Access to 'this' is  limited`",
+        "allow `ssm:StartSession`; it is needed on the instance `i-0123456789abcdef0` and on \
+         `arn:aws:ssm:ap-northeast-1::document/AWS-StartSSHSession`",
     ),
     (
         400,
@@ -70,7 +132,7 @@ const REFUSALS: [(u16, &str, &str, ErrorCode, bool, &str, &str); 16] = [
         "The security token included in the request is invalid.",
         ErrorCode::AwsCredentials,
         false,
-        "AWS does not know the credentials (UnrecognizedClientException)",
+        "AWS does not know the credentials in `ap-northeast-1` (`UnrecognizedClientException`)",
         "check `aws.access_key_id`, that the key is active, and that `aws.session_token` is given \
          with temporary keys (those that begin with `ASIA`)",
     ),
@@ -80,7 +142,7 @@ const REFUSALS: [(u16, &str, &str, ErrorCode, bool, &str, &str); 16] = [
         "The Canonical String should have been 'POST / x-amz-security-token:hunter2'",
         ErrorCode::AwsCredentials,
         false,
-        "AWS refuses the signature (InvalidSignatureException)",
+        "AWS refuses the signature (`InvalidSignatureException`)",
         "check `aws.secret_access_key`: it does not belong to `aws.access_key_id`",
     ),
     (
@@ -89,7 +151,7 @@ const REFUSALS: [(u16, &str, &str, ErrorCode, bool, &str, &str); 16] = [
         "",
         ErrorCode::AwsCredentials,
         false,
-        "AWS does not know the credentials (InvalidClientTokenId)",
+        "AWS does not know the credentials in `ap-northeast-1` (`InvalidClientTokenId`)",
         "check `aws.access_key_id`, that the key is active, and that `aws.session_token` is given \
          with temporary keys (those that begin with `ASIA`)",
     ),
@@ -127,7 +189,7 @@ const REFUSALS: [(u16, &str, &str, ErrorCode, bool, &str, &str); 16] = [
         "oops\u{7}",
         ErrorCode::AwsInternal,
         true,
-        "AWS failed to carry out StartSession: InternalServerError: oops",
+        "AWS failed to carry out StartSession: `InternalServerError: oops`",
         "try again; see the AWS Health Dashboard",
     ),
     (
@@ -136,7 +198,7 @@ const REFUSALS: [(u16, &str, &str, ErrorCode, bool, &str, &str); 16] = [
         "",
         ErrorCode::AwsInternal,
         true,
-        "AWS failed to carry out StartSession: Unheard",
+        "AWS failed to carry out StartSession: `Unheard`",
         "try again; see the AWS Health Dashboard",
     ),
     (
@@ -152,28 +214,73 @@ const REFUSALS: [(u16, &str, &str, ErrorCode, bool, &str, &str); 16] = [
         400,
         "InvalidDocument",
         "",
-        ErrorCode::ConfigInvalid,
+        ErrorCode::AwsAccount,
         false,
-        "`AWS-StartSSHSession` is not known in `ap-northeast-1`",
+        "`AWS-StartSSHSession` is not known in `ap-northeast-1`: `InvalidDocument`",
         "check `aws.region`; Session Manager must be offered there",
     ),
     (
         400,
         "BadRequest",
-        "not for this target",
-        ErrorCode::ConfigInvalid,
+        "Enable advanced-instances tier to use Session Manager with your on-premises instances",
+        ErrorCode::AwsAccount,
         false,
-        "StartSession was refused: BadRequest: not for this target",
-        "check `bastion.instance_id`, `bastion.ssh_port` and `aws.region`",
+        "a setting of the account does not allow StartSession: `BadRequest: Enable advanced-instances \
+         tier to use Session Manager with your on-premises instances`",
+        "switch the account to the advanced-instances tier in this region (Systems Manager, Fleet \
+         Manager, account settings; AWS charges for each managed instance), or use an EC2 instance \
+         (`i-…`) as bastion: `mi-…` needs that tier for Session Manager",
+    ),
+    (
+        403,
+        "OptInRequired",
+        "You are not subscribed to this service",
+        ErrorCode::AwsAccount,
+        false,
+        "a setting of the account does not allow StartSession: `OptInRequired: You are not subscribed \
+         to this service`",
+        "make sure that the account has enabled the region `ap-northeast-1` (AWS Account Management, \
+         AWS Regions: it is off until somebody opts in) and that temporary keys come from a regional STS \
+         endpoint",
+    ),
+    (
+        400,
+        "ServiceQuotaExceededException",
+        "",
+        ErrorCode::AwsAccount,
+        false,
+        "a setting of the account does not allow StartSession: `ServiceQuotaExceededException`",
+        "raise the quota that AWS names (Service Quotas), or run fewer jobs at once in this account",
+    ),
+    (
+        400,
+        "BadRequest",
+        "not for this target",
+        ErrorCode::AwsRefused,
+        false,
+        "AWS refuses StartSession: `BadRequest: not for this target`",
+        REFUSED_HINT,
     ),
     (
         400,
         "ValidationException",
         "1 validation error detected",
+        ErrorCode::AwsRefused,
+        false,
+        "AWS refuses StartSession: `ValidationException: 1 validation error detected`",
+        REFUSED_HINT,
+    ),
+    (
+        400,
+        "ValidationException",
+        "1 validation error detected: Value 'i-0123456789abcdef0' at 'target' failed to satisfy \
+         constraint: Member must satisfy regular expression pattern",
         ErrorCode::ConfigInvalid,
         false,
-        "StartSession was refused: ValidationException: 1 validation error detected",
-        "check `bastion.instance_id`, `bastion.ssh_port` and `aws.region`",
+        "AWS does not take `bastion.instance_id`: `ValidationException: 1 validation error detected: \
+         Value 'i-0123456789abcdef0' at 'target' failed to satisfy constraint: Member must satisfy \
+         regular expression pattern`",
+        "correct `bastion.instance_id` as AWS's sentence says",
     ),
 ];
 
@@ -192,6 +299,48 @@ async fn every_refusal_has_its_code_message_and_hint() {
         assert!(!shown.contains("hunter2") && !shown.contains('\u{7}'), "{shown}");
         assert_eq!(service.operations(), ["StartSession"], "{code}: the SDK does not retry");
     }
+}
+
+#[tokio::test]
+async fn vpc_endpoint_policy_that_denies_is_the_operators() {
+    let text = "User: arn:aws:iam::123456789012:user/etl is not authorized to perform: ssm:StartSession \
+                on resource: arn:aws:ec2:ap-northeast-1:123456789012:instance/i-0123456789abcdef0 because \
+                no VPC endpoint policy allows the ssm:StartSession action";
+    let body = refusal("AccessDeniedException", text);
+    let service = StubService::start(move |_| Answer(400, body.clone())).await;
+    let error = control_plane(settings(service.url())).start().await.unwrap_err();
+    assert_eq!((error.code(), error.blame()), (ErrorCode::AwsAccessDenied, Some(Blame::Operator)));
+    assert_eq!(error.denied_action(), None, "no statement of the user's policy helps");
+    let hint = error.hint();
+    assert!(
+        hint.contains("in the policy of the VPC endpoint through which the sidecar reaches"),
+        "{hint}"
+    );
+}
+
+#[tokio::test]
+async fn region_that_must_be_enabled_first_is_a_cause_of_unknown_credentials() {
+    for code in ["UnrecognizedClientException", "InvalidClientTokenId"] {
+        let body = refusal(code, "The security token included in the request is invalid.");
+        let service = StubService::start(move |_| Answer(400, body.clone())).await;
+        let settings = SsmSettings { region: "ap-east-1".to_owned(), ..settings(service.url()) };
+        let error = control_plane(settings).start().await.unwrap_err();
+        assert_eq!(error.code(), ErrorCode::AwsCredentials);
+        let message = format!("AWS does not know the credentials in `ap-east-1` (`{code}`)");
+        assert_eq!(error.to_string(), message);
+        let hint = error.hint();
+        let begin = "make sure that the account has enabled the region `ap-east-1`";
+        assert!(hint.starts_with(begin) && hint.contains("check `aws.access_key_id`"), "{hint}");
+    }
+}
+
+#[tokio::test]
+async fn denied_question_for_the_caller_names_no_resource() {
+    let body = "<ErrorResponse><Error><Code>AccessDenied</Code><Message></Message></Error></ErrorResponse>";
+    let service = StubService::start(move |_| Answer(403, body.to_owned())).await;
+    let error = control_plane(settings(service.url())).caller().await.unwrap_err();
+    assert_eq!(error.to_string(), "`sts:GetCallerIdentity` is not allowed");
+    assert_eq!(error.hint(), "allow `sts:GetCallerIdentity`");
 }
 
 #[tokio::test]

@@ -37,6 +37,7 @@ impl Seen {
         match self.header("x-amz-target").strip_prefix("AmazonSSM.") {
             Some(operation) => operation,
             None if self.body.starts_with("Action=AssumeRole&") => "AssumeRole",
+            None if self.body.starts_with("Action=GetCallerIdentity&") => "GetCallerIdentity",
             None => panic!("neither SSM nor STS: {self:?}"),
         }
     }
