@@ -14,7 +14,9 @@ use std::{
 use clap::{Parser, ValueEnum};
 use serde_json::json;
 use tests::{
-    emulator::{Emulator, OpeningMode, Pacing, Plan, Policy},
+    emulator::{
+        AgentSettings, Emulator, FlowClose, FlowControl, OpeningMode, Pacing, Plan, Policy,
+    },
     fixtures::{Bastion, Database},
 };
 
@@ -48,9 +50,29 @@ struct Options {
     /// Seconds without input after which a session ends.
     #[arg(long, default_value_t = 1_200)]
     idle_timeout: u64,
-    /// Seconds after which each WebSocket is closed.
+    /// Seconds after which each WebSocket of a client is closed.
     #[arg(long, default_value_t = 3_600)]
     channel_lifetime: u64,
+    /// Which of them are closed then. What the service does is not known.
+    #[arg(long, value_enum, default_value_t = Closed::All)]
+    closed_channels: Closed,
+    /// Seconds after which the agent's own WebSocket is closed; it opens another one.
+    #[arg(long, default_value_t = 3_600)]
+    agent_channel_lifetime: u64,
+    /// Limits of the gateway for what clients send. Each pauses the client first, and takes its channel if more
+    /// than 256 KiB follow.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = FLOW_CONTROL)]
+    flow_control: Vec<Limit>,
+    /// MB/s of the limit `rate`.
+    #[arg(long, default_value_t = 5.0)]
+    rate: f64,
+    /// How a client loses its channel that goes on after a pause.
+    #[arg(long, value_enum, default_value_t = Close::Session)]
+    flow_close: Close,
+    /// Loses at every start what a client sends right after the handshake, as in the tests. The real agent
+    /// loses it in 2 of 75 starts, and so does this one by default.
+    #[arg(long)]
+    lose_early_data: bool,
     /// Seed of everything random.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -87,6 +109,42 @@ enum Opening {
     Any,
 }
 
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+enum Limit {
+    /// No limit.
+    None,
+    /// 256 KiB that the agent has not acknowledged.
+    Window,
+    /// `--rate` MB/s, retransmissions included.
+    Rate,
+    /// 256 KiB within two seconds in messages of more than 1,024 bytes.
+    Large,
+    /// A pause while the agent's own WebSocket is broken.
+    AgentAway,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Closed {
+    /// All.
+    All,
+    /// Those whose opening was signed.
+    Signed,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Close {
+    /// The session ends by `channel_closed`.
+    Session,
+    /// Only the WebSocket is closed; the session may be resumed.
+    Websocket,
+}
+
+/// The limits by default.
+const FLOW_CONTROL: [Limit; 1] = [Limit::None];
+
+/// Share of the starts in which the real agent loses early data.
+const REAL_SHARE: f64 = 2.0 / 75.0;
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::parse();
@@ -108,9 +166,15 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .pacing(if options.unpaced { Pacing::Unpaced } else { Pacing::Real })
         .idle_timeout(Duration::from_secs(options.idle_timeout))
         .channel_lifetime(Duration::from_secs(options.channel_lifetime))
-        .faults(Plan::seeded(options.seed))
-        .build()
-        .await?;
+        .agent(agent(&options))
+        .flow_control(flow_control(&options))
+        .faults(Plan::seeded(options.seed));
+    let emulator = if matches!(options.closed_channels, Closed::Signed) {
+        emulator.unsigned_channels_live_on()
+    } else {
+        emulator
+    };
+    let emulator = emulator.build().await?;
     println!("SSM and STS    {}", emulator.api_url());
     println!("data channels  {}", emulator.stream_url());
     let embedded = if options.embedded { Some(Embedded::start().await?) } else { None };
@@ -145,6 +209,26 @@ async fn main() -> Result<(), Box<dyn Error>> {
         eprintln!("sessions left open: {}", left.join(", "));
     }
     Ok(())
+}
+
+fn agent(options: &Options) -> AgentSettings {
+    AgentSettings::default()
+        .channel_lifetime(Duration::from_secs(options.agent_channel_lifetime))
+        .complete_delay_share(if options.lose_early_data { 1.0 } else { REAL_SHARE })
+}
+
+fn flow_control(options: &Options) -> FlowControl {
+    let model = FlowControl::none().closing(match options.flow_close {
+        Close::Session => FlowClose::ChannelClosed,
+        Close::Websocket => FlowClose::WebSocket,
+    });
+    options.flow_control.iter().fold(model, |model, limit| match limit {
+        Limit::None => model,
+        Limit::Window => model.window(),
+        Limit::Rate => model.rate(options.rate),
+        Limit::Large => model.large_messages(),
+        Limit::AgentAway => model.agent_away(),
+    })
 }
 
 /// Servers of the customer's network.
