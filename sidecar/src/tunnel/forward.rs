@@ -20,7 +20,10 @@ use tokio::{
 };
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
-use super::{lanes::LanePool, listener::Listener};
+use super::{
+    lanes::{Connection, HangUp, LanePool, TargetConnectError},
+    listener::Listener,
+};
 use crate::{
     net::accept::Acceptor,
     runtime::shutdown::Shutdown,
@@ -57,7 +60,7 @@ impl ConnectionStats {
 pub(crate) struct Limits {
     /// Connections served at once; further ones wait in the listen queue.
     pub(crate) max_connections: usize,
-    /// Time for each connection to reach the target; it counts only while a lane is up.
+    /// Time for each connection to reach the target; it counts only while it has a lane that is up.
     pub(crate) connect: Duration,
 }
 
@@ -98,16 +101,21 @@ async fn forward(
     stats: &ConnectionStats,
 ) {
     let mut client = ResetOnDrop::new(client);
-    let channel = match lanes.open(peer, connect).await {
-        Ok(channel) => channel,
+    let connection = match lanes.open(peer, connect, hang_up(&client.stream)).await {
+        Ok(connection) => connection,
+        Err(error @ TargetConnectError::ClientLeft) => {
+            stats.resets.fetch_add(1, Relaxed);
+            info!(%error, "connection reset");
+            return;
+        }
         Err(error) => {
             stats.resets.fetch_add(1, Relaxed);
             warn!(%error, "target not reached, connection reset");
             return;
         }
     };
-    debug!(%peer, "connected");
-    match relay(client.stream.split(), &channel, stats).await {
+    debug!(%peer, lane = connection.lane(), "connected");
+    match relay(client.stream.split(), &connection, stats).await {
         Ok(()) => {
             client.complete = true;
             debug!("connection complete");
@@ -119,38 +127,62 @@ async fn forward(
     }
 }
 
+/// Completes when the client closes its half, or its connection breaks. Reads nothing. Cancel-safe.
+#[cfg(target_os = "linux")]
+async fn hang_up(client: &TcpStream) -> HangUp {
+    use tokio::io::Interest;
+
+    // `READABLE` would be ready as soon as the client has sent something. There are no urgent data, so that only the end
+    // of its half or an error can make this ready.
+    let Ok(ready) = client.ready(Interest::PRIORITY | Interest::ERROR).await else {
+        return HangUp::Left;
+    };
+    // What was sent before a reset can be read after it.
+    let is_broken = ready.is_error();
+    match client.peek(&mut [0]).await {
+        Ok(1..) if !is_broken => HangUp::Finished,
+        Ok(_) | Err(_) => HangUp::Left,
+    }
+}
+
+/// Never completes: a client that has hung up is noticed when it has a lane.
+#[cfg(not(target_os = "linux"))]
+async fn hang_up(_: &TcpStream) -> HangUp {
+    std::future::pending().await
+}
+
 /// Copies both ways between the halves of a client's connection and the channel, until both directions are complete or
 /// one is cut.
 pub(super) async fn relay(
     (reader, writer): (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
-    channel: &Channel,
+    connection: &Connection,
     stats: &ConnectionStats,
 ) -> Result<(), RelayError> {
-    tokio::try_join!(upwards(reader, channel, stats), downwards(writer, channel, stats))?;
+    tokio::try_join!(upwards(reader, connection, stats), downwards(writer, connection, stats))?;
     // The client's last bytes may still be queued, and closing the channel would discard them: the server closes it
     // after both EOFs.
-    Ok(poll_fn(|context| channel.poll_closed(context)).await?)
+    Ok(poll_fn(|context| connection.poll_closed(context)).await?)
 }
 
 async fn upwards(
     mut client: impl AsyncRead + Unpin,
-    channel: &Channel,
+    connection: &Connection,
     stats: &ConnectionStats,
 ) -> Result<(), RelayError> {
     let mut buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
     loop {
         let read = tokio::select! {
             read = client.read(&mut buffer) => read?,
-            closed = poll_fn(|context| channel.poll_closed(context)) => return Ok(closed?),
+            closed = poll_fn(|context| connection.poll_closed(context)) => return Ok(closed?),
         };
         if read == 0 {
-            channel.finish();
+            connection.finish();
             // The target may still send; its own EOF ends the connection.
             return Ok(());
         }
         let mut rest = buffer.get(..read).unwrap_or_default();
         while !rest.is_empty() {
-            let written = poll_fn(|context| channel.poll_write(context, rest)).await?;
+            let written = poll_fn(|context| connection.poll_write(context, rest)).await?;
             rest = rest.get(written..).unwrap_or_default();
         }
         stats.bytes_up.fetch_add(read as u64, Relaxed);
@@ -209,3 +241,43 @@ impl Drop for ResetOnDrop {
 
 /// Read from a client at once, in bytes.
 const BUFFER_BYTES: usize = 16 * 1024;
+
+#[cfg(target_os = "linux")]
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (client.unwrap(), accepted.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn client_that_closes_without_a_word_or_breaks_off_has_left() {
+        let (client, accepted) = pair().await;
+        drop(client);
+        assert_eq!(hang_up(&accepted).await, HangUp::Left);
+        let (mut client, accepted) = pair().await;
+        client.write_all(b"startup").await.unwrap();
+        drop(ResetOnDrop::new(client));
+        assert_eq!(hang_up(&accepted).await, HangUp::Left);
+    }
+
+    #[tokio::test]
+    async fn client_that_closes_its_half_after_a_question_may_want_the_answer() {
+        let (mut client, mut accepted) = pair().await;
+        client.write_all(b"question").await.unwrap();
+        accepted.readable().await.unwrap();
+        assert_eq!(hang_up(&accepted).now_or_never(), None, "it has not closed its half");
+        client.shutdown().await.unwrap();
+        assert_eq!(hang_up(&accepted).await, HangUp::Finished);
+        let mut question = Vec::new();
+        accepted.read_to_end(&mut question).await.unwrap();
+        assert_eq!(question, b"question", "nothing was read");
+    }
+}

@@ -2,6 +2,7 @@
 //! When lanes are opened and replaced is decided in [`lifecycle`], and carried out in [`supervisor`].
 
 mod config;
+mod connection;
 mod error;
 mod event;
 mod host_key;
@@ -13,13 +14,13 @@ mod resume_policy;
 mod supervisor;
 
 use std::{
-    cmp::Reverse,
     net::SocketAddr,
+    pin::{Pin, pin},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use parking_lot::Mutex;
 use tokio::{
     sync::Notify,
@@ -27,9 +28,8 @@ use tokio::{
 };
 
 use self::{
-    lifecycle::{
-        Action, Entry, LaneHandle, LaneState, Lifecycle, Limits, PathHealth, ResumePermission,
-    },
+    connection::Place,
+    lifecycle::{Action, LaneHandle, Lifecycle, Limits, PathHealth, ResumePermission},
     supervisor::Supervisor,
 };
 use crate::{
@@ -39,6 +39,7 @@ use crate::{
 };
 
 pub(crate) use config::LaneConfig;
+pub(crate) use connection::{Connection, HangUp, TargetConnectError};
 pub(crate) use error::LaneError;
 pub(crate) use event::{LaneEvent, LaneObserver};
 pub(crate) use lane::Lane;
@@ -47,11 +48,11 @@ pub(crate) use lane::Lane;
 #[derive(Debug)]
 pub(crate) struct LanePool {
     config: Arc<LaneConfig>,
-    state: Shared<State>,
-    /// Notified when a connection had to share a lane.
+    state: Arc<Shared<State>>,
+    /// Notified when a connection calls for a lane.
     lane_wanted: Notify,
     /// The connection that proved the target at the start, for the first client.
-    probe_channel: Mutex<Option<(Channel, TokioInstant)>>,
+    probe_channel: Mutex<Option<ProbeChannel>>,
 }
 
 #[derive(Debug)]
@@ -72,17 +73,12 @@ pub(crate) struct Totals {
     pub(crate) retransmissions: u64,
 }
 
-/// Why a connection did not get to the target.
-#[derive(Clone, Debug, thiserror::Error)]
-pub(crate) enum TargetConnectError {
-    #[error(transparent)]
-    Refused(#[from] ChannelOpenError),
-    /// No answer, while the lane was up all the time.
-    #[error("the target did not answer within {} s", .within.as_secs())]
-    TimedOut {
-        /// `timeouts.connect_s`.
-        within: Duration,
-    },
+#[derive(Debug)]
+struct ProbeChannel {
+    channel: Channel,
+    /// The number of its lane.
+    lane: u64,
+    opened: TokioInstant,
 }
 
 /// A change of the path below open connections.
@@ -101,7 +97,7 @@ impl LanePool {
         let lifecycle = Lifecycle::new(now(), limits, random_seed());
         Self {
             config,
-            state: Shared::new(State { lifecycle, closed: Totals::default() }),
+            state: Arc::new(Shared::new(State { lifecycle, closed: Totals::default() })),
             lane_wanted: Notify::new(),
             probe_channel: Mutex::new(None),
         }
@@ -112,27 +108,36 @@ impl LanePool {
         self.state.lock().lifecycle.add_first(Arc::clone(lane));
     }
 
-    /// Opens a channel to the target on the lane with the least load, within `limit`.
+    /// Opens a channel to the target, within `limit`, on the lane that the [`Lifecycle`] assigns.
     ///
-    /// While no lane is up it waits for one: the tunnel recovers or is given up, within `timeouts.reconnect_s`. `limit`
-    /// counts while the lane is up. Cancel-safe.
+    /// It may wait for a lane of its own while the others are taken, at most `tunnel.sessions` seconds. While no lane
+    /// is up it waits for one: the tunnel recovers or is given up, within `timeouts.reconnect_s`. `limit` counts from
+    /// when it has a lane, and while that is up. `hang_up` completes when the client closes its half; only that in the
+    /// wait for a lane matters here.
+    ///
+    /// Cancel-safe.
     ///
     /// # Errors
     ///
-    /// [`TargetConnectError`] when the bastion or the target refuses, or does not answer in time.
+    /// [`TargetConnectError`] when the bastion or the target refuses, or does not answer in time, and when the client
+    /// leaves while it waits for a lane.
     pub(crate) async fn open(
         &self,
         originator: SocketAddr,
         limit: Duration,
-    ) -> Result<Channel, TargetConnectError> {
-        if let Some(channel) = self.take_probe_channel() {
-            self.request_spare_lane(None);
-            return Ok(channel);
+        hang_up: impl Future<Output = HangUp>,
+    ) -> Result<Connection, TargetConnectError> {
+        let id = self.state.lock().lifecycle.on_connected(now());
+        let place = Place { id, state: Arc::clone(&self.state) };
+        if let Some(ProbeChannel { channel, lane, .. }) = self.take_probe_channel() {
+            self.state.lock().lifecycle.on_placed(id, lane);
+            return Ok(Connection::new(channel, lane, place));
         }
+        let mut hang_up = pin!(hang_up.fuse());
         let target = &self.config.target;
         loop {
-            let lane = self.state.wait_for(|state| state.least_loaded()).await;
-            self.request_spare_lane(Some(&lane));
+            self.lane_wanted.notify_one();
+            let lane = self.assigned_lane(&place, hang_up.as_mut()).await?;
             let outcome = tokio::select! {
                 outcome = lane.ssh.open(&target.host, target.port, originator) => outcome,
                 () = lane.up_for(limit) => {
@@ -141,21 +146,44 @@ impl LanePool {
             };
             match outcome {
                 // Lost after it was chosen; nothing was sent to the target yet.
-                Err(ChannelOpenError::Lost(_)) => (),
-                outcome => return Ok(outcome?),
+                Err(ChannelOpenError::Lost(_)) => {
+                    self.state.lock().lifecycle.on_lane_missed(now(), id);
+                }
+                outcome => return Ok(Connection::new(outcome?, lane.number, place)),
             }
         }
+    }
+
+    /// Waits for a lane. Cancel-safe.
+    async fn assigned_lane(
+        &self,
+        place: &Place,
+        hang_up: Pin<&mut impl Future<Output = HangUp>>,
+    ) -> Result<Arc<Lane>, TargetConnectError> {
+        let assigned = || self.state.wait_for(|state| state.lifecycle.lane_for(place.id));
+        tokio::select! {
+            biased;
+            lane = assigned() => return Ok(lane),
+            hang_up = hang_up => match hang_up {
+                HangUp::Left => return Err(TargetConnectError::ClientLeft),
+                HangUp::Finished => place.finish(),
+            },
+        }
+        Ok(assigned().await)
     }
 
     /// Keeps the connection that proved the target, for the first client: a database that counts aborted connections
     /// does not count ours, and the first query saves a round trip.
     pub(crate) fn store_probe_channel(&self, channel: Channel, opened: TokioInstant) {
-        *self.probe_channel.lock() = Some((channel, opened));
+        // There is no other lane yet.
+        let Some(lane) = self.lanes().first().map(|lane| lane.number) else { return };
+        *self.probe_channel.lock() = Some(ProbeChannel { channel, lane, opened });
     }
 
-    fn take_probe_channel(&self) -> Option<Channel> {
-        let (channel, opened) = self.probe_channel.lock().take()?;
-        (opened.elapsed() < PROBE_CHANNEL_LIFE && channel.is_open()).then_some(channel)
+    fn take_probe_channel(&self) -> Option<ProbeChannel> {
+        let probe = self.probe_channel.lock().take()?;
+        let is_fresh = probe.opened.elapsed() < PROBE_CHANNEL_LIFE && probe.channel.is_open();
+        is_fresh.then_some(probe)
     }
 
     /// Closes the kept connection after [`PROBE_CHANNEL_LIFE`]; never completes. Cancel-safe.
@@ -222,27 +250,16 @@ impl LanePool {
         state.lifecycle.lanes().iter().map(|entry| Arc::clone(&entry.lane)).collect()
     }
 
-    /// Asks for a further lane unless there is an empty one besides `taken`: the next connection is to find a lane of
-    /// its own, and none waits for one.
-    fn request_spare_lane(&self, taken: Option<&Arc<Lane>>) {
-        let state = self.state.lock();
-        let is_spare = |entry: &Entry<Arc<Lane>>| {
-            let is_taken = taken.is_some_and(|taken| Arc::ptr_eq(&entry.lane, taken));
-            !is_taken && entry.state == LaneState::Active && entry.lane.ssh.channels() == 0
-        };
-        let lifecycle = &state.lifecycle;
-        if lifecycle.active() < self.config.sessions && !lifecycle.lanes().iter().any(is_spare) {
-            self.lane_wanted.notify_one();
-        }
-    }
-
     // For the supervisor: the events and actions of the lifecycle, under the lock.
 
     fn poll_action(&self, now: Instant, path: &PathHealth) -> Option<Action<Arc<Lane>>> {
         let mut state = self.state.lock();
         let action = state.lifecycle.poll_action(now, path);
-        if let Some(Action::Close(lane)) = &action {
-            state.closed.add(lane);
+        match &action {
+            Some(Action::Close(lane)) => state.closed.add(lane),
+            Some(_) => (),
+            // Whatever has changed, connections that wait may have a lane now.
+            None => self.state.notify(),
         }
         action
     }
@@ -257,7 +274,6 @@ impl LanePool {
 
     fn on_opened(&self, lane: &Arc<Lane>) {
         self.state.lock().lifecycle.on_opened(now(), Arc::clone(lane));
-        self.state.notify();
     }
 
     fn on_open_failed(&self, error: LaneError) {
@@ -280,26 +296,6 @@ impl LanePool {
     fn on_probed(&self, permission: ResumePermission) {
         self.state.lock().lifecycle.on_probed(permission);
     }
-
-    fn on_lane_wanted(&self) {
-        self.state.lock().lifecycle.on_lane_wanted();
-    }
-}
-
-impl State {
-    /// The lane for a new connection: an active one before a draining one, one that is up before one that is not, then
-    /// the one with the fewest downloads and uploads, then with the fewest connections.
-    ///
-    /// Bulk transfers share the session's rate and slow each other down; any number of clients that ask and wait do
-    /// not. And a connection that has just ended still counts for a moment, which must not put the next one of the same
-    /// client beside a download.
-    fn least_loaded(&self) -> Option<Arc<Lane>> {
-        let open = self.lifecycle.lanes().iter().filter(|entry| !entry.lane.ssh.is_ended());
-        let load = |Entry { lane, state, .. }: &&Entry<Arc<Lane>>| {
-            (*state, Reverse(lane.is_up()), lane.ssh.channels_in_bulk(), lane.ssh.channels())
-        };
-        open.min_by_key(load).map(|entry| Arc::clone(&entry.lane))
-    }
 }
 
 impl LaneHandle for Arc<Lane> {
@@ -313,6 +309,22 @@ impl LaneHandle for Arc<Lane> {
 
     fn is_signed(&self) -> bool {
         Lane::is_signed(self)
+    }
+
+    fn is_up(&self) -> bool {
+        Lane::is_up(self)
+    }
+
+    fn is_over(&self) -> bool {
+        self.ssh.is_ended()
+    }
+
+    fn transfers(&self) -> usize {
+        self.ssh.channels_in_bulk()
+    }
+
+    fn channels(&self) -> usize {
+        self.ssh.channels()
     }
 }
 

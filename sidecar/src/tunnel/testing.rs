@@ -3,7 +3,13 @@
 mod gateway;
 mod sshd;
 
-use std::{collections::BTreeMap, future::pending, io, mem, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    future::pending,
+    io, mem,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use data_channel::testing::{Agent, Behaviour};
 use futures_util::future::BoxFuture;
@@ -38,6 +44,10 @@ struct State {
     calls: Vec<String>,
     sessions: BTreeMap<String, Session>,
     resume_is_denied: bool,
+    start_fails: bool,
+    start_spacing: Duration,
+    /// When the agent begins the last session that was started.
+    last_begin: Option<Instant>,
     dialling: Dialling,
     tasks: TaskTracker,
 }
@@ -70,6 +80,8 @@ struct Session {
     /// The agent's connection to sshd. Locked by the one WebSocket that is served.
     sshd: Arc<AsyncMutex<DuplexStream>>,
     fault: watch::Sender<PathFault>,
+    /// When the agent begins it.
+    begin: Instant,
 }
 
 impl World {
@@ -97,6 +109,22 @@ impl World {
     /// From now on `ssm:ResumeSession` is denied.
     pub(crate) fn deny_resume(&self) {
         self.0.lock().resume_is_denied = true;
+    }
+
+    /// From now on no session can be started, or they can again.
+    pub(crate) fn set_start_fails(&self, fails: bool) {
+        self.0.lock().start_fails = fails;
+    }
+
+    /// The agent begins sessions at least this time apart.
+    pub(crate) fn space_starts(&self, spacing: Duration) {
+        self.0.lock().start_spacing = spacing;
+    }
+
+    /// Until when the agent is busy with the sessions that were started.
+    pub(crate) fn agent_busy_for(&self) -> Duration {
+        let begin = self.0.lock().last_begin;
+        begin.map_or(Duration::ZERO, |begin| begin.saturating_duration_since(now()))
     }
 
     pub(crate) fn set_dialling(&self, dialling: Dialling) {
@@ -127,10 +155,14 @@ impl World {
         let id = format!("s-{}", state.sessions.len() + 1);
         let (near, far) = duplex(SSHD_BUFFER);
         state.tasks.spawn(sshd::serve(far));
+        let spaced = state.last_begin.map(|last| last + state.start_spacing);
+        let begin = spaced.map_or_else(now, |earliest| earliest.max(now()));
+        state.last_begin = Some(begin);
         let session = Session {
-            agent: Arc::new(Mutex::new(Agent::new(Behaviour::default(), now()))),
+            agent: Arc::new(Mutex::new(Agent::new(Behaviour::default(), begin))),
             sshd: Arc::new(AsyncMutex::new(near)),
             fault: watch::Sender::default(),
+            begin,
         };
         state.sessions.insert(id.clone(), session);
         id
@@ -144,6 +176,10 @@ impl World {
 impl SessionApi for World {
     fn start(&self) -> BoxFuture<'_, Result<Started, ApiError>> {
         self.record("start".to_owned());
+        if self.0.lock().start_fails {
+            let refused = ApiError::new(ApiErrorKind::AccessDenied, "denied", "");
+            return Box::pin(async { Err(refused) });
+        }
         let session_id = self.start_session();
         let stream_url = format!("ws://127.0.0.1:1/v1/data-channel/{session_id}");
         let token = Token::from("token".to_owned());

@@ -1,5 +1,7 @@
 //! The tunnel from its first session to its last, on the paused clock: minutes and hours pass in milliseconds.
 
+mod together;
+
 use std::{
     future::{pending, poll_fn},
     net::SocketAddr,
@@ -17,7 +19,10 @@ use super::{
     testing::{Dialling, PathFault, World},
     *,
 };
-use crate::{ssh::ChannelError, tunnel::lanes::LaneError};
+use crate::{
+    ssh::ChannelError,
+    tunnel::lanes::{Connection, LaneError},
+};
 
 /// A pool in a world, with its first lane.
 struct Started {
@@ -28,12 +33,18 @@ struct Started {
 
 impl Started {
     async fn new(world: World, rest: &str) -> Self {
+        let started = Self::new_beside(world, rest).await;
+        assert_eq!(started.world.take_calls(), ["start"]);
+        started
+    }
+
+    /// As [`new`](Self::new), in a world with others.
+    async fn new_beside(world: World, rest: &str) -> Self {
         let config = world.lane_config(rest);
         let observer: LaneObserver = Arc::new(|_| ());
         let lane = Lane::open(&config, &observer).await.unwrap();
         let pool = Arc::new(LanePool::new(Arc::clone(&config)));
         pool.add_first(&Arc::new(lane));
-        assert_eq!(world.take_calls(), ["start"]);
         Self { world, config, pool }
     }
 
@@ -47,8 +58,8 @@ impl Started {
         receiver
     }
 
-    async fn connect(&self) -> Channel {
-        timeout(LIMIT, self.pool.open(ORIGINATOR, LIMIT)).await.unwrap().unwrap()
+    async fn connect(&self) -> Connection {
+        timeout(LIMIT, self.pool.open(ORIGINATOR, LIMIT, pending())).await.unwrap().unwrap()
     }
 
     /// Ends everything as the tunnel does; returns how long it took.
@@ -302,6 +313,14 @@ async fn run_tunnel(
     if target == "refused" {
         settings.target.port = testing::REFUSED_PORT;
     }
+    run_settings(world, settings, stop).await
+}
+
+async fn run_settings(
+    world: &World,
+    settings: Settings,
+    stop: impl AsyncFnOnce(&Recorder) -> StopReason,
+) -> (Arc<Recorder>, Result<(), Failure>) {
     let events = Arc::new(Recorder::default());
     let recorder = Arc::clone(&events);
     let on_begin = move |phase: Phase| recorder.line(phase.name());

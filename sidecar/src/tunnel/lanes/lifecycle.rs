@@ -16,9 +16,10 @@
 //! is in use, so it is not made before.
 //!
 //! Lanes are opened one after another: an agent that is asked for several sessions at once starts them one second apart
-//! (seen with the real agent).
+//! (seen with the real agent). How many the connections call for, and which lane each gets, is in [`demand`].
 
 mod channel_life;
+mod demand;
 
 use std::{
     collections::VecDeque,
@@ -28,13 +29,15 @@ use std::{
 
 use tracing::{debug, warn};
 
-use self::channel_life::ChannelLives;
+use self::{channel_life::ChannelLives, demand::Demand};
 use super::{LaneError, PathChange};
 use crate::{
     channel::{ChannelEnd, Disconnected, PathLoss},
     runtime::backoff::Backoff,
     session::ApiErrorKind,
 };
+
+pub(super) use self::demand::ConnectionId;
 
 /// The lanes of this process, and what is to be done about them.
 ///
@@ -48,8 +51,9 @@ pub(super) struct Lifecycle<L> {
     open_state: OpenState,
     /// No lane is opened before this time.
     not_before: Instant,
-    /// A connection had to share a lane.
-    wants_lane: bool,
+    /// Between attempts to open a further lane; `None` after one that succeeded.
+    add_backoff: Option<Backoff>,
+    demand: Demand,
     resumption: Resumption,
     /// The lane before whose replacement resumption was probed last.
     probed: Option<u64>,
@@ -71,6 +75,18 @@ pub(super) trait LaneHandle: Clone {
 
     /// Whether the opening of its data channel was signed.
     fn is_signed(&self) -> bool;
+
+    /// Whether it has a WebSocket, rather than a session that is being resumed.
+    fn is_up(&self) -> bool;
+
+    /// Whether its SSH connection has ended.
+    fn is_over(&self) -> bool;
+
+    /// SSH channels that carry bulk data at present.
+    fn transfers(&self) -> usize;
+
+    /// SSH channels, those included whose clients are gone.
+    fn channels(&self) -> usize;
 }
 
 /// An open lane.
@@ -193,7 +209,8 @@ impl<L: LaneHandle> Lifecycle<L> {
             lanes: Vec::new(),
             open_state: OpenState::Idle,
             not_before: now,
-            wants_lane: false,
+            add_backoff: None,
+            demand: Demand::default(),
             resumption: Resumption::Unknown,
             probed: None,
             reported: Reported::Recovered,
@@ -237,7 +254,10 @@ impl<L: LaneHandle> Lifecycle<L> {
     /// A lane was opened.
     pub(super) fn on_opened(&mut self, now: Instant, lane: L) {
         self.open_state = OpenState::Idle;
-        self.wants_lane = false;
+        self.add_backoff = None;
+        if self.lanes.is_empty() {
+            self.on_outage_over(now);
+        }
         let replaced = self.due(now).filter(|_| self.resumption.is_denied()).cloned();
         self.push(lane);
         // Only the first lane after an outage ends it, not a replacement.
@@ -254,10 +274,13 @@ impl<L: LaneHandle> Lifecycle<L> {
     /// A lane could not be opened.
     pub(super) fn on_open_failed(&mut self, now: Instant, error: LaneError) {
         self.open_state = OpenState::Idle;
-        self.wants_lane = false;
         let Health::Outage(outage) = &mut self.health else {
             warn!(%error, "a further session could not be opened; connections share the open ones");
-            self.not_before = now + ADD_DELAY;
+            self.seed = self.seed.wrapping_add(1);
+            let seed = self.seed;
+            let backoff = self.add_backoff.get_or_insert_with(|| Backoff::seeded(ADD_DELAY, seed));
+            self.not_before = now + backoff.next_delay();
+            self.on_lane_refused(now);
             return;
         };
         if !error.is_transient() {
@@ -318,11 +341,6 @@ impl<L: LaneHandle> Lifecycle<L> {
         }
     }
 
-    /// A connection had to share a lane.
-    pub(super) fn on_lane_wanted(&mut self) {
-        self.wants_lane = true;
-    }
-
     /// Returns the next action, if there is one.
     #[must_use]
     pub(super) fn poll_action(&mut self, now: Instant, path: &PathHealth) -> Option<Action<L>> {
@@ -338,6 +356,7 @@ impl<L: LaneHandle> Lifecycle<L> {
         }
         if self.actions.is_empty() {
             self.open_if_needed(now);
+            self.assign_lanes(now);
         }
         self.actions.pop_front()
     }
@@ -353,7 +372,8 @@ impl<L: LaneHandle> Lifecycle<L> {
         };
         let replaced = self.replaceable().map(|lane| self.replaced_at(lane));
         let outlived = self.draining().map(|lane| self.outlived_at(lane));
-        let deadlines = [Some(self.not_before), outage, self.degraded_at].into_iter().flatten();
+        let deadlines = [Some(self.not_before), outage, self.degraded_at, self.wait_over()];
+        let deadlines = deadlines.into_iter().flatten();
         deadlines.chain(replaced).chain(outlived).filter(|deadline| *deadline > now).min()
     }
 
@@ -413,11 +433,7 @@ impl<L: LaneHandle> Lifecycle<L> {
         }
         let denied = matches!(self.resumption, Resumption::Known(ResumePermission::Denied));
         let replace = due.is_some() && denied;
-        let active = self.active();
-        if active >= self.limits.sessions {
-            self.wants_lane = false;
-        }
-        if active == 0 || replace || self.wants_lane {
+        if self.active() == 0 || replace || self.lacks_lanes() {
             self.open_state = OpenState::Opening;
             self.actions.push_back(Action::Open);
         }
@@ -563,7 +579,7 @@ const RESUMED_WITHIN: Duration = Duration::from_secs(2);
 /// Before the second attempt to end an outage.
 const FIRST_DELAY: Duration = Duration::from_millis(200);
 
-/// After a further lane could not be opened.
+/// After a further lane could not be opened, before the random part.
 const ADD_DELAY: Duration = Duration::from_secs(5);
 
 /// A lane that lasts this long has ended the outage before it.

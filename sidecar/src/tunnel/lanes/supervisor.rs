@@ -77,7 +77,7 @@ impl<'a, F: Fn(PathChange)> Supervisor<'a, F> {
             Some(lane) = self.drained.next() => self.pool.on_drained(&lane),
             outcome = completed(&mut self.opening) => self.on_opened(outcome),
             permission = completed(&mut self.probe) => self.pool.on_probed(permission),
-            () = self.pool.lane_wanted.notified() => self.pool.on_lane_wanted(),
+            () = self.pool.lane_wanted.notified() => (),
             () = self.pool.config.reports.path_changed.notified() => (),
             () = timeout => (),
         }

@@ -32,6 +32,7 @@ pub(super) async fn serve(world: World, connection: DuplexStream) {
     assert!(opening.contains(r#""TokenValue":"token""#), "{opening}");
     // What was wrong with the last WebSocket is not wrong with this one.
     session.fault.send_replace(PathFault::None);
+    sleep_until(session.begin.into()).await;
     carry(&session, &mut socket).await;
 }
 

@@ -12,7 +12,9 @@ enum Step {
     Probed(bool),
     /// An event of one of the open lanes.
     Lane(usize, LaneStep),
-    Wanted,
+    Connected,
+    /// An event of one of the connections.
+    Connection(usize, ConnectionStep),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +35,15 @@ enum LaneStep {
     Drained(usize),
 }
 
+#[derive(Clone, Copy, Debug)]
+enum ConnectionStep {
+    /// The client has closed its half.
+    Finished,
+    Disconnected,
+    /// Its lane was lost before its SSH channel was open.
+    LaneMissed,
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let time = prop_oneof![
         3 => (0_u64..3_000).prop_map(Duration::from_millis),
@@ -51,13 +62,19 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(LaneStep::ClosedByService),
         2 => (0_usize..2).prop_map(LaneStep::Drained),
     ];
+    let connection_step = prop_oneof![
+        1 => Just(ConnectionStep::Finished),
+        2 => Just(ConnectionStep::Disconnected),
+        1 => Just(ConnectionStep::LaneMissed),
+    ];
     prop_oneof![
         6 => time.prop_map(Step::Time),
         5 => Just(Step::Opened),
         3 => failure.prop_map(Step::OpenFailed),
         2 => prop::bool::weighted(0.3).prop_map(Step::Probed),
         5 => (0_usize..4, step).prop_map(|(lane, step)| Step::Lane(lane, step)),
-        3 => Just(Step::Wanted),
+        4 => Just(Step::Connected),
+        3 => (0_usize..6, connection_step).prop_map(|(index, step)| Step::Connection(index, step)),
     ]
 }
 
@@ -70,8 +87,17 @@ struct Auditor {
     /// Whether the reason for resets was reported since then.
     reason_reported: bool,
     outage: Option<Account>,
+    connections: Vec<Client>,
     /// The last attempt to open a lane failed now.
     failed: Option<Failure>,
+}
+
+/// An open connection.
+struct Client {
+    id: ConnectionId,
+    finished: bool,
+    /// When it came, or when there was a lane again.
+    since: Instant,
 }
 
 /// Time without a lane.
@@ -90,6 +116,10 @@ impl Auditor {
             Step::Opened if self.harness.underway => {
                 if let Some(account) = &mut self.outage {
                     account.carried.get_or_insert_default();
+                }
+                if self.harness.lanes.is_empty() {
+                    let now = self.harness.now;
+                    self.connections.iter_mut().for_each(|client| client.since = now);
                 }
                 self.harness.opened();
             }
@@ -138,8 +168,28 @@ impl Auditor {
                     LaneStep::ClosedByService | LaneStep::Drained(_) => (),
                 }
             }
-            Step::Wanted => self.harness.wanted(),
-            Step::Opened | Step::OpenFailed(_) | Step::Probed(_) => (),
+            Step::Connected => {
+                let (id, _) = self.harness.connect();
+                let since = self.harness.now;
+                self.connections.push(Client { id, finished: false, since });
+            }
+            Step::Connection(index, step) if index < self.connections.len() => match step {
+                ConnectionStep::Finished => {
+                    self.connections[index].finished = true;
+                    self.harness.finish(self.connections[index].id);
+                }
+                ConnectionStep::Disconnected => {
+                    self.harness.hang_up(self.connections.remove(index).id);
+                }
+                ConnectionStep::LaneMissed => {
+                    let id = self.connections[index].id;
+                    let lane = self.harness.lifecycle.lane_for(id);
+                    if lane.is_some_and(|lane| !self.harness.lanes.contains_key(&lane.number)) {
+                        self.harness.miss_lane(id);
+                    }
+                }
+            },
+            Step::Connection(..) | Step::Opened | Step::OpenFailed(_) | Step::Probed(_) => (),
         }
         self.audit();
     }
@@ -200,6 +250,7 @@ impl Auditor {
         );
         let active = self.harness.active();
         assert!(active <= self.limits.sessions, "{active} lanes");
+        self.audit_connections();
         let deadline = harness.lifecycle.poll_timeout(harness.now);
         assert!(
             deadline.is_none_or(|deadline| deadline > harness.now),
@@ -210,6 +261,29 @@ impl Auditor {
         }
         if let Some(account) = self.outage.as_ref().filter(|account| account.carried.is_none()) {
             assert!(account.used < account.budget, "not given up in time");
+        }
+    }
+
+    /// One that waits does so for a lane to come, for a bounded time, and for a reason.
+    fn audit_connections(&self) {
+        let harness = &self.harness;
+        let place = |client: &Client| Some(harness.lifecycle.lane_for(client.id)?.number);
+        let waits = |client: &&Client| harness.lifecycle.demand.waiting.contains(&client.id);
+        let waiting: Vec<&Client> = self.connections.iter().filter(waits).collect();
+        if harness.lanes.is_empty() || waiting.is_empty() {
+            return;
+        }
+        assert!(harness.underway, "{} wait for nothing", waiting.len());
+        assert!(self.limits.sessions > 1, "a wait for a lane of its own");
+        let longest = SECOND * u32::try_from(self.limits.sessions).unwrap();
+        for client in waiting {
+            assert!(!client.finished, "it needs no lane of its own");
+            assert!(harness.now - client.since < longest, "it waits longer than it may");
+        }
+        let sending = self.connections.iter().filter(|client| !client.finished);
+        let taken: Vec<u64> = sending.filter_map(place).collect();
+        for (number, lane) in &harness.lanes {
+            assert!(lane.draining || taken.contains(number), "{number} is empty, and one waits");
         }
     }
 
@@ -261,6 +335,7 @@ proptest! {
             degraded: false,
             reason_reported: false,
             outage: None,
+            connections: Vec::new(),
             failed: None,
         };
         for step in steps {
