@@ -1,4 +1,5 @@
-//! Eight connections over eight sessions, compared with one over one.
+//! Eight connections over eight sessions that are open beforehand, compared with one over one. How connections that
+//! arrive together get there is in `together.rs`.
 
 use std::time::Duration;
 
@@ -14,14 +15,17 @@ use super::{
     load::{download, download_from},
     report::{Report, Table},
     stats::digits,
-    tables::Engine,
+    tables::{Engine, Inside},
     world::{Net, Tunnel, World},
 };
 
 pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Outcome<()> {
     let world = World::start(&bench.sshd, Net::NEAR, Pacing::Real).await?;
     let columns = ["data", "sessions", "connections", "", "× one"];
-    let mut table = Table::new("Sessions side by side, the agent's real pacing", &columns);
+    let mut table = Table::new(
+        "Sessions side by side, open beforehand, plain text inside, the agent's real pacing",
+        &columns,
+    );
     let source = bench.target.source.port();
     let one = world.tunnel(source, &json!({})).await?;
     let single = download(one.port, 1, bench.stretch(), || one.cpu()).await?;
@@ -37,7 +41,7 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Outcome<()> {
     };
     table.row(cells("random bytes", "1", rate(single.megabytes()), 1.0));
     table.row(cells("random bytes", "8", rate(all.megabytes()), times));
-    let subject = "8 connections on 8 sessions, random bytes: × one on one";
+    let subject = "8 connections on 8 open sessions, random bytes: × one on one";
     report.goal(subject, "≥ 7.5", digits(times), times >= 7.5);
 
     let postgres = Postgres::start().await?;
@@ -45,19 +49,22 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Outcome<()> {
     engine.fill(bench.rows()).await?;
     let off = json!({ "tunnel": { "compression": "off" } });
     let one = world.tunnel(engine.port(), &off).await?;
-    let single = engine.dump(one.port, 1, bench.stretch()).await?.bytes_per_second;
+    let single =
+        engine.dump(one.port, 1, bench.stretch(), Inside::PlainText).await?.bytes_per_second;
     one.close().await?;
     let mut eight = world.tunnel(engine.port(), &sessions(8)).await?;
     drop(one_on_each(&mut eight, 8).await?);
     // The lanes stay open; they are empty once the server has seen the end of these connections.
     sleep(Duration::from_millis(500)).await;
-    let all = engine.dump(eight.port, 8, bench.stretch()).await?.bytes_per_second;
+    let all =
+        engine.dump(eight.port, 8, bench.stretch(), Inside::PlainText).await?.bytes_per_second;
     eight.close().await?;
     let times = all / single;
     let rate = |rows: f64| format!("{} rows/s", digits(rows));
     table.row(cells("table dump, one uncompressed", "1", rate(single), 1.0));
     table.row(cells("table dump, compressed", "8", rate(all), times));
-    let subject = "8 dumps on 8 sessions, compressed: rows/s × one on one, uncompressed";
+    let subject =
+        "8 dumps on 8 open sessions, plain text, compressed: rows/s × one on one, uncompressed";
     report.goal(subject, "≥ 25", digits(times), times >= 25.0);
     report.table(table);
 
@@ -73,16 +80,16 @@ fn sessions(count: usize) -> serde_json::Value {
     json!({ "tunnel": { "sessions": count } })
 }
 
-/// Opens connections one after another, as lanes become available for them.
+/// Opens connections at once, and waits until each has a lane of its own.
 pub(crate) async fn one_on_each(tunnel: &mut Tunnel, sessions: usize) -> Outcome<Vec<TcpStream>> {
     let mut streams = Vec::new();
-    for opened in 1..=sessions {
+    for _ in 0..sessions {
         streams.push(TcpStream::connect(("127.0.0.1", tunnel.port)).await?);
-        if opened < sessions {
-            let number = format!("\"lane\":{},", opened + 1);
-            let is_open = |line: &str| line.contains("lane opened") && line.contains(&number);
-            tunnel.sidecar.log_line(LANE_OPENS, is_open).await?;
-        }
+    }
+    for opened in 2..=sessions {
+        let number = format!("\"lane\":{opened},");
+        let is_open = |line: &str| line.contains("lane opened") && line.contains(&number);
+        tunnel.sidecar.log_line(LANE_OPENS, is_open).await?;
     }
     Ok(streams)
 }

@@ -9,6 +9,7 @@
 
 mod acker;
 mod bulk;
+mod fleet;
 mod footprint;
 mod growth;
 mod lanes;
@@ -22,6 +23,7 @@ mod report;
 mod start;
 mod stats;
 mod tables;
+mod together;
 mod unpaced;
 mod world;
 
@@ -115,6 +117,8 @@ async fn run() -> Outcome<bool> {
                 "queries" => queries::run(&bench, &mut report).await,
                 "tables" => tables::run(&bench, &mut report).await,
                 "lanes" => lanes::run(&bench, &mut report).await,
+                "together" => together::run(&bench, &mut report).await,
+                "fleet" => fleet::run(&bench, &mut report).await,
                 "footprint" => footprint::run(&bench, &path, &mut report).await,
                 "loss" => growth::loss(&bench, &mut report).await,
                 _ => growth::run(&bench, &mut report).await,
@@ -190,8 +194,19 @@ fn conditions(took: Duration, quick: bool) -> String {
     )
 }
 
-const CHAPTERS: [&str; 9] =
-    ["start", "bulk", "unpaced", "queries", "tables", "lanes", "footprint", "growth", "loss"];
+const CHAPTERS: [&str; 11] = [
+    "start",
+    "bulk",
+    "unpaced",
+    "queries",
+    "tables",
+    "lanes",
+    "together",
+    "fleet",
+    "footprint",
+    "growth",
+    "loss",
+];
 
-/// Time limit for a chapter.
-const LIMIT: Duration = Duration::from_mins(4);
+/// Time limit for a chapter; `together` dumps 240 MB at the pace of one session.
+const LIMIT: Duration = Duration::from_mins(12);

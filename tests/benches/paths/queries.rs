@@ -20,7 +20,7 @@ use super::{
     openssh::{PLUGIN_PATH, SshL},
     report::{Report, Table},
     stats::{Figures, digits},
-    tables::Engine,
+    tables::{Engine, Inside},
     world::{Net, World},
 };
 
@@ -78,10 +78,11 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Outcome<()> {
                 warm_up: Duration::from_secs(seconds + 2),
                 window: Duration::from_millis(500),
             };
-            let (rate, ours) = tokio::join!(engine.dump(tunnel.port, 1, time), async {
-                sleep(Duration::from_millis(1500)).await;
-                pgbench(tunnel.port, 1, seconds).await
-            });
+            let (rate, ours) =
+                tokio::join!(engine.dump(tunnel.port, 1, time, Inside::PlainText), async {
+                    sleep(Duration::from_millis(1500)).await;
+                    pgbench(tunnel.port, 1, seconds).await
+                });
             rate?;
             ours?
         } else {

@@ -49,6 +49,16 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) async fn start(sshd: &Arc<Sshd>, net: Net, pacing: Pacing) -> Outcome<Self> {
+        Self::start_spaced(sshd, net, pacing, Duration::ZERO).await
+    }
+
+    /// The same with an agent that begins sessions at least `spacing` apart, as the real one does.
+    pub(crate) async fn start_spaced(
+        sshd: &Arc<Sshd>,
+        net: Net,
+        pacing: Pacing,
+        spacing: Duration,
+    ) -> Outcome<Self> {
         let link = Link::clean().delayed(net.one_way, Duration::ZERO).dropping(net.loss);
         let emulator = Emulator::builder()
             .instance(INSTANCE)
@@ -58,7 +68,10 @@ impl World {
             // This agent processes every acknowledge, and all input right after `HandshakeComplete`. The
             // tests cover agents that do not; through the official plugin, ssh would lose its session.
             .agent(
-                AgentSettings::default().forgotten_acknowledges(0.0).complete_delay(Duration::ZERO),
+                AgentSettings::default()
+                    .forgotten_acknowledges(0.0)
+                    .complete_delay(Duration::ZERO)
+                    .start_spacing(spacing),
             )
             .faults(Plan::seeded(1).both(link))
             .build()
