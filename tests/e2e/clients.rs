@@ -110,7 +110,8 @@ pub(crate) async fn mysql_tls_for(
     Conn::new(mysql_options(port).ssl_opts(tls)).await
 }
 
-fn mysql_trusting(certificate: &Path) -> SslOpts {
+/// TLS options that trust only this certificate.
+pub(crate) fn mysql_trusting(certificate: &Path) -> SslOpts {
     static PROVIDER: OnceLock<()> = OnceLock::new();
     // The driver uses the process's default provider; rustls keeps the first one installed.
     PROVIDER.get_or_init(|| drop(aws_lc_rs::default_provider().install_default()));

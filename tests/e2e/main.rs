@@ -44,6 +44,8 @@ mod resume;
 mod runners;
 #[cfg(target_os = "linux")]
 mod secrets;
+#[cfg(target_os = "linux")]
+mod servers;
 mod shutdown;
 mod slow_parties;
 mod tls_names;

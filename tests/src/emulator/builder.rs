@@ -155,6 +155,14 @@ impl Builder {
         self
     }
 
+    /// What each `StreamUrl` begins with, such as `wss://ssmmessages.ap-northeast-1.amazonaws.com`: for a
+    /// gateway behind something that leads there. By default it is the gateway's own address.
+    #[must_use]
+    pub fn stream_url(mut self, url: &str) -> Self {
+        self.settings.stream_url = Some(url.to_owned());
+        self
+    }
+
     /// When the gateway closes each WebSocket with 1000 "Bye"; after an hour by default.
     #[must_use]
     pub fn channel_lifetime(mut self, lifetime: Duration) -> Self {

@@ -176,9 +176,13 @@ fn check_upgrade(head: &Head, service: &Service, session: &Session) -> Result<()
             session.violation(format!("upgrade: {name}: {value}"));
         }
     }
-    // The client's config may name another host, but not another port.
-    let port = format!(":{}", service.gateway.port());
-    if !head.header("host").is_some_and(|host| host.ends_with(&port)) {
+    let host = head.header("host").unwrap_or_default();
+    let expected = match &service.settings.stream_url {
+        Some(url) => url.ends_with(&format!("//{host}")),
+        // The client's config may name another host, but not another port.
+        None => host.ends_with(&format!(":{}", service.gateway.port())),
+    };
+    if !expected {
         session.violation("upgrade: Host is not that of the StreamUrl");
     }
     Ok(())

@@ -134,7 +134,9 @@ impl Service {
         let query = format!("role=publish_subscribe&cell-number={cell}");
         let token = self.random(|rng| STANDARD.encode(rng.bytes(144)));
         self.journal.add_token(&token);
-        let url = format!("ws://{}{}{}?{query}", self.gateway, PATH, session.id);
+        let base = self.settings.stream_url.clone();
+        let base = base.unwrap_or_else(|| format!("ws://{}", self.gateway));
+        let url = format!("{base}{}{}?{query}", PATH, session.id);
         session.admit(&query, &token, Instant::now() + self.settings.token_lifetime);
         Ticket { url, token }
     }

@@ -220,6 +220,8 @@ pub(crate) struct Settings {
     pub(crate) channel_lifetime: Duration,
     pub(crate) unsigned_channels_live_on: bool,
     pub(crate) unsigned_refusal: u16,
+    /// What stands before the path in a `StreamUrl`; the gateway's own address if it is `None`.
+    pub(crate) stream_url: Option<String>,
 }
 
 impl Default for Settings {
@@ -239,6 +241,7 @@ impl Default for Settings {
             channel_lifetime: Duration::from_hours(1),
             unsigned_channels_live_on: false,
             unsigned_refusal: 403,
+            stream_url: None,
         }
     }
 }
