@@ -184,12 +184,13 @@ impl Channel {
         Poll::Pending
     }
 
-    /// Whether both directions are open.
-    pub(crate) fn is_open(&self) -> bool {
+    /// What has arrived and was not read, at most `limit` bytes of it; `None` unless both directions are open, as far as
+    /// anything that has arrived tells, read or not.
+    pub(crate) fn peek(&self, limit: usize) -> Option<Vec<u8>> {
         let state = self.ssh.shared.lock();
-        let channel = state.channels.get(&self.id);
-        !matches!(state.connection, ConnectionState::Ended(_))
-            && channel.is_some_and(|channel| matches!(channel.phase, ChannelPhase::Open))
+        let is_open = !matches!(state.connection, ConnectionState::Ended(_))
+            && matches!(state.channels.get(&self.id)?.phase, ChannelPhase::Open);
+        if is_open { state.client.peek(self.id, limit) } else { None }
     }
 }
 

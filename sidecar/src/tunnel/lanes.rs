@@ -6,6 +6,7 @@ mod connection;
 mod error;
 mod event;
 mod host_key;
+mod kept_connection;
 mod lane;
 mod lifecycle;
 mod open_session;
@@ -21,14 +22,11 @@ use std::{
 };
 
 use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
-use parking_lot::Mutex;
-use tokio::{
-    sync::Notify,
-    time::{Instant as TokioInstant, sleep},
-};
+use tokio::{sync::Notify, time::Instant as TokioInstant};
 
 use self::{
     connection::Place,
+    kept_connection::KeptConnection,
     lifecycle::{Action, LaneHandle, Lifecycle, Limits, PathHealth, ResumePermission},
     supervisor::Supervisor,
 };
@@ -51,8 +49,7 @@ pub(crate) struct LanePool {
     state: Arc<Shared<State>>,
     /// Notified when a connection calls for a lane.
     lane_wanted: Notify,
-    /// The connection that proved the target at the start, for the first client.
-    probe_channel: Mutex<Option<ProbeChannel>>,
+    kept_connection: KeptConnection,
 }
 
 #[derive(Debug)]
@@ -73,14 +70,6 @@ pub(crate) struct Totals {
     pub(crate) retransmissions: u64,
 }
 
-#[derive(Debug)]
-struct ProbeChannel {
-    channel: Channel,
-    /// The number of its lane.
-    lane: u64,
-    opened: TokioInstant,
-}
-
 /// A change of the path below open connections.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum PathChange {
@@ -99,7 +88,7 @@ impl LanePool {
             config,
             state: Arc::new(Shared::new(State { lifecycle, closed: Totals::default() })),
             lane_wanted: Notify::new(),
-            probe_channel: Mutex::new(None),
+            kept_connection: KeptConnection::default(),
         }
     }
 
@@ -129,7 +118,7 @@ impl LanePool {
     ) -> Result<Connection, TargetConnectError> {
         let id = self.state.lock().lifecycle.on_connected(now());
         let place = Place { id, state: Arc::clone(&self.state) };
-        if let Some(ProbeChannel { channel, lane, .. }) = self.take_probe_channel() {
+        if let Some((channel, lane)) = self.kept_connection.take() {
             self.state.lock().lifecycle.on_placed(id, lane);
             return Ok(Connection::new(channel, lane, place));
         }
@@ -172,25 +161,14 @@ impl LanePool {
         Ok(assigned().await)
     }
 
-    /// Keeps the connection that proved the target, for the first client: a database that counts aborted connections
-    /// does not count ours, and the first query saves a round trip.
-    pub(crate) fn store_probe_channel(&self, channel: Channel, opened: TokioInstant) {
-        // There is no other lane yet.
-        let Some(lane) = self.lanes().first().map(|lane| lane.number) else { return };
-        *self.probe_channel.lock() = Some(ProbeChannel { channel, lane, opened });
+    /// Keeps the connection that proved the target, requested at `requested` on `lane`, for the first client.
+    pub(crate) fn keep(&self, lane: Arc<Lane>, channel: Channel, requested: TokioInstant) {
+        self.kept_connection.keep(lane, channel, requested);
     }
 
-    fn take_probe_channel(&self) -> Option<ProbeChannel> {
-        let probe = self.probe_channel.lock().take()?;
-        let is_fresh = probe.opened.elapsed() < PROBE_CHANNEL_LIFE && probe.channel.is_open();
-        is_fresh.then_some(probe)
-    }
-
-    /// Closes the kept connection after [`PROBE_CHANNEL_LIFE`]; never completes. Cancel-safe.
-    pub(crate) async fn expire_probe_channel(&self) {
-        sleep(PROBE_CHANNEL_LIFE).await;
-        drop(self.probe_channel.lock().take());
-        std::future::pending::<()>().await;
+    /// Closes the kept connection when it is worth nothing any more; never completes. Cancel-safe.
+    pub(crate) async fn expire_kept_connection(&self) {
+        self.kept_connection.expire().await;
     }
 
     /// Opens and replaces lanes until one is wanted, lost and cannot be replaced; returns why.
@@ -207,7 +185,7 @@ impl LanePool {
     ///
     /// Cancel-safe: when dropped before its end, the sessions are ended by API in the background.
     pub(crate) async fn terminate(&self, bound: Duration) {
-        drop(self.probe_channel.lock().take());
+        self.kept_connection.close();
         let lanes = {
             let mut state = self.state.lock();
             let lanes = state.lifecycle.take_lanes();
@@ -334,7 +312,3 @@ impl Totals {
         self.retransmissions += lane.channel().statistics().retransmissions;
     }
 }
-
-/// How long the connection that proved the target may be used: databases give a new connection about ten seconds to log
-/// in.
-const PROBE_CHANNEL_LIFE: Duration = Duration::from_secs(4);

@@ -45,7 +45,6 @@ use crate::{
         telemetry::DroppedLines,
     },
     session::SessionApi,
-    ssh::Channel,
 };
 
 pub(crate) use error::TunnelError;
@@ -166,16 +165,16 @@ impl<E: Events> Tunnel<E> {
     /// Opens the tunnel and serves it; returns only when that fails.
     async fn serve(&self, listener: Listener, received: Instant) -> TunnelError {
         match self.start(listener.port(), received).await {
-            Ok(probe_channel) => self.forward(listener, probe_channel).await,
+            Ok(()) => self.forward(listener).await,
             Err(error) => error,
         }
     }
 
     /// Opens the first lane and connects to the target, within `timeouts.ready_s`.
-    async fn start(&self, port: u16, received: Instant) -> Result<Channel, TunnelError> {
+    async fn start(&self, port: u16, received: Instant) -> Result<(), TunnelError> {
         let limit = self.settings.timeouts.ready;
         let opened = timeout_at(received + limit, self.open()).await;
-        let channel = opened.map_err(|_| TunnelError::NotReady {
+        opened.map_err(|_| TunnelError::NotReady {
             seconds: limit.as_secs(),
             phase: self.progress.phase(),
         })??;
@@ -183,10 +182,10 @@ impl<E: Events> Tunnel<E> {
         info!(port, "ready");
         self.events.ready(port);
         memory::release_startup_pages();
-        Ok(channel)
+        Ok(())
     }
 
-    async fn open(&self) -> Result<Channel, TunnelError> {
+    async fn open(&self) -> Result<(), TunnelError> {
         let progress = self.progress.clone();
         let observer: LaneObserver = Arc::new(move |event| {
             if let LaneEvent::Phase(phase) = event {
@@ -208,16 +207,18 @@ impl<E: Events> Tunnel<E> {
         self.lanes.add_first(&lane);
         self.progress.begin(Phase::Target);
         let (limit, ssh_port) = (self.settings.timeouts.connect, self.settings.bastion.ssh_port);
-        target::connect(&lane, &self.config.target, limit, ssh_port).await
+        let requested = Instant::now();
+        let channel = target::connect(&lane, &self.config.target, limit, ssh_port).await?;
+        self.lanes.keep(lane, channel, requested);
+        Ok(())
     }
 
     /// Forwards connections; returns only when that fails.
-    async fn forward(&self, listener: Listener, probe_channel: Channel) -> TunnelError {
+    async fn forward(&self, listener: Listener) -> TunnelError {
         let limits = Limits {
             max_connections: self.settings.tunnel.max_connections,
             connect: self.settings.timeouts.connect,
         };
-        self.lanes.store_probe_channel(probe_channel, Instant::now());
         let on_change = |change| {
             self.events.event(match change {
                 PathChange::Degraded(reason) => Event::Degraded(reason),
@@ -229,8 +230,8 @@ impl<E: Events> Tunnel<E> {
         tokio::select! {
             error = self.lanes.supervise(on_change) => error.into(),
             () = serving => InternalError::new("the listener ended").into(),
-            () = self.lanes.expire_probe_channel() => {
-                InternalError::new("the probe channel's timer ended").into()
+            () = self.lanes.expire_kept_connection() => {
+                InternalError::new("the kept connection's timer ended").into()
             }
         }
     }

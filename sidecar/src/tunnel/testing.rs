@@ -33,7 +33,7 @@ use crate::{
     session::{ApiError, ApiErrorKind, Resumed, SessionApi, SignedHeaders, Started, Token},
 };
 
-pub(crate) use sshd::REFUSED_PORT;
+pub(crate) use sshd::{FirstWords, REFUSED_PORT};
 
 /// The customer's side. Clones share it. Sessions are named `s-1`, `s-2`, ….
 #[derive(Clone, Debug, Default)]

@@ -20,7 +20,7 @@ use super::{
     *,
 };
 use crate::{
-    ssh::ChannelError,
+    ssh::{Channel, ChannelError},
     tunnel::lanes::{Connection, LaneError},
 };
 

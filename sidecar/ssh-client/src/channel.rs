@@ -218,6 +218,12 @@ impl Incoming {
         self.full.pop_front().or_else(|| tail(&mut self.tail))
     }
 
+    /// Copies stored data, at most `limit` bytes, and leaves it there.
+    pub(crate) fn peek(&self, limit: usize) -> Vec<u8> {
+        let chunks = self.full.iter().map(|chunk| &**chunk).chain([&*self.tail]);
+        chunks.flatten().take(limit).copied().collect()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.full.is_empty() && self.tail.is_empty()
     }

@@ -183,6 +183,14 @@ impl Client {
         self.connection.read(id, &mut self.events)
     }
 
+    /// Copies data that has arrived on a channel and was not read, at most `limit` bytes, without removing it; `None`
+    /// unless both directions are open. The server's EOF and CLOSE count as soon as they have arrived, whereas
+    /// [`Event::Eof`] and [`Event::Closed`] wait until the data before them is read.
+    #[must_use]
+    pub fn peek(&self, id: ChannelId, limit: usize) -> Option<Vec<u8>> {
+        self.connection.peek(id, limit)
+    }
+
     /// Reports that `bytes` of the data that was read have been passed on; only now does the server get
     /// window credit for them.
     pub fn consumed(&mut self, id: ChannelId, bytes: usize) {

@@ -104,6 +104,12 @@ impl Connection {
         data
     }
 
+    pub(crate) fn peek(&self, id: ChannelId, limit: usize) -> Option<Vec<u8>> {
+        let channel = self.channels.get(&id.0)?;
+        let is_open = matches!(channel.phase, Phase::Open { .. }) && !channel.incoming.ended;
+        is_open.then(|| channel.incoming.peek(limit))
+    }
+
     pub(crate) fn consumed(&mut self, id: ChannelId, bytes: usize) {
         if let Some(channel) = self.channels.get_mut(&id.0) {
             channel.incoming.consumed(bytes);
