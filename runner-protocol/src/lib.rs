@@ -106,6 +106,7 @@ mod line;
 mod message;
 mod mistake;
 mod phase;
+pub mod region;
 mod rules;
 mod schema;
 mod secret;

@@ -9,7 +9,7 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use crate::{endpoint::EndpointUrl, secret::Secret, value::Value};
+use crate::{endpoint::EndpointUrl, region, secret::Secret, value::Value};
 
 /// What is wrong with a value, and what it should be; the hint is `` set `<path>` to <expected> ``.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -154,15 +154,25 @@ pub(crate) fn name(value: Value<'_>) -> Result<String, Problem> {
     text_of(value, 1..=128, |_| true, "a label of 1 to 128 characters")
 }
 
-/// A region's name. It becomes part of host names, so only characters of host names are allowed.
+/// A region's name. It becomes part of host names. Regions that are newer than this crate pass by their form.
 pub(crate) fn region(value: Value<'_>) -> Result<String, Problem> {
-    let expected = "a region such as \"ap-northeast-1\"";
-    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    let region = text_of(value, 1..=32, allowed, expected)?;
-    if region.split('-').any(str::is_empty) {
-        return Err(Problem::new("not a region", expected));
+    let region = text(value)?;
+    if region::is_well_formed(&region) {
+        return Ok(region);
     }
-    Ok(region)
+    let what = if region::zone_region(&region).is_some() {
+        "an availability zone, or another text behind the region's number"
+    } else {
+        "not the name of a region"
+    };
+    let nearest = region::nearest(&region);
+    Err(Problem::new(
+        what,
+        match nearest {
+            Some(nearest) => format!("the region's name, most likely \"{nearest}\""),
+            None => "a region such as \"ap-northeast-1\"".to_owned(),
+        },
+    ))
 }
 
 /// `i-` or `mi-` and 8 or 17 hexadecimal digits.

@@ -112,7 +112,21 @@ mod tests {
                 "bastion.instance_id",
                 &["i-01234567", "i-0123456", "i-012345678", "mi-0123456789abcdef0", "x-01234567"],
             ),
-            ("aws.region", &["eu-west-1", "eu-west-1.", "-", "Eu-west-1", "a--b", "us-iso-east-1"]),
+            (
+                "aws.region",
+                &[
+                    "eu-west-1",
+                    "eu-west-1.",
+                    "-",
+                    "Eu-west-1",
+                    "a--b",
+                    "us-iso-east-1",
+                    "eu-west-1a",
+                    "eu-west1",
+                    "xx-new-12",
+                    "Tokyo",
+                ],
+            ),
             (
                 "aws.endpoint_url",
                 &[
