@@ -1,13 +1,17 @@
 //! Each code of the contract that is caused on the customer's side or on this host: the whole `failed`
 //! line, the exit status, no secret, and no session left. The codes of AWS are in `failures_aws.rs`.
 
-use std::{sync::Arc, time::Duration};
+use std::{process::Stdio, sync::Arc, time::Duration};
 
 use serde_json::json;
-use tests::fixtures::{Bastion, FullQueue, KeyPair, KeyType, Sidecar, Sshd, TcpServer, free_port};
+use tests::fixtures::{
+    Bastion, Certificate, FullQueue, KeyPair, KeyType, Sidecar, Sshd, TcpServer, eventually,
+    free_port,
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
+    process::Command,
 };
 
 use crate::world::{Failure, LIMIT, World, assert_fails, assert_fails_within, may_terminate};
@@ -213,16 +217,72 @@ async fn aws_unreachable_when_nothing_listens_at_the_endpoint() {
 }
 
 #[tokio::test]
-async fn aws_unreachable_when_the_proxy_is_not_an_http_proxy() {
+async fn local_proxy_when_the_setting_is_unusable() {
     let world = World::start().await;
     let config = world.config(5432);
-    let sidecar = Sidecar::spawn_with(&config, |command| {
-        command.env("HTTPS_PROXY", "socks5://user:hunter2@127.0.0.1:1080");
-    });
-    let exit = sidecar.await.unwrap().exit(LIMIT).await.unwrap();
-    let failure = passing("aws.unreachable", "config", "operator");
-    failure.assert("proxy_of_another_kind", &exit, &config);
-    assert!(!exit.text().contains("hunter2"), "{}", exit.text());
+    for (cause, setting) in [
+        ("proxy_of_another_kind", "socks5://user:hunter2@127.0.0.1:1080"),
+        ("second_at", "http://user:hunter2@hunter2@127.0.0.1:3128"),
+    ] {
+        let sidecar = Sidecar::spawn_with(&config, |command| {
+            command.env("HTTPS_PROXY", setting);
+        });
+        let exit = sidecar.await.unwrap().exit(LIMIT).await.unwrap();
+        local("local.proxy").assert(cause, &exit, &config);
+        assert!(!exit.text().contains("hunter2"), "{}", exit.text());
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn local_proxy_when_the_proxy_refuses() {
+    let world = World::start().await;
+    let api = json!({ "aws": { "endpoint_url": "https://ssm.example" } });
+    let config = world.config(5432).with(&api);
+    for (cause, answer) in [
+        (
+            "ntlm_only",
+            "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: NTLM\r\n\r\n",
+        ),
+        ("forbidden", "HTTP/1.1 403 Forbidden\r\n\r\n"),
+        ("speaks_tls", "\u{15}\u{3}\u{1}\0\u{2}\u{2}F"),
+    ] {
+        let proxy = TcpServer::start(move |mut stream| async move {
+            if stream.read(&mut [0; 16 << 10]).await? > 0 {
+                stream.write_all(answer.as_bytes()).await?;
+            }
+            stream.shutdown().await
+        });
+        let proxy = proxy.await.unwrap();
+        let url = format!("http://user:hunter2@127.0.0.1:{}", proxy.port());
+        let sidecar = Sidecar::spawn_with(&config, |command| {
+            command.env("HTTPS_PROXY", url);
+        });
+        let exit = sidecar.await.unwrap().exit(LIMIT).await.unwrap();
+        let failure = Failure { phase: "start_session", ..local("local.proxy") };
+        failure.assert(cause, &exit, &config);
+        assert!(!exit.text().contains("hunter2"), "{}", exit.text());
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn aws_untrusted_when_the_issuer_is_unknown() {
+    let world = World::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let port = free_port().unwrap();
+    let certificate = Certificate::make(folder.path()).unwrap();
+    let mut server = Command::new("openssl");
+    server.args(["s_server", "-quiet", "-accept", &format!("127.0.0.1:{port}"), "-cert"]);
+    server.arg(&certificate.certificate).arg("-key").arg(&certificate.key);
+    server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    let server = server.spawn().unwrap();
+    let up = eventually(LIMIT, || async { TcpStream::connect(("127.0.0.1", port)).await.is_ok() });
+    assert!(up.await, "openssl does not listen");
+    let api = json!({ "aws": { "endpoint_url": format!("https://127.0.0.1:{port}") } });
+    let failure = Failure { phase: "start_session", ..local("aws.untrusted") };
+    assert_fails(&world.config(5432).with(&api), failure, "unknown_issuer").await;
+    drop(server);
     world.finish().await;
 }
 

@@ -40,6 +40,8 @@ mod permissions;
 mod policy;
 mod privileges;
 mod readme;
+#[cfg(target_os = "linux")]
+mod resources;
 mod resume;
 mod runners;
 #[cfg(target_os = "linux")]

@@ -2,7 +2,7 @@
 
 use http::Uri;
 
-use runner_protocol::Blame;
+use runner_protocol::{Blame, region};
 
 use crate::{
     net::proxy::{Proxy, is_loopback},
@@ -78,9 +78,21 @@ impl Endpoint {
         match self.endpoint_url {
             Some(_) => format!("check `aws.endpoint_url`, {allow}"),
             None => format!(
-                "check `aws.region`, {allow}; for a private endpoint set `aws.endpoint_url`"
+                "check `aws.region`{}, {allow}; for a private endpoint set `aws.endpoint_url`",
+                self.unknown_region()
             ),
         }
+    }
+
+    /// What to say of a region that may not exist: a new one is not known here, but has the form of one.
+    fn unknown_region(&self) -> String {
+        let region = &self.region;
+        if region::is_known(region) {
+            return String::new();
+        }
+        let nearest = region::nearest(region);
+        let meant = nearest.map(|name| format!("; the nearest is `{name}`")).unwrap_or_default();
+        format!(" (this version does not know `{region}`{meant})")
     }
 }
 
@@ -109,7 +121,10 @@ impl Call<'_> {
         let message =
             format!("what `{host}` answers to {} is not from AWS (HTTP {status})", self.name());
         let hint = "look for a proxy or a captive portal on the way, and check `aws.endpoint_url`";
-        ApiError::new(ApiErrorKind::Internal, message, hint).blaming(Blame::Operator)
+        // What AWS refuses has its form: this is a refusal of something on the way.
+        let is_refusal = matches!(status, 401 | 403 | 407 | 451 | 511);
+        let kind = if is_refusal { ApiErrorKind::Proxy } else { ApiErrorKind::Internal };
+        ApiError::new(kind, message, hint).blaming(Blame::Operator)
     }
 }
 

@@ -14,7 +14,8 @@ use super::{
     service_error::ServiceError,
 };
 use crate::{
-    net::tls::{CERTIFICATE_HINT, certificate_error},
+    net::dial::ConnectError,
+    runtime::failure::chain,
     session::{ApiError, ApiErrorKind},
 };
 
@@ -67,17 +68,32 @@ pub(super) fn no_credentials(cause: Option<&str>, is_transient: bool) -> ApiErro
 }
 
 fn not_sent(call: &Call<'_>, error: &(dyn Error + 'static)) -> ApiError {
-    let host = &call.endpoint.host;
-    if let Some(reason) = find::<rustls::Error>(error).and_then(certificate_error) {
-        let message = format!("the certificate of `{host}` is not accepted: {reason}");
-        return ApiError::new(ApiErrorKind::Unreachable, message, CERTIFICATE_HINT)
-            .with_transience(false);
+    if let Some(error) = find::<ConnectError>(error) {
+        return not_connected(call, error);
     }
-    let connected =
-        find::<hyper_util::client::legacy::Error>(error).is_some_and(|error| !error.is_connect());
+    let host = &call.endpoint.host;
     let message = format!("`{host}` cannot be reached: {}", shorten(&root_cause(error)));
+    // The connection was open: the call may have arrived.
     ApiError::new(ApiErrorKind::Unreachable, message, call.endpoint.connectivity_hint())
-        .with_unknown_outcome(connected)
+        .with_unknown_outcome(true)
+}
+
+fn not_connected(call: &Call<'_>, error: &ConnectError) -> ApiError {
+    let (kind, message) = match error {
+        ConnectError::Unreachable { is_proxy: false, cause, .. } => {
+            let host = &call.endpoint.host;
+            (ApiErrorKind::Unreachable, format!("`{host}` cannot be reached: {}", shorten(cause)))
+        }
+        ConnectError::Proxy { cause, .. } => {
+            let kind =
+                if cause.is_transient() { ApiErrorKind::Unreachable } else { ApiErrorKind::Proxy };
+            (kind, chain(error))
+        }
+        ConnectError::Unreachable { .. } => (ApiErrorKind::Unreachable, chain(error)),
+        ConnectError::Untrusted { .. } => (ApiErrorKind::Untrusted, chain(error)),
+        ConnectError::Resources(_) => (ApiErrorKind::Resources, chain(error)),
+    };
+    ApiError::new(kind, message, error.hint_or(|_| call.endpoint.connectivity_hint()))
 }
 
 /// The text of the innermost cause.

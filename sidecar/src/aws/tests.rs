@@ -284,11 +284,17 @@ async fn certificate_of_an_unknown_authority_is_not_accepted_and_not_transient()
     };
     assert_eq!(build(authority.pem()).start().await.unwrap().session_id, "s-1");
 
-    let error = build(b"").start().await.unwrap_err();
-    assert_eq!(error.code(), ErrorCode::AwsUnreachable);
-    assert!(!error.is_transient() && !error.outcome_unknown());
-    assert!(error.to_string().contains("its issuer is not trusted"), "{error}");
-    assert!(error.hint().contains("`SSL_CERT_FILE`"), "{}", error.hint());
+    for (roots, issuer) in
+        [(&b""[..], ""), (Authority::new().pem(), "; the issuer is `rcgen self signed cert`")]
+    {
+        let error = build(roots).start().await.unwrap_err();
+        assert_eq!(error.code(), ErrorCode::AwsUntrusted);
+        assert!(!error.is_transient() && !error.outcome_unknown());
+        let message =
+            format!("the certificate of `localhost` is not trusted: its issuer is unknown{issuer}");
+        assert_eq!(error.to_string(), message);
+        assert!(error.hint().contains("`SSL_CERT_FILE`"), "{}", error.hint());
+    }
 }
 
 #[tokio::test]

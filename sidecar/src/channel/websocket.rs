@@ -157,6 +157,11 @@ impl ToFailure for WebSocketOpenError {
                  the statement), and check that credentials and clock are right",
                 IamAction::OpenDataChannel
             ),
+            Self::Refused { status: 401 | 403, .. } => format!(
+                "give credentials that can sign the opening, and allow them `{}`; if `ssmmessages` is reached \
+                 through a VPC endpoint, allow it in that endpoint's policy, too",
+                IamAction::OpenDataChannel
+            ),
             Self::Refused { status: 429, .. } => {
                 "start fewer sessions at once in this account, and try again later".to_owned()
             }

@@ -16,6 +16,7 @@ use crate::{
         failure::InternalError,
         hardening,
         phase::Phase,
+        resources,
         stop::{self, StopReason},
         telemetry::{self, Telemetry},
         terminal,
@@ -25,6 +26,10 @@ use crate::{
 
 /// Runs the command of the command line; returns the exit status. Blocks.
 pub fn command(arguments: &cli::Check) -> u8 {
+    if let Err(missing) = resources::check() {
+        let failure = Error::from(missing).into_failure(Phase::Config);
+        return finish(arguments.config.as_deref(), not_begun(failure, arguments.output));
+    }
     run(arguments.config.as_deref(), arguments.output, &worker::arguments(None, true))
 }
 
@@ -39,15 +44,20 @@ pub fn run(file: Option<&Path>, format: OutputFormat, worker: &[OsString]) -> u8
     }
     // Ignore missing protections: `check` does not enforce `hardening`.
     drop(hardening::apply());
-    let (status, failure) = read_blocking(file)
+    let ended = read_blocking(file)
         .map_err(Error::from)
         .and_then(|config| {
             telemetry.set_job(&config.name, config.job_id.as_deref());
             let outcome = executor::block_on(supervise(&config, format, worker));
-            let outcome = outcome.map_err(|error| InternalError::new(error.to_string()))?;
+            let outcome = outcome.map_err(|error| Error::no_runtime(&error))?;
             outcome.map_err(|_| InternalError::new("panic"))?
         })
         .unwrap_or_else(|error| not_begun(error.into_failure(Phase::Config), format));
+    finish(file, ended)
+}
+
+/// Returns the status; where the config is a file, also writes the failure to the termination log.
+fn finish(file: Option<&Path>, (status, failure): (u8, Option<Failure>)) -> u8 {
     if let (Some(_), Some(failure)) = (file, failure) {
         termination_log::write(&failure);
     }
@@ -61,7 +71,7 @@ async fn supervise(
     worker: &[OsString],
 ) -> Result<(u8, Option<Failure>), Error> {
     let mut signals = pin!(stop_signal());
-    let mut monitor = Monitor::start(worker, Stdio::inherit()).map_err(Error::NoWorker)?;
+    let mut monitor = Monitor::start(worker, Stdio::inherit()).map_err(Error::no_worker)?;
     // Ignore missing protections: `check` does not enforce `hardening`.
     let (mut handler, _client, _missing) = prepare(&mut monitor, config, None).await?;
     let message = StartMessage { task: WorkerTask::Check(format), elapsed: Duration::ZERO };

@@ -11,6 +11,7 @@ use crate::{
         failure::{InternalError, ToFailure},
         hardening::MissingProtection,
         phase::Phase,
+        resources::MissingResource,
     },
     tunnel::{health::HealthError, listener::ListenError},
 };
@@ -35,12 +36,27 @@ pub(crate) enum Error {
     #[error("the worker process cannot be started")]
     NoWorker(#[source] std::io::Error),
     #[error(transparent)]
+    Resources(#[from] MissingResource),
+    #[error(transparent)]
     Worker(#[from] WorkerFailure),
     #[error(transparent)]
     Internal(#[from] InternalError),
 }
 
 impl Error {
+    /// The host does not start the worker process.
+    pub(crate) fn no_worker(error: std::io::Error) -> Self {
+        MissingResource::of_process(&error).map_or(Self::NoWorker(error), Self::Resources)
+    }
+
+    /// tokio's runtime cannot be built.
+    pub(crate) fn no_runtime(error: &std::io::Error) -> Self {
+        match MissingResource::of(error) {
+            Some(missing) => missing.into(),
+            None => InternalError::new(format!("no runtime: {error}")).into(),
+        }
+    }
+
     /// Returns the content of the `failed` line; `phase` is the one that ran.
     pub(crate) fn into_failure(self, phase: Phase) -> Failure {
         let phase = match &self {
@@ -59,6 +75,7 @@ impl Error {
             Self::Listen(error) => error,
             Self::Health(error) => error,
             Self::Proxy(error) => error,
+            Self::Resources(error) => error,
             Self::Worker(error) => error,
             Self::Internal(error) => error,
             Self::NoWorker(_) => return None,
@@ -72,10 +89,7 @@ impl ToFailure for Error {
     }
 
     fn hint(&self) -> String {
-        let own = || {
-            "let the sidecar start a second process of itself: mount /proc, and leave room for one process"
-                .to_owned()
-        };
+        let own = || "let the sidecar start a second process of itself: mount /proc".to_owned();
         self.inner().map_or_else(own, ToFailure::hint)
     }
 

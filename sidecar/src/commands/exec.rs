@@ -31,7 +31,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::cli;
+use super::{cli, error::Error};
 use crate::{
     runner::{config_reader, termination_log},
     runtime::{
@@ -39,6 +39,7 @@ use crate::{
         failure::{InternalError, ToFailure as _},
         hardening,
         phase::Phase,
+        resources::{self, MissingResource},
         stop,
         telemetry::{self, LEVEL},
         terminal,
@@ -60,10 +61,11 @@ pub fn command(arguments: cli::Exec) -> u8 {
     let options = format.into_iter().flatten().collect();
     let exec = Exec { config, command, options };
     hardening::disable_dump();
-    let outcome = match executor::block_on(supervise(&exec)) {
-        Ok(Ok(outcome)) => outcome,
-        Ok(Err(panic)) => resume_unwind(panic),
-        Err(error) => Err(internal(&format!("no runtime: {error}"))),
+    let outcome = match resources::check().map(|()| executor::block_on(supervise(&exec))) {
+        Ok(Ok(Ok(outcome))) => outcome,
+        Ok(Ok(Err(panic))) => resume_unwind(panic),
+        Ok(Err(error)) => Err(Error::no_runtime(&error).into_failure(Phase::Config)),
+        Err(missing) => Err(missing.to_failure(Phase::Config)),
     };
     outcome.unwrap_or_else(|failure| {
         terminal::print_failure(&failure);
@@ -86,7 +88,13 @@ async fn supervise(exec: &Exec) -> Result<u8, Failure> {
     let reaper = Reaper::start();
     let config =
         config_reader::read_bytes(&exec.config).map_err(|error| error.to_failure(Phase::Config))?;
-    let mut tunnel = Tunnel::start(&exec.options).map_err(|error| internal(&error.to_string()))?;
+    let mut tunnel =
+        Tunnel::start(&exec.options).map_err(|error| {
+            match MissingResource::of_process(&error) {
+                Some(missing) => missing.to_failure(Phase::Config),
+                None => internal(&error.to_string()),
+            }
+        })?;
     reaper.leave(&tunnel.process);
     tokio::select! {
         // A sidecar that has ended reports why on its stdout.

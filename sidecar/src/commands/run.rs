@@ -25,6 +25,7 @@ use crate::{
         hardening::{self, MissingProtection},
         panics::Panics,
         phase::Phase,
+        resources,
         stop::{self, StopReason},
         telemetry::{self, LogFormat, Telemetry},
     },
@@ -65,6 +66,12 @@ pub fn command(arguments: cli::Run, started: Instant) -> ExitStatus {
 
 /// Does the job, and reports how it ended on stdout and as exit status. Blocks.
 pub fn run(options: &Options) -> ExitStatus {
+    if let Err(missing) = resources::check() {
+        // Without a thread there is no log either.
+        let status = report(&options.source, &Error::from(missing).into_failure(Phase::Config));
+        stdout::flush(stop::STDOUT_FLUSH);
+        return status;
+    }
     let telemetry = Telemetry::start(LevelFilter::INFO, options.log_format);
     if let Some(reason) = telemetry::ignored_level() {
         warn!(%reason, "`RUST_LOG` is ignored, the level is `info`");
@@ -81,7 +88,7 @@ pub fn run(options: &Options) -> ExitStatus {
         Ok(Ok(outcome)) => outcome,
         // A panic before there was a session, or after the sessions were ended.
         Ok(Err(_)) => internal(first_panic(&panics)),
-        Err(error) => internal(InternalError::new(format!("no runtime: {error}"))),
+        Err(error) => Err(Error::no_runtime(&error).into_failure(Phase::Config)),
     };
     let status = match outcome {
         Ok(()) => ExitStatus::Ok,
@@ -103,6 +110,11 @@ fn fail(source: &Source, failure: &Failure) -> ExitStatus {
         "{}",
         failure.message
     );
+    report(source, failure)
+}
+
+/// Tells the runner of `failure`; returns its status.
+fn report(source: &Source, failure: &Failure) -> ExitStatus {
     if let Source::File(_) = source {
         termination_log::write(failure);
     }
@@ -126,7 +138,7 @@ async fn supervise(
     let at_start = |error: Error| error.into_failure(Phase::Config);
     // First, so that the worker is sandboxed while the config is being read.
     let mut monitor = Monitor::start(&options.worker, Stdio::null())
-        .map_err(|error| at_start(Error::NoWorker(error)))?;
+        .map_err(|error| at_start(Error::no_worker(error)))?;
     let start = async {
         let (config, lease) = read_config(&options.source).await?;
         telemetry.set_job(&config.name, config.job_id.as_deref());

@@ -8,6 +8,8 @@ use tracing::level_filters::LevelFilter;
 use super::cli;
 use crate::{
     runtime::{
+        failure::ToFailure as _,
+        resources,
         telemetry::{LogFormat, Telemetry},
         terminal,
     },
@@ -17,6 +19,10 @@ use crate::{
 /// Runs the worker's task until its end. Blocks.
 pub fn command(arguments: cli::Worker) -> ExitStatus {
     let setup = worker::set_up();
+    if let Err(missing) = resources::check() {
+        // The monitor recognizes the status; there is no log yet.
+        return missing.code().exit_status();
+    }
     // The log thread is started after the privileges were dropped, so that it lacks them as well.
     let level = if arguments.quiet { LevelFilter::OFF } else { LevelFilter::INFO };
     let telemetry = Telemetry::start(level, arguments.log_format);

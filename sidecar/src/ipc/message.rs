@@ -11,7 +11,10 @@ use zeroize::Zeroizing;
 
 use super::Frame;
 use crate::{
-    runtime::{event::Event, hardening::MissingProtection, phase::Phase, stop::StopReason},
+    runtime::{
+        event::Event, hardening::MissingProtection, phase::Phase, resources::MissingResource,
+        stop::StopReason,
+    },
     session::{ApiError, Resumed, Started},
 };
 
@@ -66,7 +69,16 @@ pub(crate) enum Response {
     Signed(Result<Vec<(String, String)>, ApiError>),
     Caller(Result<String, ApiError>),
     /// The connection comes as a descriptor of the frame; the error says why there is none.
-    Connected(Result<(), String>),
+    Connected(Result<(), ConnectFailure>),
+}
+
+/// Why there is no TCP connection.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) enum ConnectFailure {
+    /// The monitor's host lacks something.
+    Resources(MissingResource),
+    /// Any other cause, in words.
+    Other(String),
 }
 
 /// From the worker to the monitor.

@@ -12,9 +12,10 @@ use super::sessions::SessionRegistry;
 use crate::{
     ipc::{
         Frame,
-        message::{Request, Response, ToWorker, encode},
+        message::{ConnectFailure, Request, Response, ToWorker, encode},
     },
     net::dial::connect_tcp,
+    runtime::resources::MissingResource,
     session::{ApiError, ApiErrorKind, SessionApi, Started},
 };
 
@@ -104,11 +105,13 @@ impl Broker {
         headers.ok_or_else(|| refused("a header of the signature is not text"))
     }
 
-    async fn connect(&self, uri: &str) -> Result<std::net::TcpStream, String> {
+    async fn connect(&self, uri: &str) -> Result<std::net::TcpStream, ConnectFailure> {
         let expected = uri.parse().ok().filter(|uri| self.sessions().is_stream_host(uri));
         let uri = match expected {
             Some(uri) => uri,
-            None => self.check_channel(uri).map_err(|error| error.to_string())?,
+            None => {
+                self.check_channel(uri).map_err(|error| ConnectFailure::Other(error.to_string()))?
+            }
         };
         let (host, port, limit) = {
             let sessions = self.sessions();
@@ -117,8 +120,13 @@ impl Broker {
             (host, port, endpoint.timeout)
         };
         let connected = timeout(limit, connect_tcp(&host, port)).await;
-        let stream = connected.map_err(|_| "no answer".to_owned())?;
-        stream.and_then(tokio::net::TcpStream::into_std).map_err(|error| error.to_string())
+        let stream = connected.map_err(|_| ConnectFailure::Other("no answer".to_owned()))?;
+        stream.and_then(tokio::net::TcpStream::into_std).map_err(|error| match MissingResource::of(
+            &error,
+        ) {
+            Some(missing) => ConnectFailure::Resources(missing),
+            None => ConnectFailure::Other(error.to_string()),
+        })
     }
 
     fn check(&self, session_id: &str) -> Result<(), ApiError> {

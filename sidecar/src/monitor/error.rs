@@ -10,6 +10,9 @@ use crate::runtime::failure::ToFailure;
 /// Why the worker ended abnormally.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WorkerFailure {
+    /// Its host gives it no thread or no descriptor.
+    #[error("this host gives the worker process no thread or no descriptor")]
+    NoResources,
     /// It exited, or was killed, before its last message.
     #[error("internal error: the worker process has ended{0}")]
     Exited(ExitInfo),
@@ -23,12 +26,19 @@ pub(crate) enum WorkerFailure {
 
 impl ToFailure for WorkerFailure {
     fn code(&self) -> ErrorCode {
-        ErrorCode::Internal
+        match self {
+            Self::NoResources => ErrorCode::LocalResources,
+            Self::Exited(_) | Self::Protocol(_) | Self::Stuck => ErrorCode::Internal,
+        }
     }
 
     fn hint(&self) -> String {
         let killed = Some(Signal::SIGKILL as i32);
         match self {
+            Self::NoResources => {
+                "raise the limits of processes and threads (`ulimit -u`, `pids.max` of the container, systemd's \
+                 `TasksMax`) and of open files (`ulimit -n`)"
+            }
             Self::Exited(ExitInfo(Some(status))) if status.signal() == killed => {
                 "give the sidecar more memory, if the kernel's log says that it ran out; if not, find out who kills \
                  processes on this host"
@@ -42,6 +52,18 @@ impl ToFailure for WorkerFailure {
 /// A process's exit status, where it is known.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ExitInfo(pub(super) Option<ExitStatus>);
+
+impl ExitInfo {
+    /// Why a worker has ended that had not sent a message: it exits with the status of `local.resources` where it gets
+    /// no thread or no descriptor.
+    pub(super) fn before_sandbox(self) -> WorkerFailure {
+        let lacks = Some(i32::from(ErrorCode::LocalResources.exit_status().code()));
+        match self.0 {
+            Some(status) if status.code() == lacks => WorkerFailure::NoResources,
+            _ => WorkerFailure::Exited(self),
+        }
+    }
+}
 
 impl fmt::Display for ExitInfo {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -103,7 +103,7 @@ impl Monitor {
                 Ok(other) => Err(WorkerFailure::Protocol(format!("{other:?} came first"))),
                 Err(error) => Err(WorkerFailure::Protocol(error.to_string())),
             },
-            Ok(None) | Err(_) => Err(WorkerFailure::Exited(exit_info(&mut self.process).await)),
+            Ok(None) | Err(_) => Err(exit_info(&mut self.process).await.before_sandbox()),
         }
     }
 

@@ -1,6 +1,12 @@
 //! Connections to AWS: TCP to both address families, through the proxy where one is set, with TLS.
 
-use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    fmt, io,
+    net::{IpAddr, SocketAddr, ToSocketAddrs as _},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use http::Uri;
@@ -8,16 +14,17 @@ use runner_protocol::ErrorCode;
 use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpStream, lookup_host},
+    net::TcpStream,
+    sync::oneshot,
     time::sleep,
 };
 use tracing::debug;
 
 use super::{
     proxy::{Proxy, ProxyRoute, TunnelError, unbracketed},
-    tls::{CERTIFICATE_HINT, RootCertificates, certificate_error},
+    tls::{RootCertificates, UntrustedCertificate},
 };
-use crate::runtime::failure::ToFailure;
+use crate::runtime::{failure::ToFailure, resources::MissingResource};
 
 /// A connected byte stream.
 pub(crate) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -64,51 +71,65 @@ pub(crate) struct Connector {
 /// Why no connection was opened. Free of secrets.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum ConnectError {
-    #[error("`{host}` cannot be reached: {cause}")]
+    #[error("{}`{host}` cannot be reached: {cause}", if *.is_proxy { "the proxy " } else { "" })]
     Unreachable {
-        /// The host, or the proxy if that was not reached.
         host: String,
+        /// Whether that is the proxy.
+        is_proxy: bool,
         /// From the operating system or the TLS library.
         cause: String,
     },
-    #[error("the proxy `{host}` does not open a tunnel: {cause}")]
+    #[error("the proxy `{host}` does not open a tunnel to `{destination}`")]
     Proxy {
         host: String,
+        /// Host and port.
+        destination: String,
         #[source]
         cause: TunnelError,
     },
-    #[error("the certificate of `{host}` is not accepted: {reason}")]
-    Untrusted { host: String, reason: String },
+    #[error("the certificate of `{host}` is not trusted: {cause}")]
+    Untrusted { host: String, cause: UntrustedCertificate },
+    #[error(transparent)]
+    Resources(#[from] MissingResource),
 }
 
 impl ConnectError {
     /// Whether the same attempt may succeed later.
     pub(crate) const fn is_transient(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::Proxy { .. } => true,
+            Self::Unreachable { .. } | Self::Resources(_) => true,
+            Self::Proxy { cause, .. } => cause.is_transient(),
             Self::Untrusted { .. } => false,
+        }
+    }
+
+    /// The hint, with `unreachable` for a host that does not answer.
+    pub(crate) fn hint_or(&self, unreachable: impl FnOnce(&str) -> String) -> String {
+        match self {
+            Self::Unreachable { is_proxy: true, .. } => {
+                "start the proxy, or correct its host and port in `HTTPS_PROXY`".to_owned()
+            }
+            Self::Unreachable { host, .. } => unreachable(host),
+            Self::Proxy { destination, cause, .. } => cause.hint(destination),
+            Self::Untrusted { cause, .. } => cause.hint(),
+            Self::Resources(missing) => missing.hint(),
         }
     }
 }
 
 impl ToFailure for ConnectError {
     fn code(&self) -> ErrorCode {
-        ErrorCode::AwsUnreachable
+        match self {
+            Self::Unreachable { .. } => ErrorCode::AwsUnreachable,
+            Self::Proxy { cause, .. } if cause.is_transient() => ErrorCode::AwsUnreachable,
+            Self::Proxy { .. } => ErrorCode::LocalProxy,
+            Self::Untrusted { .. } => ErrorCode::AwsUntrusted,
+            Self::Resources(missing) => missing.code(),
+        }
     }
 
     fn hint(&self) -> String {
-        match self {
-            Self::Unreachable { host, .. } => unreachable_hint(host),
-            Self::Proxy { cause: TunnelError::Refused(407), .. } => {
-                "put the proxy's user and password into `HTTPS_PROXY`".to_owned()
-            }
-            Self::Proxy { .. } => {
-                "let the proxy of `HTTPS_PROXY` pass CONNECT to the `ssmmessages` host, or \
-                                   except that host in `NO_PROXY`"
-                    .to_owned()
-            }
-            Self::Untrusted { .. } => CERTIFICATE_HINT.to_owned(),
-        }
+        self.hint_or(unreachable_hint)
     }
 }
 
@@ -121,35 +142,49 @@ pub(crate) fn unreachable_hint(host: &str) -> String {
 }
 
 impl Connector {
-    /// Connects to the host of `uri`, with TLS where its scheme is `wss`. Cancel-safe.
+    /// Connects to the host of `uri`, with TLS where its scheme is `wss` or `https`. Cancel-safe.
     ///
     /// # Errors
     ///
     /// [`ConnectError`].
     pub(crate) async fn connect(&self, uri: &Uri) -> Result<Box<dyn Transport>, ConnectError> {
-        let tls = uri.scheme_str() == Some("wss");
         let host = uri.host().unwrap_or_default();
         let (first, port, route) = self.first_hop(uri);
         let stream = self.dial.dial(uri, &first, port).await;
-        let stream = stream
-            .map_err(|error| ConnectError::Unreachable { host: first, cause: error.to_string() })?;
+        let stream = stream.map_err(|error| match MissingResource::of(&error) {
+            Some(missing) => missing.into(),
+            None => ConnectError::Unreachable {
+                host: first,
+                is_proxy: route.is_some(),
+                cause: error.to_string(),
+            },
+        })?;
         let Some(route) = route else {
-            return if tls { self.with_tls(stream, host).await } else { Ok(stream) };
+            return if is_tls(uri) { self.with_tls(stream, host).await } else { Ok(stream) };
         };
         debug!(proxy = route.host, "connecting through the proxy");
-        let mut stream = if route.tls { self.with_tls(stream, &route.host).await? } else { stream };
-        route
-            .open_tunnel(&mut stream, host, port_of(uri))
-            .await
-            .map_err(|cause| ConnectError::Proxy { host: route.host.clone(), cause })?;
+        let port = port_of(uri);
+        let refused = |cause| ConnectError::Proxy {
+            host: route.host.clone(),
+            destination: format!("{host}:{port}"),
+            cause,
+        };
+        let mut stream = if route.tls {
+            self.handshake(stream, &route.host).await.map_err(|error| match error {
+                TlsError::NotTls => refused(TunnelError::NotTls),
+                other => other.of_host(&route.host, true),
+            })?
+        } else {
+            stream
+        };
+        route.open_tunnel(&mut stream, host, port).await.map_err(refused)?;
         self.with_tls(stream, host).await
     }
 
     /// Returns host and port of the first hop to `uri`, with the route through the proxy if that hop is the proxy.
     pub(crate) fn first_hop(&self, uri: &Uri) -> (String, u16, Option<ProxyRoute>) {
-        let tls = uri.scheme_str() == Some("wss");
         let host = uri.host().unwrap_or_default();
-        match if tls { self.proxy.route_for(host) } else { None } {
+        match if is_tls(uri) { self.proxy.route_for(host) } else { None } {
             Some(route) => (route.host.clone(), route.port, Some(route)),
             None => (unbracketed(host).to_owned(), port_of(uri), None),
         }
@@ -161,35 +196,85 @@ impl Connector {
         host: &str,
     ) -> Result<Box<dyn Transport>, ConnectError> {
         let host = unbracketed(host);
-        let unreachable =
-            |cause: String| ConnectError::Unreachable { host: host.to_owned(), cause };
+        self.handshake(stream, host).await.map_err(|error| error.of_host(host, false))
+    }
+
+    async fn handshake(
+        &self,
+        stream: Box<dyn Transport>,
+        host: &str,
+    ) -> Result<Box<dyn Transport>, TlsError> {
         let name = ServerName::try_from(host.to_owned())
-            .map_err(|error| unreachable(error.to_string()))?;
+            .map_err(|error| TlsError::Other(error.to_string()))?;
         match self.roots.connector().connect(name, stream).await {
             Ok(stream) => Ok(Box::new(stream)),
             Err(error) => {
                 let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-                Err(match inner.and_then(certificate_error) {
-                    Some(reason) => ConnectError::Untrusted { host: host.to_owned(), reason },
-                    None => unreachable(error.to_string()),
+                Err(match inner {
+                    Some(rustls::Error::InvalidMessage(_)) => TlsError::NotTls,
+                    Some(inner) if let Some(cause) = UntrustedCertificate::of(inner) => {
+                        TlsError::Untrusted(cause)
+                    }
+                    _ => TlsError::Other(error.to_string()),
                 })
             }
         }
     }
 }
 
+/// Why a TLS handshake failed.
+enum TlsError {
+    /// What answers does not speak TLS.
+    NotTls,
+    Untrusted(UntrustedCertificate),
+    Other(String),
+}
+
+impl TlsError {
+    fn of_host(self, host: &str, is_proxy: bool) -> ConnectError {
+        let host = host.to_owned();
+        let cause = match self {
+            Self::Untrusted(cause) => return ConnectError::Untrusted { host, cause },
+            Self::NotTls => "what answers there does not speak TLS".to_owned(),
+            Self::Other(cause) => cause,
+        };
+        ConnectError::Unreachable { host, is_proxy, cause }
+    }
+}
+
+fn is_tls(uri: &Uri) -> bool {
+    matches!(uri.scheme_str(), Some("wss" | "https"))
+}
+
 fn port_of(uri: &Uri) -> u16 {
-    let default = if uri.scheme_str() == Some("wss") { 443 } else { 80 };
+    let default = if is_tls(uri) { 443 } else { 80 };
     uri.port_u16().unwrap_or(default)
 }
 
 /// Connects to the address of `host` that answers first. Cancel-safe.
 pub(crate) async fn connect_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
-    let addresses = lookup_host((host, port)).await?;
-    let stream = race(alternate(addresses.collect())).await?;
+    let stream = race(alternate(look_up(host, port).await?)).await?;
     // Acknowledgements are small and must not wait for more to send.
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+/// Looks up the addresses of `host` on a thread of its own: tokio's look-up panics where the host gives no thread.
+/// Cancel-safe; the thread ends by itself.
+async fn look_up(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(address, port)]);
+    }
+    let (sender, receiver) = oneshot::channel();
+    let host = host.to_owned();
+    let look_up = move || {
+        let found = (host.as_str(), port).to_socket_addrs().map(Iterator::collect);
+        // Nobody waits for it if the connection is not wanted any more.
+        drop(sender.send(found));
+    };
+    let thread = thread::Builder::new().name("lookup".to_owned()).spawn(look_up);
+    thread.map_err(|error| MissingResource::thread(&error))?;
+    receiver.await.unwrap_or_else(|_| Err(io::Error::other("the look-up ended")))
 }
 
 /// Sorts addresses so that the families alternate, beginning with the family of the resolver's first address

@@ -4,19 +4,26 @@
 //! hosts of `NO_PROXY` and for loopback. Plain `http` never uses a proxy: here it is loopback, or the host's own
 //! credential service.
 //!
-//! The SDK's calls go through hyper-util's `Tunnel`; the WebSocket's CONNECT is implemented here. `Tunnel` (seen with
-//! hyper-util 0.1.21) hides the proxy's status, which the error and its hint name, takes only 200 for success, and
-//! discards bytes of the tunnel that it has read together with the response.
+//! CONNECT is implemented here ([`connect`]). hyper-util's `Tunnel` (seen with 0.1.21) hides the proxy's status, which
+//! the error and its hint name, takes only 200 for success, and discards bytes of the tunnel that it has read together
+//! with the response.
 
-use std::{io, sync::Arc};
+mod connect;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
+#[cfg(test)]
+pub(crate) mod testing;
+
+use std::sync::Arc;
 
 use http::{HeaderValue, Uri};
 use hyper_util::client::proxy::matcher::Matcher;
 use runner_protocol::ErrorCode;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tracing::warn;
 
 use crate::runtime::failure::ToFailure;
+
+pub(crate) use connect::TunnelError;
 
 /// The proxy settings of this process.
 #[derive(Clone, Debug, Default)]
@@ -26,26 +33,46 @@ pub(crate) struct Proxy {
 
 #[derive(Clone)]
 struct Setting {
-    /// May hold the proxy's password: left out of `Debug`.
-    url: String,
     exceptions: String,
+    /// May hold the proxy's password: left out of `Debug`.
     matcher: Arc<Matcher>,
 }
 
-/// `HTTPS_PROXY` is not the URL of an HTTP proxy.
+/// What is wrong with the proxy setting. Its value is never quoted: it may hold a password.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("the proxy setting is not the URL of an HTTP proxy")]
-pub(crate) struct InvalidProxy;
+pub(crate) enum InvalidProxy {
+    /// Another scheme than `http` and `https`.
+    #[error("the proxy setting is not the URL of an HTTP proxy")]
+    Kind,
+    #[error("the proxy setting has more than one `@`")]
+    SecondAt,
+    /// The `@` stands behind a `/`, `?` or `#`, which end the part with user and host.
+    #[error("the proxy setting has a `/`, `?` or `#` before its `@`")]
+    Unescaped,
+    #[error("the proxy setting is not a URL with a host, and a port from 1 to 65535 if it has one")]
+    Malformed,
+}
 
 impl ToFailure for InvalidProxy {
     fn code(&self) -> ErrorCode {
-        ErrorCode::AwsUnreachable
+        ErrorCode::LocalProxy
     }
 
     fn hint(&self) -> String {
-        "set `HTTPS_PROXY` to `http://[user:password@]host:port` (or `https://…`), or unset it; other \
-         kinds of proxy, such as SOCKS, are not supported"
-            .to_owned()
+        let form = "`http://[user:password@]host:port` (or `https://…`)";
+        match self {
+            Self::Kind => format!(
+                "set `HTTPS_PROXY` to {form}, or unset it; other kinds of proxy, such as SOCKS, are not supported"
+            ),
+            Self::SecondAt => {
+                "in `HTTPS_PROXY`, write an `@` of the proxy's user or password as `%40`".to_owned()
+            }
+            Self::Unescaped => {
+                "in `HTTPS_PROXY`, write `/` of the proxy's user or password as `%2F`, `?` as `%3F`, `#` as `%23`"
+                    .to_owned()
+            }
+            Self::Malformed => format!("set `HTTPS_PROXY` to {form}, or unset it"),
+        }
     }
 }
 
@@ -56,7 +83,7 @@ impl Proxy {
     ///
     /// # Errors
     ///
-    /// [`InvalidProxy`] for an `HTTPS_PROXY` that is not an HTTP proxy.
+    /// [`InvalidProxy`] for an `HTTPS_PROXY` that is not an HTTP proxy, and for an `ALL_PROXY` that is damaged.
     pub(crate) fn from_env() -> Result<Self, InvalidProxy> {
         let first = |names: [&str; 2]| {
             names
@@ -69,9 +96,12 @@ impl Proxy {
             return Self::new(Some(&url), exceptions.as_deref());
         }
         let url = first(["ALL_PROXY", "all_proxy"]);
-        Self::new(url.as_deref(), exceptions.as_deref()).or_else(|InvalidProxy| {
+        Self::new(url.as_deref(), exceptions.as_deref()).or_else(|error| {
+            if error != InvalidProxy::Kind {
+                return Err(error);
+            }
             warn!("`ALL_PROXY` is not an HTTP proxy and is ignored; set `HTTPS_PROXY` if one is needed");
-            Self::new(None, None)
+            Ok(Self::default())
         })
     }
 
@@ -84,20 +114,13 @@ impl Proxy {
         let Some(url) = url else { return Ok(Self::default()) };
         // Without a scheme it is plain HTTP, as in curl.
         let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
-        if !is_http_url(&url) {
-            return Err(InvalidProxy);
-        }
+        check(&url)?;
         let exceptions = match exceptions {
             Some(exceptions) => format!("{exceptions},{LOOPBACK}"),
             None => LOOPBACK.to_owned(),
         };
         let matcher = Matcher::builder().https(url.as_str()).no(exceptions.as_str()).build().into();
-        Ok(Self { setting: Some(Setting { url, exceptions, matcher }) })
-    }
-
-    /// The proxy's URL, with its password, and the exceptions in the form of `NO_PROXY`; `None` without a proxy.
-    pub(crate) fn url_and_exceptions(&self) -> Option<(&str, &str)> {
-        self.setting.as_ref().map(|setting| (&*setting.url, &*setting.exceptions))
+        Ok(Self { setting: Some(Setting { exceptions, matcher }) })
     }
 
     /// The proxy for a TLS connection to `host`; `None` for a direct connection.
@@ -136,84 +159,29 @@ pub(crate) struct ProxyRoute {
     authorization: Option<HeaderValue>,
 }
 
-/// Why the proxy did not open a tunnel.
-#[derive(Clone, Debug, thiserror::Error)]
-pub(crate) enum TunnelError {
-    /// A status other than 2xx.
-    #[error("the proxy answered {0}")]
-    Refused(u16),
-    /// The answer is not HTTP, or its head is longer than [`MAX_HEAD`].
-    #[error("the proxy's answer is not HTTP")]
-    NotHttp,
-    #[error("the connection to the proxy broke")]
-    Io(#[source] Arc<io::Error>),
-}
-
-impl From<io::Error> for TunnelError {
-    fn from(error: io::Error) -> Self {
-        Self::Io(Arc::new(error))
+/// Checks that `url` is that of an HTTP proxy. The parsers below cut a URL with a character that is not escaped at a
+/// wrong place, instead of refusing it.
+fn check(url: &str) -> Result<(), InvalidProxy> {
+    let (scheme, rest) = url.split_once("://").ok_or(InvalidProxy::Malformed)?;
+    if !["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
+        return Err(InvalidProxy::Kind);
     }
-}
-
-impl ProxyRoute {
-    /// Sends CONNECT for `host:port` and reads the proxy's answer; then `stream` carries the connection to `host`. Not
-    /// cancel-safe: afterwards `stream` cannot be used.
-    pub(crate) async fn open_tunnel<S>(
-        &self,
-        stream: &mut S,
-        host: &str,
-        port: u16,
-    ) -> Result<(), TunnelError>
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
-        let mut request =
-            format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n").into_bytes();
-        if let Some(authorization) = &self.authorization {
-            request.extend_from_slice(b"Proxy-Authorization: ");
-            request.extend_from_slice(authorization.as_bytes());
-            request.extend_from_slice(b"\r\n");
-        }
-        request.extend_from_slice(b"\r\n");
-        stream.write_all(&request).await?;
-        stream.flush().await?;
-        let head = read_head(stream).await?;
-        match status(&head) {
-            Some(200..=299) => Ok(()),
-            Some(status) => Err(TunnelError::Refused(status)),
-            None => Err(TunnelError::NotHttp),
-        }
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    match rest.matches('@').count() {
+        1 if path.contains('@') => return Err(InvalidProxy::Unescaped),
+        0 | 1 => (),
+        _ => return Err(InvalidProxy::SecondAt),
     }
-}
-
-/// Reads byte by byte up to the empty line, and not a byte further: what follows belongs to the tunnel.
-async fn read_head<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Vec<u8>, TunnelError> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        if head.len() == MAX_HEAD {
-            return Err(TunnelError::NotHttp);
-        }
-        head.push(stream.read_u8().await?);
-    }
-    Ok(head)
-}
-
-/// Whether `url` is `http://` or `https://` with a host.
-fn is_http_url(url: &str) -> bool {
-    url.parse::<Uri>().is_ok_and(|uri| {
-        matches!(uri.scheme_str(), Some("http" | "https"))
-            && uri.host().is_some_and(|host| !host.is_empty())
-    })
-}
-
-fn status(head: &[u8]) -> Option<u16> {
-    let line = std::str::from_utf8(head.split(|&byte| byte == b'\r').next()?).ok()?;
-    let (version, rest) = line.split_once(' ')?;
-    if !version.starts_with("HTTP/1.") {
-        return None;
-    }
-    let digits = rest.get(..3)?;
-    digits.parse().ok().filter(|status| (100..600).contains(status))
+    let host_and_port = authority.rsplit('@').next().unwrap_or_default();
+    let behind_address = host_and_port.rsplit_once(']').map_or(host_and_port, |(_, rest)| rest);
+    let port_fits = match behind_address.rsplit_once(':') {
+        Some((_, port)) => port.parse::<u16>().is_ok_and(|port| port > 0),
+        None => true,
+    };
+    let parsed = url.parse::<Uri>().ok();
+    let has_host = parsed.is_some_and(|uri| uri.host().is_some_and(|host| !host.is_empty()));
+    if port_fits && has_host { Ok(()) } else { Err(InvalidProxy::Malformed) }
 }
 
 /// The host of a URI without the brackets of an IPv6 address.
@@ -230,15 +198,6 @@ pub(crate) fn is_loopback(host: &str) -> bool {
 
 /// Exceptions that always hold: a proxy would connect to its own loopback.
 const LOOPBACK: &str = "localhost,127.0.0.0/8,::1";
-
-/// Longest answer to CONNECT, in bytes; usual ones have a few hundred.
-const MAX_HEAD: usize = 8 * 1024;
-
-#[cfg(any(test, fuzzing))]
-pub(crate) mod fuzzing;
-
-#[cfg(test)]
-pub(crate) mod testing;
 
 #[cfg(test)]
 mod tests {
@@ -284,8 +243,22 @@ mod tests {
         ] {
             assert_eq!(via(url, None, "a.example").as_deref(), Some(expected), "{url}");
         }
-        for url in ["socks5://proxy.example:1080", "http://", "ftp://proxy.example", "http://a b"] {
-            assert_eq!(Proxy::new(Some(url), None).err(), Some(InvalidProxy), "{url}");
+        for (url, expected) in [
+            ("socks5://proxy.example:1080", InvalidProxy::Kind),
+            ("ftp://proxy.example", InvalidProxy::Kind),
+            ("http://", InvalidProxy::Malformed),
+            ("http://a b", InvalidProxy::Malformed),
+            ("http://proxy.example:99999", InvalidProxy::Malformed),
+            ("http://proxy.example:port", InvalidProxy::Malformed),
+            ("http://user:p@ss@proxy.example:3128", InvalidProxy::SecondAt),
+            ("user@corp.example:pass@proxy.example", InvalidProxy::SecondAt),
+            ("http://user:p/ss@proxy.example:3128", InvalidProxy::Unescaped),
+            ("http://user:p#ss@proxy.example:3128", InvalidProxy::Unescaped),
+        ] {
+            let found = Proxy::new(Some(url), None).err();
+            assert_eq!(found, Some(expected), "{url}");
+            let shown = format!("{expected} {}", expected.hint());
+            assert!(!shown.contains("ss@proxy"), "{shown}");
         }
     }
 
@@ -320,27 +293,5 @@ mod tests {
         let proxy = Proxy::from_env().unwrap();
         assert_eq!(proxy.route_for("a.example").unwrap().host, "proxy.example");
         assert!(proxy.route_for("excepted.example").is_none());
-    }
-
-    #[tokio::test]
-    async fn answers_of_a_proxy_are_judged_by_their_status() {
-        for (answer, expected) in [
-            ("HTTP/1.1 200 Connection established\r\nX: y\r\n\r\n", "ok"),
-            ("HTTP/1.0 200\r\n\r\n", "ok"),
-            ("HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "the proxy answered 407"),
-            ("SSH-2.0-OpenSSH_9.2\r\n\r\n", "the proxy's answer is not HTTP"),
-            ("HTTP/1.1 2\r\n\r\n", "the proxy's answer is not HTTP"),
-            ("HTTP/1.1 200 Connection est", "the connection to the proxy broke"),
-        ] {
-            let (mut near, mut far) = tokio::io::duplex(1024);
-            far.write_all(answer.as_bytes()).await.unwrap();
-            far.shutdown().await.unwrap();
-            let via = ProxyRoute { tls: false, host: String::new(), port: 0, authorization: None };
-            let found = match via.open_tunnel(&mut near, "a.example", 443).await {
-                Ok(()) => "ok".to_owned(),
-                Err(error) => error.to_string(),
-            };
-            assert_eq!(found, expected, "{answer:?}");
-        }
     }
 }

@@ -3,6 +3,8 @@
 //! The files are read before the process is sandboxed. Parsing 150 certificates takes milliseconds, and is left to the
 //! first connection.
 
+mod verifier;
+
 use std::{
     env, fmt,
     sync::{Arc, OnceLock},
@@ -57,26 +59,26 @@ impl RootCertificates {
 
     /// Returns the connector for HTTP/1.1 without client certificate.
     pub(crate) fn connector(&self) -> TlsConnector {
-        let client = self.0.client.get_or_init(|| Arc::new(client_config(self.usable().0)));
+        let client = self.0.client.get_or_init(|| Arc::new(client_config(self.usable())));
         TlsConnector::from(Arc::clone(client))
     }
 
-    /// Returns the usable certificates, as a store and as they were read. Takes a few milliseconds.
-    pub(crate) fn usable(&self) -> (RootCertStore, Vec<&CertificateDer<'static>>) {
+    /// Parses the certificates. Takes a few milliseconds.
+    fn usable(&self) -> RootCertStore {
         let mut roots = RootCertStore::empty();
         let is_usable = |certificate: &&CertificateDer<'static>| {
             let added = roots.add((*certificate).clone());
             added.inspect_err(|error| debug!(%error, "root certificate cannot be used")).is_ok()
         };
-        let usable: Vec<_> = self.0.found.iter().filter(is_usable).collect();
-        let unusable = self.0.found.len() - usable.len();
-        if unusable > 0 && usable.is_empty() {
+        let usable = self.0.found.iter().filter(is_usable).count();
+        let unusable = self.0.found.len() - usable;
+        if unusable > 0 && usable == 0 {
             warn!(unusable, "no root certificate can be used: every TLS connection will fail");
         } else if unusable > 0 {
             // In order: a system's bundle may hold old ones.
             info!(unusable, "some root certificates cannot be used");
         }
-        (roots, usable)
+        roots
     }
 }
 
@@ -107,27 +109,67 @@ impl fmt::Debug for RootCertificates {
     }
 }
 
-/// Why a server's certificate is not accepted, for a message; `None` where the error is another one.
-pub(crate) fn certificate_error(error: &rustls::Error) -> Option<String> {
-    let rustls::Error::InvalidCertificate(reason) = error else { return None };
-    Some(match reason {
-        CertificateError::UnknownIssuer => "its issuer is not trusted".to_owned(),
-        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-            "it has expired, or this host's clock is wrong".to_owned()
-        }
-        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-            "it is not valid yet, or this host's clock is wrong".to_owned()
-        }
-        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            "it is for another host".to_owned()
-        }
-        other => other.to_string(),
-    })
+/// Why a server's certificate is not trusted.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{reason}{}", issuer.as_ref().map(|name| format!("; the issuer is `{name}`")).unwrap_or_default())]
+pub(crate) struct UntrustedCertificate {
+    reason: String,
+    /// Which of the hints fits.
+    flaw: Flaw,
+    /// The issuer that the certificate names.
+    issuer: Option<String>,
 }
 
-/// The hint for [`certificate_error`].
-pub(crate) const CERTIFICATE_HINT: &str = "set `SSL_CERT_FILE` to a PEM bundle that holds the issuer: where a proxy opens TLS \
-     it is the proxy's own authority, in a bare image the bundle may be missing altogether";
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Flaw {
+    Issuer,
+    Time,
+    Host,
+    Other,
+}
+
+impl UntrustedCertificate {
+    /// `None` where `error` is about something else than the certificate.
+    pub(crate) fn of(error: &rustls::Error) -> Option<Self> {
+        let rustls::Error::InvalidCertificate(error) = error else { return None };
+        let (error, issuer) = match verifier::named(error) {
+            Some((inner, issuer)) => (inner, Some(issuer.to_owned())),
+            None => (error, None),
+        };
+        let (flaw, reason) = match error {
+            CertificateError::UnknownIssuer => (Flaw::Issuer, "its issuer is unknown".to_owned()),
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                (Flaw::Time, "it has expired, or this host's clock is wrong".to_owned())
+            }
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                (Flaw::Time, "it is not valid yet, or this host's clock is wrong".to_owned())
+            }
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                (Flaw::Host, "it is for another host".to_owned())
+            }
+            other => (Flaw::Other, other.to_string()),
+        };
+        Some(Self { reason, flaw, issuer })
+    }
+
+    pub(crate) fn hint(&self) -> String {
+        let issuer = self.issuer.as_ref().map(|name| format!(" `{name}`")).unwrap_or_default();
+        match self.flaw {
+            Flaw::Issuer | Flaw::Other => format!(
+                "set `SSL_CERT_FILE` to a PEM bundle that holds the issuer{issuer} beside the public authorities: where \
+                 a proxy opens TLS it is the proxy's own authority, in a bare image the bundle may be missing altogether"
+            ),
+            Flaw::Time => format!(
+                "set this host's clock (NTP); if it is right, let the issuer{issuer} renew the certificate: where a proxy \
+                 opens TLS it is the proxy's"
+            ),
+            Flaw::Host => format!(
+                "look for what answers in place of that host (DNS, proxy, VPC endpoint), and check `aws.endpoint_url` and \
+                 `aws.stream_endpoint_url`: the certificate of the issuer{issuer} names another one"
+            ),
+        }
+    }
+}
 
 fn client_config(roots: RootCertStore) -> ClientConfig {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -136,7 +178,7 @@ fn client_config(roots: RootCertStore) -> ClientConfig {
     let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&versions)
         .expect("TLS 1.2 and 1.3");
-    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    let mut config = verifier::install(builder, roots).with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config
 }
@@ -169,7 +211,7 @@ mod tests {
     #[test]
     #[ignore = "started by the test above, in an environment of its own"]
     fn two_roots() {
-        assert_eq!(RootCertificates::load().usable().1.len(), 2);
+        assert_eq!(RootCertificates::load().usable().len(), 2);
     }
 
     #[test]
@@ -203,7 +245,7 @@ mod tests {
         let good = Authority::new();
         let mut pem = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_vec();
         pem.extend_from_slice(good.pem());
-        assert_eq!(RootCertificates::from_pem(&pem).usable().1.len(), 1);
-        assert_eq!(RootCertificates::from_pem(b"no PEM at all").usable().1.len(), 0);
+        assert_eq!(RootCertificates::from_pem(&pem).usable().len(), 1);
+        assert_eq!(RootCertificates::from_pem(b"no PEM at all").usable().len(), 0);
     }
 }

@@ -60,7 +60,7 @@ impl ToFailure for InternalError {
 }
 
 /// The error and its causes, joined by colons; a cause whose text is part of the text so far is left out.
-fn chain(error: &dyn Error) -> String {
+pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

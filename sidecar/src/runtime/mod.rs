@@ -9,6 +9,7 @@ pub(crate) mod hardening;
 pub(crate) mod memory;
 pub(crate) mod panics;
 pub(crate) mod phase;
+pub(crate) mod resources;
 pub(crate) mod shared;
 pub(crate) mod shutdown;
 pub(crate) mod stop;

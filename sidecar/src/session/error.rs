@@ -37,6 +37,12 @@ pub(crate) enum ApiErrorKind {
     Internal,
     /// There was no connection to the service.
     Unreachable,
+    /// A certificate on the way to the service is not trusted.
+    Untrusted,
+    /// The proxy refuses for good, or is none.
+    Proxy,
+    /// This host lacks a thread, memory or a descriptor.
+    Resources,
     /// The service did not answer in time.
     TimedOut,
     /// The session does not exist any more.
@@ -148,6 +154,9 @@ impl ToFailure for ApiError {
             ApiErrorKind::Throttled => ErrorCode::AwsThrottled,
             ApiErrorKind::Internal => ErrorCode::AwsInternal,
             ApiErrorKind::Unreachable => ErrorCode::AwsUnreachable,
+            ApiErrorKind::Untrusted => ErrorCode::AwsUntrusted,
+            ApiErrorKind::Proxy => ErrorCode::LocalProxy,
+            ApiErrorKind::Resources => ErrorCode::LocalResources,
             ApiErrorKind::TimedOut => ErrorCode::TimeoutStartSession,
             ApiErrorKind::SessionGone => ErrorCode::SessionEnded,
             ApiErrorKind::Refused => ErrorCode::AwsRefused,

@@ -14,7 +14,7 @@ use tracing::debug;
 use crate::{
     ipc::{
         Frame,
-        message::{Request, Response, ToMonitor, encode},
+        message::{ConnectFailure, Request, Response, ToMonitor, encode},
     },
     net::dial::{Dial, Transport},
     session::{ApiError, Resumed, SessionApi, SignedHeaders, Started},
@@ -150,7 +150,10 @@ impl Dial for MonitorClient {
                     let stream: Box<dyn Transport> = Box::new(stream);
                     Ok(stream)
                 }
-                (Response::Connected(Err(cause)), _) => Err(io::Error::other(cause)),
+                (Response::Connected(Err(failure)), _) => Err(match failure {
+                    ConnectFailure::Resources(missing) => missing.into(),
+                    ConnectFailure::Other(cause) => io::Error::other(cause),
+                }),
                 _ => Err(io::ErrorKind::InvalidData.into()),
             }
         })

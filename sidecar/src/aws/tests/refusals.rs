@@ -353,11 +353,16 @@ async fn session_that_is_over_already_counts_as_terminated() {
 
 #[tokio::test]
 async fn answer_that_is_not_from_aws_is_reported_as_such() {
-    for status in [200, 403, 407, 502] {
+    for (status, code) in [
+        (200, ErrorCode::AwsInternal),
+        (403, ErrorCode::LocalProxy),
+        (407, ErrorCode::LocalProxy),
+        (502, ErrorCode::AwsInternal),
+    ] {
         let page = "<html><body>Please log in</body></html>".to_owned();
         let service = StubService::start(move |_| Answer(status, page.clone())).await;
         let error = control_plane(settings(service.url())).start().await.unwrap_err();
-        assert_eq!(error.code(), ErrorCode::AwsInternal, "{status}: {error}");
+        assert_eq!(error.code(), code, "{status}: {error}");
         assert_eq!(error.blame(), Some(Blame::Operator), "{status}");
         assert!(!error.to_string().contains("log in"), "{error}");
     }

@@ -302,7 +302,9 @@ async fn refusal_of_the_proxy_is_distinguished_from_the_services() {
         Proxy::new(Some(&format!("http://{}", proxy.address)), None).unwrap();
     let error = open(&endpoint, &Signer(None), PUBLIC_URL, String::new()).await.unwrap_err();
     assert!(matches!(error, WebSocketOpenError::Connect(ConnectError::Proxy { .. })), "{error:?}");
-    assert_eq!(error.hint(), "put the proxy's user and password into `HTTPS_PROXY`");
+    assert_eq!(error.code(), ErrorCode::LocalProxy);
+    let hint = error.hint();
+    assert!(hint.starts_with("put the proxy's user and password into `HTTPS_PROXY`"), "{hint}");
 }
 
 #[tokio::test]
@@ -338,7 +340,7 @@ async fn certificate_of_a_private_authority_needs_its_root() {
         let error = outcome.unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the certificate of `localhost` is not accepted: its issuer is not trusted"
+            "the certificate of `localhost` is not trusted: its issuer is unknown"
         );
         assert!(error.hint().contains("`SSL_CERT_FILE`"), "{}", error.hint());
         assert!(!error.is_transient());

@@ -15,10 +15,24 @@ fn line(error: impl Into<Error>) -> (ErrorCode, String, String) {
 fn host_that_refuses() {
     let cases = [
         (
-            Error::NoWorker(io::Error::from_raw_os_error(11)),
+            Error::no_worker(io::Error::from_raw_os_error(2)),
             ErrorCode::LocalHardening,
-            "the worker process cannot be started: Resource temporarily unavailable (os error 11)",
-            "let the sidecar start a second process of itself: mount /proc, and leave room for one process",
+            "the worker process cannot be started: No such file or directory (os error 2)",
+            "let the sidecar start a second process of itself: mount /proc",
+        ),
+        (
+            Error::no_worker(io::Error::from_raw_os_error(11)),
+            ErrorCode::LocalResources,
+            "this host gives the sidecar no second process: Resource temporarily unavailable (os error 11)",
+            "raise the limit of processes and threads (`ulimit -u`, `pids.max` of the container, systemd's \
+             `TasksMax`); in a container, update its runtime if its seccomp filter refuses `clone3`",
+        ),
+        (
+            WorkerFailure::NoResources.into(),
+            ErrorCode::LocalResources,
+            "this host gives the worker process no thread or no descriptor",
+            "raise the limits of processes and threads (`ulimit -u`, `pids.max` of the container, systemd's \
+             `TasksMax`) and of open files (`ulimit -n`)",
         ),
         (
             ReadError::Stdin(io::Error::from_raw_os_error(21)).into(),
@@ -27,8 +41,8 @@ fn host_that_refuses() {
             "let stdin be a pipe with one JSON config, or name a file with `--config`",
         ),
         (
-            InvalidProxy.into(),
-            ErrorCode::AwsUnreachable,
+            InvalidProxy::Kind.into(),
+            ErrorCode::LocalProxy,
             "the proxy setting is not the URL of an HTTP proxy",
             "set `HTTPS_PROXY` to `http://[user:password@]host:port` (or `https://…`), or unset it; other \
              kinds of proxy, such as SOCKS, are not supported",

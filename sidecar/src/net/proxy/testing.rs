@@ -4,12 +4,10 @@ use parking_lot::Mutex;
 use std::{net::SocketAddr, sync::Arc};
 
 use tokio::{
-    io::{AsyncWriteExt as _, copy_bidirectional},
+    io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
     net::{TcpListener, TcpStream},
     task::JoinSet,
 };
-
-use super::read_head;
 
 /// Listens on loopback until it is dropped.
 pub(crate) struct StubProxy {
@@ -21,6 +19,12 @@ pub(crate) struct StubProxy {
 impl StubProxy {
     /// Opens tunnels to `destination`, whatever host CONNECT names; without a destination, answers 407.
     pub(crate) async fn start(destination: Option<SocketAddr>) -> Self {
+        let refusal = "HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n";
+        Self::answering(destination, refusal).await
+    }
+
+    /// Without a destination, gives this answer.
+    pub(crate) async fn answering(destination: Option<SocketAddr>, refusal: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let heads = Arc::new(Mutex::new(Vec::new()));
@@ -32,11 +36,13 @@ impl StubProxy {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let seen = Arc::clone(&seen);
                 tunnels.spawn(async move {
-                    let head = read_head(&mut stream).await.unwrap();
+                    let mut head = Vec::new();
+                    while !head.ends_with(b"\r\n\r\n") {
+                        head.push(stream.read_u8().await.unwrap());
+                    }
                     seen.lock().push(String::from_utf8(head).unwrap());
                     let Some(destination) = destination else {
-                        let answer = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n";
-                        return stream.write_all(answer).await.unwrap();
+                        return stream.write_all(refusal.as_bytes()).await.unwrap();
                     };
                     stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
                     let mut far = TcpStream::connect(destination).await.unwrap();

@@ -66,8 +66,8 @@ fn internal_errors() {
 fn connection_to_the_stream_host() {
     let host = || "ssmmessages.eu-west-1.amazonaws.com".to_owned();
     let proxy = |cause| {
-        let host = "proxy.example".to_owned();
-        WebSocketOpenError::from(ConnectError::Proxy { host, cause })
+        let (proxy, destination) = ("proxy.example".to_owned(), format!("{}:443", host()));
+        WebSocketOpenError::from(ConnectError::Proxy { host: proxy, destination, cause })
     };
     let status = |status, signature_refused| WebSocketOpenError::Refused {
         host: host(),
@@ -77,25 +77,38 @@ fn connection_to_the_stream_host() {
     let again = "try again; look for a proxy on the way that does not let WebSockets pass";
     let cases = [
         (
-            proxy(ProxyError::Refused(407)),
-            ErrorCode::AwsUnreachable,
-            "the proxy `proxy.example` does not open a tunnel: the proxy answered 407",
-            "put the proxy's user and password into `HTTPS_PROXY`",
+            proxy(ProxyError::NotTls),
+            ErrorCode::LocalProxy,
+            "the proxy `proxy.example` does not open a tunnel to `ssmmessages.eu-west-1.amazonaws.com:443`: what \
+             answers there does not speak TLS",
+            "write `http://` in place of `https://` in `HTTPS_PROXY`, if the proxy does not expect TLS",
         ),
         (
-            proxy(ProxyError::Refused(403)),
+            ConnectError::Unreachable {
+                host: "proxy.example".to_owned(),
+                is_proxy: true,
+                cause: "Connection refused".to_owned(),
+            }
+            .into(),
             ErrorCode::AwsUnreachable,
-            "the proxy `proxy.example` does not open a tunnel: the proxy answered 403",
-            "let the proxy of `HTTPS_PROXY` pass CONNECT to the `ssmmessages` host, or except that host in \
-             `NO_PROXY`",
+            "the proxy `proxy.example` cannot be reached: Connection refused",
+            "start the proxy, or correct its host and port in `HTTPS_PROXY`",
         ),
         (
             // A port is no status.
-            ConnectError::Unreachable { host: host(), cause: "407".to_owned() }.into(),
+            ConnectError::Unreachable { host: host(), is_proxy: false, cause: "407".to_owned() }
+                .into(),
             ErrorCode::AwsUnreachable,
             "`ssmmessages.eu-west-1.amazonaws.com` cannot be reached: 407",
             "allow outgoing HTTPS to `ssmmessages.eu-west-1.amazonaws.com`, or name a proxy in `HTTPS_PROXY`; \
              for a private endpoint set `aws.stream_endpoint_url`",
+        ),
+        (
+            status(403, false),
+            ErrorCode::AwsAccessDenied,
+            "`ssmmessages.eu-west-1.amazonaws.com` refuses the data channel: HTTP 403",
+            "give credentials that can sign the opening, and allow them `ssmmessages:OpenDataChannel`; if \
+             `ssmmessages` is reached through a VPC endpoint, allow it in that endpoint's policy, too",
         ),
         (
             status(403, true),

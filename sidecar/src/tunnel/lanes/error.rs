@@ -47,6 +47,8 @@ impl LaneError {
         match self {
             // New credentials may arrive on stdin.
             Self::Api(error) if error.kind() == ApiErrorKind::CredentialsExpired => true,
+            // Enough for the start, so most likely again in a moment.
+            Self::Api(error) if error.kind() == ApiErrorKind::Resources => true,
             Self::Api(error) => error.is_transient(),
             // The same opening was accepted before: a refusal other than "not allowed" is the service's fault.
             Self::Stream(WebSocketOpenError::Refused { status, .. }) => {
