@@ -1,6 +1,11 @@
 //! The config: how it may arrive, which mistakes are reported, and that its secrets stay secret.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    io::{Seek as _, Write as _},
+    process::Stdio,
+    time::Duration,
+};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -65,7 +70,7 @@ async fn config_in_a_file_needs_no_stdin_and_ends_by_signal() {
     let file = directory.path().join("connection.json");
     fs::write(&file, world.config(server.port()).pretty()).unwrap();
     let sidecar = Sidecar::spawn_silent(|command| {
-        command.arg("--config").arg(&file).stdin(std::process::Stdio::null());
+        command.arg("--config").arg(&file).stdin(Stdio::null());
     });
     let mut sidecar = sidecar.await.unwrap();
     sidecar.ready(LIMIT).await.unwrap();
@@ -105,6 +110,50 @@ async fn everything_that_is_not_one_object_is_refused() {
         let exit = sidecar.exit(STOP).await.unwrap();
         INVALID.assert(name, &exit, &Config::new("none"));
     }
+}
+
+#[tokio::test]
+async fn stdin_that_is_null_is_the_operators_mistake() {
+    for arguments in [&[][..], &["check"], &["policy"]] {
+        let sidecar = Sidecar::spawn_silent(|command| {
+            command.args(arguments).stdin(Stdio::null());
+        });
+        let exit = sidecar.await.unwrap().exit(STOP).await.unwrap();
+        assert_eq!(exit.status.code(), Some(65), "{arguments:?}: {}", exit.text());
+        assert!(exit.text().contains("`docker run -i`"), "{arguments:?}: {}", exit.text());
+        if arguments.is_empty() {
+            let failure = Failure { blame: "operator", ..INVALID };
+            failure.assert("no_stdin", &exit, &Config::new("none"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn stdin_that_is_a_file_ends_the_lease_with_a_word() {
+    let world = World::start().await;
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(world.config(5432).pretty().as_bytes()).unwrap();
+    file.rewind().unwrap();
+    let sidecar = Sidecar::spawn_silent(|command| {
+        command.stdin(file);
+    });
+    let exit = sidecar.await.unwrap().exit(LIMIT).await.unwrap();
+    assert_eq!(exit.status.code(), Some(0), "{}", exit.text());
+    let told = exit.logs().iter().any(|line| {
+        line["level"] == "WARN" && line["message"].to_string().contains("stdin is a file")
+    });
+    assert!(told && exit.text().contains("`--config FILE`"), "{}", exit.text());
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn name_that_is_no_region_is_refused_with_the_nearest_one() {
+    let world = World::start().await;
+    for (cause, region) in [("zone_as_region", "ap-northeast-1a"), ("city_as_region", "Tokyo")] {
+        let config = world.config(5432).with(&json!({ "aws": { "region": region } }));
+        assert_fails(&config, INVALID, cause).await;
+    }
+    world.finish().await;
 }
 
 #[tokio::test]

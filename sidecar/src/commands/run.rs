@@ -18,7 +18,12 @@ use crate::{
     aws::to_keys,
     ipc::message::{StartMessage, WorkerTask},
     monitor::{Monitor, WorkerOutcome},
-    runner::{config_reader, signals::stop_signal, stdin::Stdin, stdout, termination_log},
+    runner::{
+        config_reader,
+        signals::stop_signal,
+        stdin::{Stdin, StdinKind},
+        stdout, termination_log,
+    },
     runtime::{
         executor,
         failure::InternalError,
@@ -222,7 +227,7 @@ async fn read_config(source: &Source) -> Result<(Config, Option<Lease>), Error> 
         Source::File(path) => Ok((config_reader::read_file(path)?, None)),
         Source::Stdin => {
             let mut stdin = Stdin::open().map_err(config_reader::ReadError::Stdin)?;
-            let (config, rest) = config_reader::read(&mut stdin).await?;
+            let (config, rest) = config_reader::read(&mut stdin, StdinKind::of_process()).await?;
             Ok((config, Some((stdin, rest))))
         }
     }

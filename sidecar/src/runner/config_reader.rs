@@ -3,13 +3,17 @@
 use std::{fs::File, io::Read as _, path::Path};
 
 use runner_protocol::{
-    Config, ConfigError, ConfigReader, ErrorCode, Keys, MAX_CONFIG_BYTES, Message, MessageReader,
+    Blame, Config, ConfigError, ConfigReader, ErrorCode, Keys, MAX_CONFIG_BYTES, Message,
+    MessageReader,
 };
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
-use super::stdin::Stdin;
-use crate::{config::SettingsError, runtime::failure::ToFailure};
+use super::stdin::{Stdin, StdinKind};
+use crate::{
+    config::SettingsError,
+    runtime::{failure::ToFailure, terminal},
+};
 
 /// Why no config was read.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +27,8 @@ pub(crate) enum ReadError {
     },
     #[error("cannot read the config from stdin")]
     Stdin(#[source] std::io::Error),
+    #[error("no config was given: stdin is closed, or `/dev/null`")]
+    NoStdin,
     #[error(transparent)]
     Settings(#[from] SettingsError),
 }
@@ -30,7 +36,7 @@ pub(crate) enum ReadError {
 impl ToFailure for ReadError {
     fn code(&self) -> ErrorCode {
         match self {
-            Self::File { .. } | Self::Stdin(_) => ErrorCode::ConfigInvalid,
+            Self::File { .. } | Self::Stdin(_) | Self::NoStdin => ErrorCode::ConfigInvalid,
             Self::Settings(error) => error.code(),
         }
     }
@@ -44,7 +50,17 @@ impl ToFailure for ReadError {
                 "let stdin be a pipe with one JSON config, or name a file with `--config`"
                     .to_owned()
             }
+            Self::NoStdin => "give the process a stdin (`docker run -i`, Kubernetes `stdin: true`) and write the \
+                              config to it, or name a file with `--config`"
+                .to_owned(),
             Self::Settings(error) => error.hint(),
+        }
+    }
+
+    fn blame(&self) -> Option<Blame> {
+        match self {
+            Self::NoStdin => Some(Blame::Operator),
+            Self::File { .. } | Self::Stdin(_) | Self::Settings(_) => None,
         }
     }
 }
@@ -83,6 +99,11 @@ pub(crate) fn read_blocking(file: Option<&Path>) -> Result<Config, ReadError> {
     if let Some(path) = file {
         return read_file(path);
     }
+    match StdinKind::of_process() {
+        StdinKind::Nothing => return Err(ReadError::NoStdin),
+        StdinKind::Terminal => terminal::print_line(&format!("ssm-sidecar: {WAITING}")),
+        StdinKind::File | StdinKind::Stream => (),
+    }
     let mut partial = Partial::new();
     loop {
         let read = std::io::stdin().read(&mut partial.buffer).map_err(ReadError::Stdin)?;
@@ -97,7 +118,15 @@ pub(crate) fn read_blocking(file: Option<&Path>) -> Result<Config, ReadError> {
 /// # Errors
 ///
 /// [`ReadError::Stdin`] and [`ReadError::Settings`].
-pub(crate) async fn read(stdin: &mut Stdin) -> Result<ConfigAndRest, ReadError> {
+pub(crate) async fn read(stdin: &mut Stdin, kind: StdinKind) -> Result<ConfigAndRest, ReadError> {
+    match kind {
+        StdinKind::Nothing => return Err(ReadError::NoStdin),
+        StdinKind::Terminal => info!("{WAITING}"),
+        StdinKind::File => warn!(
+            "stdin is a file: the lease ends with it, right after the config; use `--config FILE`, or a pipe that stays open"
+        ),
+        StdinKind::Stream => (),
+    }
     let mut partial = Partial::new();
     loop {
         let read = stdin.read(&mut partial.buffer).await.map_err(ReadError::Stdin)?;
@@ -169,6 +198,9 @@ impl Partial {
         Ok(Some((config, Zeroizing::new(framed.rest.to_vec()))))
     }
 }
+
+/// What a person at a terminal is told.
+const WAITING: &str = "waiting for a JSON config on stdin; `--config FILE` reads a file instead";
 
 /// Read from stdin at once, in bytes.
 const READ_BYTES: usize = 16 * 1024;

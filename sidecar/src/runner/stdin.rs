@@ -5,12 +5,13 @@
 //! read instead.
 
 use std::{
-    io,
+    io::{self, IsTerminal as _},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::stat::{SFlag, fstat, stat},
     unistd::{dup, read},
 };
 use tokio::io::{
@@ -30,6 +31,38 @@ enum Source {
     Pollable(AsyncFd<OwnedFd>),
     /// A regular file or `/dev/null`: epoll refuses it, and it never blocks.
     Immediate(OwnedFd),
+}
+
+/// What stdin is, where that matters to whoever started the process.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum StdinKind {
+    /// `/dev/null`, as in a container without `-i`, and where stdin was closed: the standard library opens it then.
+    Nothing,
+    /// A regular file, which ends with the config.
+    File,
+    Terminal,
+    /// A pipe or socket.
+    Stream,
+}
+
+impl StdinKind {
+    /// Of the process's stdin.
+    pub(crate) fn of_process() -> Self {
+        Self::of(io::stdin().as_fd())
+    }
+
+    fn of(descriptor: BorrowedFd<'_>) -> Self {
+        if descriptor.is_terminal() {
+            return Self::Terminal;
+        }
+        let Ok(found) = fstat(descriptor) else { return Self::Nothing };
+        let null = stat(NULL).map(|null| null.st_rdev);
+        match SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT {
+            SFlag::S_IFREG => Self::File,
+            SFlag::S_IFCHR if null == Ok(found.st_rdev) => Self::Nothing,
+            _ => Self::Stream,
+        }
+    }
 }
 
 impl Stdin {
@@ -98,11 +131,29 @@ fn is_readable(descriptor: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(poll(&mut asked, PollTimeout::ZERO)? > 0)
 }
 
+const NULL: &str = "/dev/null";
+
 #[cfg(test)]
 mod tests {
     use std::{fs::File, io::Write};
 
     use super::*;
+
+    #[test]
+    fn what_stdin_is_can_be_told() {
+        let (pipe, _writer) = nix::unistd::pipe().unwrap();
+        let null = File::open(NULL).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let terminal = nix::pty::openpty(None, None).unwrap();
+        for (descriptor, expected) in [
+            (pipe.as_fd(), StdinKind::Stream),
+            (null.as_fd(), StdinKind::Nothing),
+            (file.as_fd(), StdinKind::File),
+            (terminal.slave.as_fd(), StdinKind::Terminal),
+        ] {
+            assert_eq!(StdinKind::of(descriptor), expected);
+        }
+    }
 
     #[tokio::test]
     async fn a_pipe_is_read_as_it_fills_and_ends_when_its_writer_closes() {
