@@ -48,7 +48,7 @@ fn single_client_has_the_first_lane_at_once_and_nothing_is_opened_for_it() {
     let mut harness = Harness::knowing(8, ResumePermission::Granted);
     let (client, _) = harness.connect();
     assert_eq!(lane(&harness, client), Some(1));
-    harness.pass(LIFE);
+    harness.pass(LIFE / 2);
     assert!(harness.notes().is_empty());
 }
 
@@ -61,7 +61,7 @@ fn connections_one_after_another_stay_on_one_lane() {
         // The target's end comes later than the next connection.
         harness.finish(client);
     }
-    harness.pass(LIFE);
+    harness.pass(LIFE / 2);
     assert!(harness.notes().is_empty());
 }
 
@@ -79,7 +79,7 @@ fn eight_that_arrive_together_get_a_lane_each_in_their_order() {
     }
     assert_eq!(lanes(&harness, &clients), (1..=8).map(Some).collect::<Vec<_>>());
     assert_eq!(harness.notes(), ["open"; 6]);
-    harness.pass(LIFE);
+    harness.pass(LIFE / 2);
     assert!(harness.notes().is_empty(), "no more than connections");
 }
 
@@ -157,7 +157,7 @@ fn lane_that_cannot_be_opened_releases_those_that_wait() {
     harness.opened();
     harness.open_failed(transient());
     assert_eq!(lanes(&harness, &clients), [Some(1), Some(2), Some(1), Some(2)]);
-    harness.pass(LIFE);
+    harness.pass(LIFE / 2);
     assert_eq!(harness.notes(), ["open", "open"], "not before a connection calls for it");
 }
 
