@@ -284,14 +284,19 @@ async fn certificate_of_an_unknown_authority_is_not_accepted_and_not_transient()
     };
     assert_eq!(build(authority.pem()).start().await.unwrap().session_id, "s-1");
 
-    for (roots, issuer) in
-        [(&b""[..], ""), (Authority::new().pem(), "; the issuer is `rcgen self signed cert`")]
-    {
+    // Both authorities have the same name.
+    let other = Authority::new();
+    for (roots, reason) in [
+        (&b""[..], "its issuer is unknown"),
+        (
+            other.pem(),
+            "the trusted issuer of that name has not signed it; the issuer is `rcgen self signed cert`",
+        ),
+    ] {
         let error = build(roots).start().await.unwrap_err();
         assert_eq!(error.code(), ErrorCode::AwsUntrusted);
         assert!(!error.is_transient() && !error.outcome_unknown());
-        let message =
-            format!("the certificate of `localhost` is not trusted: its issuer is unknown{issuer}");
+        let message = format!("the certificate of `localhost` is not trusted: {reason}");
         assert_eq!(error.to_string(), message);
         assert!(error.hint().contains("`SSL_CERT_FILE`"), "{}", error.hint());
     }

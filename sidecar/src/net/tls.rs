@@ -138,6 +138,10 @@ impl UntrustedCertificate {
         };
         let (flaw, reason) = match error {
             CertificateError::UnknownIssuer => (Flaw::Issuer, "its issuer is unknown".to_owned()),
+            // As after a proxy's authority was made anew under its old name.
+            CertificateError::BadSignature => {
+                (Flaw::Issuer, "the trusted issuer of that name has not signed it".to_owned())
+            }
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
                 (Flaw::Time, "it has expired, or this host's clock is wrong".to_owned())
             }

@@ -13,7 +13,7 @@ use std::{
 use runner_protocol::{ErrorCode, config::Listen};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::runtime::failure::ToFailure;
+use crate::runtime::{failure::ToFailure, resources::MissingResource};
 
 use peer_uid::AllowedUsers;
 pub(crate) use peer_uid::Refusal;
@@ -98,8 +98,19 @@ impl Admission {
     }
 }
 
+impl ListenError {
+    /// What this host lacks, if that is why.
+    fn missing_resource(&self) -> Option<MissingResource> {
+        let (Self::Refused { cause, .. } | Self::Namespace { cause, .. }) = self;
+        MissingResource::of(cause)
+    }
+}
+
 impl ToFailure for ListenError {
     fn code(&self) -> ErrorCode {
+        if let Some(missing) = self.missing_resource() {
+            return missing.code();
+        }
         match self {
             Self::Refused { .. } => ErrorCode::LocalListen,
             Self::Namespace { .. } => ErrorCode::LocalNamespace,
@@ -107,6 +118,9 @@ impl ToFailure for ListenError {
     }
 
     fn hint(&self) -> String {
+        if let Some(missing) = self.missing_resource() {
+            return missing.hint();
+        }
         match self {
             Self::Refused { .. } => {
                 "set `listen.port` to 0 or to a free port, `listen.address` to one of this host, \
@@ -221,7 +235,8 @@ async fn in_namespace<T: Send + 'static>(
         // The receiver is gone if the start was stopped meanwhile.
         drop(sender.send(entered.map(|()| open())));
     };
-    std::thread::Builder::new().name("namespace".to_owned()).spawn(enter).map_err(namespace)?;
+    let thread = std::thread::Builder::new().name("namespace".to_owned()).spawn(enter);
+    thread.map_err(|error| namespace(MissingResource::thread(&error).into()))?;
     match receiver.await {
         Ok(Ok(opened)) => Ok(opened),
         Ok(Err(errno)) => Err(namespace(errno.into())),

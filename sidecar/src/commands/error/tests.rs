@@ -35,6 +35,16 @@ fn host_that_refuses() {
              `TasksMax`) and of open files (`ulimit -n`)",
         ),
         (
+            ListenError::Refused {
+                at: "127.0.0.1:7".to_owned(),
+                cause: io::Error::from_raw_os_error(24),
+            }
+            .into(),
+            ErrorCode::LocalResources,
+            "cannot listen on 127.0.0.1:7: Too many open files (os error 24)",
+            "raise the limit of open files (`ulimit -n`), here and of the whole host",
+        ),
+        (
             ReadError::Stdin(io::Error::from_raw_os_error(21)).into(),
             ErrorCode::ConfigInvalid,
             "cannot read the config from stdin: Is a directory (os error 21)",
