@@ -529,6 +529,7 @@ impl<L: LaneHandle> Lifecycle<L> {
 
     fn remove(&mut self, number: u64) -> Option<Entry<L>> {
         let index = self.lanes.iter().position(|entry| entry.lane.number() == number)?;
+        self.on_lane_gone(number);
         Some(self.lanes.remove(index))
     }
 

@@ -42,6 +42,8 @@ struct Connection {
     since: Instant,
     /// The number of its lane; `None` while it waits.
     lane: Option<u64>,
+    /// The connection may be using its lane.
+    told: bool,
     /// The client has closed its half, which is how most connections end; the end itself comes later, by a round trip
     /// and what the target takes. Meanwhile the client's next connection may take its place.
     finished: bool,
@@ -58,11 +60,11 @@ impl<L: LaneHandle> Lifecycle<L> {
         id
     }
 
-    /// The lane of this connection; `None` while it waits. To be asked again after every change.
-    pub(in crate::tunnel::lanes) fn lane_for(&self, id: ConnectionId) -> Option<L> {
-        let number = self.demand.connections.get(&id)?.lane?;
-        let entry = self.lanes.iter().find(|entry| entry.lane.number() == number)?;
-        Some(entry.lane.clone())
+    /// The lane for this connection; `None` while it waits. To be asked again after every change, until there is one.
+    pub(in crate::tunnel::lanes) fn lane_for(&mut self, id: ConnectionId) -> Option<L> {
+        let lane = self.lane_of(id)?;
+        self.demand.connections.get_mut(&id)?.told = true;
+        Some(lane)
     }
 
     /// This connection has its SSH channel on this lane.
@@ -88,6 +90,13 @@ impl<L: LaneHandle> Lifecycle<L> {
         self.assign_lanes(now);
     }
 
+    /// The lane of this connection, if it has one and that is not lost.
+    pub(super) fn lane_of(&self, id: ConnectionId) -> Option<L> {
+        let number = self.demand.connections.get(&id)?.lane?;
+        let entry = self.lanes.iter().find(|entry| entry.lane.number() == number)?;
+        Some(entry.lane.clone())
+    }
+
     /// Whether a new connection would have a lane to itself.
     pub(super) fn has_empty_lane(&self) -> bool {
         self.lanes.iter().any(|entry| takes_new(entry) && self.demand.carried(entry) == 0)
@@ -101,6 +110,11 @@ impl<L: LaneHandle> Lifecycle<L> {
     /// There is a lane again after an outage: what the connections waited until now does not count.
     pub(super) fn on_outage_over(&mut self, now: Instant) {
         self.demand.restart_waits(now);
+    }
+
+    /// A lane is gone: connections that were not told that they have it need another.
+    pub(super) fn on_lane_gone(&mut self, number: u64) {
+        self.demand.release(number);
     }
 
     /// A further lane could not be opened: connections share the open ones, until another connection calls for one.
@@ -183,7 +197,7 @@ impl<L: LaneHandle> Lifecycle<L> {
 impl Demand {
     fn add(&mut self, now: Instant) -> ConnectionId {
         self.last.0 += 1;
-        let connection = Connection { since: now, lane: None, finished: false };
+        let connection = Connection { since: now, lane: None, told: false, finished: false };
         self.connections.insert(self.last, connection);
         self.count(self.last, connection);
         self.last
@@ -201,7 +215,10 @@ impl Demand {
 
     /// Moves a connection to the lane of this number, or lets it wait.
     fn place(&mut self, id: ConnectionId, lane: Option<u64>) {
-        self.change(id, |connection| connection.lane = lane);
+        self.change(id, |connection| {
+            connection.lane = lane;
+            connection.told = false;
+        });
     }
 
     fn change(&mut self, id: ConnectionId, change: impl FnOnce(&mut Connection)) {
@@ -234,6 +251,16 @@ impl Demand {
             (Some(_), true) => (),
             (None, false) => drop(self.waiting.remove(&id)),
             (None, true) => drop(self.leaving.remove(&id)),
+        }
+    }
+
+    fn release(&mut self, number: u64) {
+        let is_untold = |(_, connection): &(&ConnectionId, &Connection)| {
+            connection.lane == Some(number) && !connection.told
+        };
+        let untold = self.connections.iter().filter(is_untold).map(|(id, _)| *id);
+        for id in untold.collect::<Vec<_>>() {
+            self.place(id, None);
         }
     }
 

@@ -22,6 +22,8 @@ struct Harness {
     /// Whether the service has closed the WebSockets that are lost in order.
     in_order: bool,
     last_number: u64,
+    /// Those that use their lane as soon as they have it.
+    connections: Vec<ConnectionId>,
     notes: Vec<String>,
     gave_up: Option<LaneError>,
 }
@@ -93,6 +95,7 @@ impl Harness {
             signed: true,
             in_order: false,
             last_number: 1,
+            connections: Vec::new(),
             notes: Vec::new(),
             gave_up: None,
         }
@@ -113,6 +116,9 @@ impl Harness {
         while let Some(action) = self.lifecycle.poll_action(self.now, &self.path()) {
             assert!(self.gave_up.is_none(), "{action:?} after the tunnel was given up");
             self.carry_out(action);
+        }
+        for id in &self.connections {
+            let _lane = self.lifecycle.lane_for(*id);
         }
     }
 
@@ -263,9 +269,16 @@ impl Harness {
         self.work();
     }
 
-    /// A client connects, and finds no lane without a connection.
+    /// Clients connect until one finds no lane without a connection; they use their lanes at once.
     fn wanted(&mut self) {
-        while self.connect().1 {}
+        loop {
+            let (id, found_empty) = self.connect();
+            self.connections.push(id);
+            if !found_empty {
+                break;
+            }
+        }
+        self.work();
     }
 
     /// A client connects; whether it found a lane without a connection.

@@ -4,7 +4,7 @@ use super::*;
 
 /// The lane of a connection; `None` while it waits.
 fn lane(harness: &Harness, id: ConnectionId) -> Option<u64> {
-    harness.lifecycle.lane_for(id).map(|lane| lane.number)
+    harness.lifecycle.lane_of(id).map(|lane| lane.number)
 }
 
 fn lanes(harness: &Harness, ids: &[ConnectionId]) -> Vec<Option<u64>> {
@@ -257,9 +257,20 @@ fn connection_whose_lane_was_lost_before_its_channel_was_open_gets_another() {
     let mut harness = Harness::knowing(2, ResumePermission::Granted);
     let clients = harness.connect_all(2);
     harness.open_lanes();
+    assert!(harness.lifecycle.lane_for(clients[1]).is_some());
     harness.ended(2);
     assert_eq!(lane(&harness, clients[1]), None);
     harness.miss_lane(clients[1]);
+    assert_eq!(lane(&harness, clients[1]), Some(1));
+}
+
+#[test]
+fn connection_whose_lane_was_lost_before_it_was_told_gets_another() {
+    let mut harness = Harness::probed(2, ResumePermission::Granted);
+    let clients = harness.connect_all(2);
+    harness.open_lanes();
+    assert_eq!(lane(&harness, clients[1]), Some(2));
+    harness.ended(2);
     assert_eq!(lane(&harness, clients[1]), Some(1));
 }
 

@@ -170,6 +170,10 @@ impl Auditor {
             }
             Step::Connected => {
                 let (id, _) = self.harness.connect();
+                // It may ask for its lane at once, or late.
+                if self.connections.len().is_multiple_of(2) {
+                    let _lane = self.harness.lifecycle.lane_for(id);
+                }
                 let since = self.harness.now;
                 self.connections.push(Client { id, finished: false, since });
             }
@@ -183,8 +187,7 @@ impl Auditor {
                 }
                 ConnectionStep::LaneMissed => {
                     let id = self.connections[index].id;
-                    let lane = self.harness.lifecycle.lane_for(id);
-                    if lane.is_some_and(|lane| !self.harness.lanes.contains_key(&lane.number)) {
+                    if self.harness.lifecycle.lane_of(id).is_none() {
                         self.harness.miss_lane(id);
                     }
                 }
@@ -267,7 +270,7 @@ impl Auditor {
     /// One that waits does so for a lane to come, for a bounded time, and for a reason.
     fn audit_connections(&self) {
         let harness = &self.harness;
-        let place = |client: &Client| Some(harness.lifecycle.lane_for(client.id)?.number);
+        let place = |client: &Client| Some(harness.lifecycle.lane_of(client.id)?.number);
         let waits = |client: &&Client| harness.lifecycle.demand.waiting.contains(&client.id);
         let waiting: Vec<&Client> = self.connections.iter().filter(waits).collect();
         if harness.lanes.is_empty() || waiting.is_empty() {
