@@ -34,6 +34,7 @@ mod lanes;
 mod launch;
 mod logs;
 mod long_life;
+mod official;
 #[cfg(target_os = "linux")]
 mod orchestrator;
 mod permissions;
