@@ -12,7 +12,7 @@ use super::{
     report::Findings,
 };
 use crate::{
-    emulator::{Control, Emulator, OWN_SESSIONS, Policy},
+    emulator::{AgentSettings, Control, Emulator, OWN_SESSIONS, Policy},
     fixtures::{Config, MariaDb, Postgres, Sidecar, Sshd, eventually},
 };
 
@@ -58,6 +58,9 @@ impl Customer {
             .access_key(ACCESS_KEY_ID, SECRET_ACCESS_KEY)
             .policy(policy)
             .channel_lifetime(CHANNEL_LIFE)
+            .agent(
+                AgentSettings::default().channel_lifetime(AGENT_CHANNEL_LIFE).report_delay(REPORT),
+            )
             .build()
             .await?;
         let config = Config::new("soak").with(&json!({
@@ -164,6 +167,8 @@ impl Customer {
             connections: number("connections").unwrap_or_default(),
             resumes: number("resumes").unwrap_or_default(),
             retransmissions: number("retransmissions").unwrap_or_default(),
+            pauses: journal.pauses(),
+            closes_provoked: journal.closes_provoked(),
             peak_kib,
             died,
         })
@@ -360,6 +365,12 @@ const ROWS: u32 = 20_000;
 
 /// Lifetime of a data channel, in place of the service's hour.
 const CHANNEL_LIFE: Duration = Duration::from_secs(40);
+
+/// Lifetime of the agent's own channel, in place of the hour.
+const AGENT_CHANNEL_LIFE: Duration = Duration::from_secs(50);
+
+/// How long the agent takes to report a killed session worker, in place of a minute.
+const REPORT: Duration = Duration::from_secs(5);
 
 const READY: Duration = Duration::from_secs(30);
 

@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::emulator::{Action, ApiFault, Break, Control, Failure, Journal, Link, Plan, Rng};
+use crate::emulator::{
+    Action, AgentBreak, ApiFault, Break, Control, Failure, Journal, Link, Plan, Rng,
+};
 
 /// Injects the faults.
 pub(super) struct FaultInjector<'a> {
@@ -32,7 +34,7 @@ impl<'a> FaultInjector<'a> {
                 break;
             }
             sleep(peace).await;
-            match self.rng.below(15) {
+            match self.rng.below(17) {
                 0 => self.drop_sockets("socket closed", Break::Close).await,
                 1 | 2 => self.drop_sockets("socket reset", Break::Reset).await,
                 3 => self.drop_sockets("path silent", Break::Silence).await,
@@ -53,6 +55,8 @@ impl<'a> FaultInjector<'a> {
                 11 => self.pause_agents().await,
                 12 => self.break_api().await,
                 13 => self.end_session(),
+                14 => self.break_agents(),
+                15 => self.kill_worker(),
                 _ => {
                     self.count("keys renewed");
                     renew(turn).await;
@@ -117,6 +121,22 @@ impl<'a> FaultInjector<'a> {
         let open = self.journal.open_sessions();
         if let Some(session) = open.get(self.rng.below(open.len())) {
             self.control.terminate(session, "ended by the soak");
+        }
+    }
+
+    /// A payload that meets the break is written to sshd twice, which costs the SSH connection.
+    fn break_agents(&mut self) {
+        self.count("agent's channel broken");
+        for session in self.journal.open_sessions() {
+            self.control.break_agent(&session, AgentBreak::AtOnce);
+        }
+    }
+
+    fn kill_worker(&mut self) {
+        self.count("session worker killed");
+        let open = self.journal.open_sessions();
+        if let Some(session) = open.get(self.rng.below(open.len())) {
+            self.control.kill_worker(session);
         }
     }
 

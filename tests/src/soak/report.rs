@@ -34,6 +34,9 @@ pub(crate) struct Findings {
     pub(crate) connections: u64,
     pub(crate) resumes: u64,
     pub(crate) retransmissions: u64,
+    /// Pauses by the gateway's flow control, and closes that the sidecar provoked by going on.
+    pub(crate) pauses: u64,
+    pub(crate) closes_provoked: u64,
     pub(crate) peak_kib: u64,
     /// How the sidecar ended, if not as it should.
     pub(crate) died: Option<String>,
@@ -64,6 +67,8 @@ impl Findings {
             "violations": self.violations,
             "resumes": self.resumes,
             "retransmissions": self.retransmissions,
+            "pauses": self.pauses,
+            "closes_provoked": self.closes_provoked,
             "peak_kib": self.peak_kib,
             "died": self.died,
         })
@@ -104,6 +109,8 @@ impl fmt::Display for Report {
         row("sessions left", &|found| found.left.len().to_string())?;
         row("resumes", &|found| found.resumes.to_string())?;
         row("messages sent again", &|found| found.retransmissions.to_string())?;
+        row("pauses by the service", &|found| found.pauses.to_string())?;
+        row("closes provoked by going on", &|found| found.closes_provoked.to_string())?;
         row("violations of the protocol", &|found| found.violations.len().to_string())?;
         row("peak memory of the sidecar, MB", &|found| {
             format!("{:.1}", kib_to_mb(found.peak_kib))
