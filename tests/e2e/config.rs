@@ -291,6 +291,8 @@ async fn unreadable_private_key() {
         ("no_key", "not a key".to_owned()),
         ("public_key", world.sshd.client_key().public.clone()),
         ("damaged", damaged),
+        ("character_that_does_not_belong", whole.replacen("AAAA", "AA\u{2013}AA", 1)),
+        ("putty", "PuTTY-User-Key-File-3: ssh-ed25519\nEncryption: none\nComment: x\n".to_owned()),
     ];
     for (cause, text) in cases {
         let config = world.config(5432);

@@ -18,14 +18,17 @@ pub(super) fn with_decoded(mut mistakes: Mistakes, text: &[u8]) -> Mistakes {
         None => &[],
     };
     for (index, pin) in pins.iter().enumerate() {
-        if let Some(Err(error)) = pin.as_str().map(str::parse::<HostKeyPin>) {
+        if let Some(Err(error)) = pin.as_str().map(HostKeyPin::parse_lines) {
             add(&mut mistakes, of_pin(index, pins.len(), &error));
         }
     }
     if let Some(Value::String(key)) = bastion.ssh_private_key {
         let key = Zeroizing::new(key);
         let loaded = ssh_client::load_private_key(&key, None);
-        if let Err(error @ (KeyError::Costly | KeyError::Unreadable { .. })) = loaded {
+        if let Err(
+            error @ (KeyError::Costly | KeyError::Unreadable { .. } | KeyError::Putty { .. }),
+        ) = loaded
+        {
             add(&mut mistakes, of_key(&error));
         }
     }
@@ -77,6 +80,10 @@ pub(super) const fn key_hint(error: &KeyError) -> &'static str {
         KeyError::PassphraseWrong => "correct `bastion.ssh_private_key_passphrase`",
         KeyError::Costly => {
             "write `bastion.ssh_private_key` again with fewer rounds: `ssh-keygen -p -a 64 -f FILE`"
+        }
+        KeyError::Putty { .. } => {
+            "convert the key with `puttygen FILE -O private-openssh -o NEW` (in PuTTYgen: Conversions, Export OpenSSH \
+             key), and give the text of that file in `bastion.ssh_private_key`"
         }
         KeyError::Unreadable { .. } => {
             "give the whole text of the private key's file in `bastion.ssh_private_key`: an RSA, ECDSA \

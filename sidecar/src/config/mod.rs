@@ -124,8 +124,8 @@ impl Bastion {
         let written = bastion.ssh_host_key;
         let mut pins = Vec::new();
         for (index, text) in written.iter().enumerate() {
-            match text.parse() {
-                Ok(pin) => pins.push(pin),
+            match HostKeyPin::parse_lines(text) {
+                Ok(lines) => pins.extend(lines),
                 Err(error) => mistakes.push(decode_errors::of_pin(index, written.len(), &error)),
             }
         }
@@ -202,7 +202,7 @@ impl ToFailure for SettingsError {
             Self::Mistakes(_) => ErrorCode::ConfigInvalid,
             Self::Key(KeyError::PassphraseRequired) => ErrorCode::ConfigPassphraseRequired,
             Self::Key(KeyError::PassphraseWrong) => ErrorCode::ConfigPassphraseWrong,
-            Self::Key(KeyError::Costly | KeyError::Unreadable { .. }) => {
+            Self::Key(KeyError::Costly | KeyError::Unreadable { .. } | KeyError::Putty { .. }) => {
                 ErrorCode::ConfigKeyUnreadable
             }
         }

@@ -94,6 +94,15 @@ fn wrong_host_keys_are_named_by_their_place() {
         (r#""SHA256:short""#, "bastion.ssh_host_key: "),
         (&format!(r#"["{FINGERPRINT}", "hunter2"]"#), "bastion.ssh_host_key[1]: "),
         (r#"["ssh-ed25519 hunter2", "{}"]"#, "bastion.ssh_host_key[0]: "),
+        (&format!(r#""@revoked * {PUBLIC_KEY}""#), "bastion.ssh_host_key: the marker `@revoked`"),
+        (
+            &format!(r#""@cert-authority * {PUBLIC_KEY}""#),
+            "bastion.ssh_host_key: the marker `@cert-authority`",
+        ),
+        (
+            &format!(r#""vm {PUBLIC_KEY}\n@revoked vm {PUBLIC_KEY}""#),
+            "bastion.ssh_host_key: the marker",
+        ),
     ];
     for (host_key, path) in cases {
         let error = config(&Draft { host_key, ..Draft::default() }).unwrap_err();

@@ -111,7 +111,7 @@ pub fn operations(data: &[u8]) {
 pub fn text(data: &[u8]) {
     if let Ok(text) = std::str::from_utf8(data) {
         drop(load_private_key(text, None));
-        drop(text.parse::<HostKeyPin>());
+        drop(HostKeyPin::parse_lines(text));
     }
 }
 

@@ -5,8 +5,11 @@
 //! it is encrypted, how, and at which cost.
 
 mod cost;
+mod der;
+mod mend;
 
-use base64::{Engine, engine::general_purpose::STANDARD};
+use std::borrow::Cow;
+
 use pem_rfc7468::LineEnding;
 use russh::keys::{
     Algorithm, HashAlg, PrivateKey, decode_secret_key, ssh_encoding::Mpint,
@@ -33,6 +36,12 @@ pub enum KeyError {
     #[error("private key cannot be read: {why}")]
     Unreadable {
         /// The reason.
+        why: Cow<'static, str>,
+    },
+    /// It is in `PuTTY`'s format, which is read only if it is whole and of a known type.
+    #[error("private key is in PuTTY's format and cannot be read: {why}")]
+    Putty {
+        /// The reason.
         why: &'static str,
     },
 }
@@ -40,8 +49,9 @@ pub enum KeyError {
 /// Loads a private key in OpenSSH's format, PKCS#1, SEC1, PKCS#8 or `PuTTY`'s; RSA, ECDSA or
 /// Ed25519.
 ///
-/// Typical damage of copy and paste is repaired: a byte order mark, CRLF, indentation, trailing blanks,
-/// `\n` as two characters, everything on one line. The passphrase is ignored if the key is not
+/// Typical damage of copy and paste is repaired: characters without a width such as a byte order mark, line ends of any
+/// sort, `\n` as characters and escaped again, indentation and quotation marks, everything on one line, all of it encoded
+/// as base64 once more. The passphrase is ignored if the key is not
 /// encrypted, and an empty one counts as none.
 ///
 /// Blocks for up to some seconds if the key is encrypted, since key derivation is slow by design.
@@ -49,10 +59,12 @@ pub enum KeyError {
 /// # Errors
 ///
 /// [`KeyError::PassphraseRequired`], [`KeyError::PassphraseWrong`], [`KeyError::Costly`] if key derivation would
-/// take much longer than that, [`KeyError::Unreadable`] for everything else.
+/// take much longer than that, [`KeyError::Putty`] and [`KeyError::Unreadable`] for everything else.
 pub fn load_private_key(text: &str, passphrase: Option<&str>) -> Result<PrivateKey, KeyError> {
-    let text = normalized(text);
-    let key = if text.starts_with(PUTTY) { putty(&text)? } else { pem(&text)? };
+    let text = mend::unescaped(text);
+    let text = mend::unwrapped(&text).unwrap_or(text);
+    let is_putty = text.trim_start().starts_with(PUTTY);
+    let key = if is_putty { putty(&trimmed(&text, &[]))? } else { pem(&text)? };
     let passphrase = passphrase.filter(|passphrase| !passphrase.is_empty());
     let loaded = match (key.encrypted, passphrase) {
         (true, None) => return Err(KeyError::PassphraseRequired),
@@ -60,9 +72,13 @@ pub fn load_private_key(text: &str, passphrase: Option<&str>) -> Result<PrivateK
             // Everything else that can be wrong was checked before.
             .map_err(|_| KeyError::PassphraseWrong)?,
         (false, _) => decode_secret_key(&key.text, None).map_err(|_| {
-            unreadable("its content is damaged, or of a type that is not supported")
+            let why = "its content is damaged, or of a type that is not supported";
+            if is_putty { KeyError::Putty { why } } else { unreadable(why) }
         })?,
     };
+    if key.public.is_some_and(|public| !is_public_half(&loaded, &public)) {
+        return Err(unreadable("its public half does not belong to its private half"));
+    }
     match loaded.algorithm() {
         Algorithm::Ed25519 | Algorithm::Ecdsa { .. } | Algorithm::Rsa { .. } => Ok(loaded),
         Algorithm::Dsa => Err(unreadable(DSA)),
@@ -100,22 +116,23 @@ pub fn secret_parts(key: &PrivateKey) -> Vec<&[u8]> {
 struct KeyText {
     text: Zeroizing<String>,
     encrypted: bool,
+    /// The public half that stands behind it, in PKCS#8 version 2.
+    public: Option<Vec<u8>>,
 }
 
-/// Removes indentation, blank lines and a byte order mark, and makes every line end `\n`.
-fn normalized(text: &str) -> Zeroizing<String> {
-    let text = text.trim_start_matches('\u{feff}');
-    // No key format contains a backslash.
-    let text = Zeroizing::new(text.replace("\\r", "\n").replace("\\n", "\n"));
+/// Removes blanks and these characters around each line, and blank lines.
+fn trimmed(text: &str, around: &[char]) -> Zeroizing<String> {
     let mut lines = Zeroizing::new(String::with_capacity(text.len() + 1));
-    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+    let around = |c: char| c.is_whitespace() || around.contains(&c);
+    for line in text.lines().map(|line| line.trim_matches(around)).filter(|line| !line.is_empty()) {
         lines.push_str(line);
         lines.push('\n');
     }
     lines
 }
 
-/// Checks a key in `PuTTY`'s format.
+/// Checks a key in `PuTTY`'s format. Its code of authenticity covers a comment, which may have been mended wrongly: then it
+/// cannot be read.
 fn putty(text: &str) -> Result<KeyText, KeyError> {
     let header = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     if text.contains("ssh-dss") {
@@ -124,9 +141,10 @@ fn putty(text: &str) -> Result<KeyText, KeyError> {
     match header("Encryption:") {
         Some(cipher) => {
             affordable(cost::is_putty_affordable(text))?;
-            Ok(KeyText { text: Zeroizing::new(text.to_owned()), encrypted: cipher != "none" })
+            let text = Zeroizing::new(text.to_owned());
+            Ok(KeyText { text, encrypted: cipher != "none", public: None })
         }
-        None => Err(unreadable("it is an incomplete PuTTY key; export it as an OpenSSH key")),
+        None => Err(KeyError::Putty { why: "it is incomplete" }),
     }
 }
 
@@ -134,31 +152,41 @@ fn putty(text: &str) -> Result<KeyText, KeyError> {
 ///
 /// Not left to a PEM library: those refuse damaged text, such as a key all on one line.
 fn pem(text: &str) -> Result<KeyText, KeyError> {
-    let mut rest = text;
+    let whole = text;
+    let text = trimmed(text, mend::QUOTES);
+    let mut rest = text.as_str();
     let mut other = None;
     while let Some((_, behind)) = rest.split_once(BEGIN) {
-        let (label, behind) = behind.split_once(DASHES).ok_or(unreadable(CUT))?;
+        let (label, behind) = behind.split_once(DASHES).ok_or_else(|| unreadable(CUT))?;
         let end = format!("-----END {label}-----");
-        let (body, behind) = behind.split_once(&end).ok_or(unreadable(CUT))?;
+        let (body, behind) = behind.split_once(&end).ok_or_else(|| unreadable(CUT))?;
         if label.ends_with("PRIVATE KEY") {
-            return block(label, body);
+            return block(label, body, whole);
         }
         // Such as `EC PARAMETERS`, which openssl writes first.
         other = Some(label);
         rest = behind;
     }
     let is_public_line = ["ssh-", "ecdsa-", "sk-"].iter().any(|start| text.starts_with(start));
+    let is_path = |text: &str| {
+        let starts = ["/", "~/", "./", "C:", "file:"].iter().any(|start| text.starts_with(start));
+        starts && text.lines().count() == 1
+    };
     Err(unreadable(match other {
         Some(label) if label.ends_with("PUBLIC KEY") => PUBLIC,
-        Some(label) if label.ends_with("CERTIFICATE") => "it is a certificate",
-        _ if is_public_line => PUBLIC,
+        Some(label) if label.ends_with("CERTIFICATE") => CERTIFICATE,
+        Some(label) if label.starts_with("PGP") => "it is a PGP key; a key for SSH is needed",
+        _ if is_public_line && text.contains("-cert-v01@openssh.com") => CERTIFICATE,
+        _ if is_public_line || text.starts_with("---- BEGIN SSH2 PUBLIC") => PUBLIC,
+        _ if text.starts_with("---- BEGIN SSH2") => SSH2,
+        _ if is_path(&text) => "it is the name of a file; the text of that file is needed",
         _ if text.is_empty() => "it is empty",
         _ => "it does not begin like a private key: `-----BEGIN … PRIVATE KEY-----`",
     }))
 }
 
-/// Checks one block of a PEM text and normalizes it.
-fn block(label: &str, body: &str) -> Result<KeyText, KeyError> {
+/// Checks one block of a PEM text and normalizes it. `whole` is the text as people see it.
+fn block(label: &str, body: &str, whole: &str) -> Result<KeyText, KeyError> {
     // The headers (RFC 1421 section 4.6) are `name: value` without a blank in the value, so this also works
     // if all of the key is on one line.
     let mut cipher = None;
@@ -171,9 +199,8 @@ fn block(label: &str, body: &str) -> Result<KeyText, KeyError> {
             None => base64.push_str(word),
         }
     }
-    let content = Zeroizing::new(
-        STANDARD.decode(base64.as_bytes()).map_err(|_| unreadable("its base64 text is damaged"))?,
-    );
+    let mut content = mend::decoded(&base64, whole).map_err(unreadable)?;
+    let mut public = None;
     let encrypted = match label {
         "OPENSSH PRIVATE KEY" => openssh(&content)?,
         "RSA PRIVATE KEY" | "EC PRIVATE KEY" => match cipher {
@@ -181,7 +208,13 @@ fn block(label: &str, body: &str) -> Result<KeyText, KeyError> {
             Some(cipher) if label.starts_with("RSA") && cipher.starts_with("AES-128-CBC,") => true,
             Some(_) => return Err(unreadable(ENCRYPTION)),
         },
-        "PRIVATE KEY" => false,
+        "PRIVATE KEY" => {
+            if let Some(key) = der::with_public_key(&content) {
+                public = Some(key.public.to_vec());
+                content = key.version_1;
+            }
+            false
+        }
         "ENCRYPTED PRIVATE KEY" => pkcs8(&content)?,
         "DSA PRIVATE KEY" => return Err(unreadable(DSA)),
         _ => {
@@ -198,7 +231,16 @@ fn block(label: &str, body: &str) -> Result<KeyText, KeyError> {
         let headers = format!("Proc-Type: 4,ENCRYPTED\nDEK-Info: {cipher}\n\n");
         text.insert_str(BEGIN.len() + label.len() + DASHES.len() + 1, &headers);
     }
-    Ok(KeyText { text, encrypted })
+    Ok(KeyText { text, encrypted, public })
+}
+
+/// Whether `public` is the public half of an Ed25519 key, or the key is of another type: others are checked when they are
+/// loaded, or do not need it.
+fn is_public_half(key: &PrivateKey, public: &[u8]) -> bool {
+    match key.key_data() {
+        KeypairData::Ed25519(pair) => pair.public.0 == *public,
+        _ => true,
+    }
 }
 
 /// Reads the unencrypted part of OpenSSH's format (PROTOCOL.key section 1) and returns whether the rest is
@@ -242,8 +284,8 @@ fn affordable(affordable: bool) -> Result<(), KeyError> {
     if affordable { Ok(()) } else { Err(KeyError::Costly) }
 }
 
-const fn unreadable(why: &'static str) -> KeyError {
-    KeyError::Unreadable { why }
+fn unreadable(why: impl Into<Cow<'static, str>>) -> KeyError {
+    KeyError::Unreadable { why: why.into() }
 }
 
 /// How `PuTTY`'s format begins, before the number of its version (`PuTTY` manual, appendix C).
@@ -258,6 +300,10 @@ const DAMAGED: &str = "its content is damaged";
 const CUT: &str = "it is cut off: its `-----END …-----` line is missing";
 
 const PUBLIC: &str = "it is a public key; the private one is needed";
+
+const CERTIFICATE: &str = "it is a certificate; the private key that belongs to it is needed";
+
+const SSH2: &str = "its format is that of ssh.com; convert it with `ssh-keygen -i -f FILE`";
 
 const DSA: &str = "DSA keys are not supported";
 

@@ -80,7 +80,7 @@
 //! authentication  auth
 //! connection      keepalive receive_window channel event connection
 //! client          client
-//! keys            key::cost key
+//! keys            key::der key::cost key::mend key
 //! tests           fuzzing tests::server tests::exchange tests::hostile tests
 //! ```
 

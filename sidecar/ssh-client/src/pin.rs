@@ -41,32 +41,60 @@ impl fmt::Display for HostKeyPin {
     }
 }
 
-/// Parses `SHA256:…`, a public key line, or a line of `known_hosts` or of `ssh-keyscan`.
+impl HostKeyPin {
+    /// Parses all lines of `text`, such as the output of `ssh-keyscan` or `ssh-keygen -l` has them, without blank ones
+    /// and comments.
+    ///
+    /// # Errors
+    ///
+    /// [`PinError`] of the first wrong line, or [`PinError::Empty`] if there is none.
+    pub fn parse_lines(text: &str) -> Result<Vec<Self>, PinError> {
+        let lines = text.lines().map(str::trim);
+        let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let pins = lines.map(str::parse).collect::<Result<Vec<_>, _>>()?;
+        if pins.is_empty() { Err(PinError::Empty) } else { Ok(pins) }
+    }
+}
+
+/// Parses one line: `SHA256:…`, also with the size, comment and type that `ssh-keygen -l` prints around it, a public key
+/// line, or a line of `known_hosts` or of `ssh-keyscan`.
 impl FromStr for HostKeyPin {
     type Err = PinError;
 
     fn from_str(text: &str) -> Result<Self, PinError> {
-        let text = text.trim();
+        let around =
+            |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`' | ',' | '\u{feff}');
+        let text = text.trim_matches(around);
         if text.is_empty() {
             return Err(PinError::Empty);
         }
-        if text.starts_with("SHA256:") {
-            let fingerprint =
-                Fingerprint::from_str(text.trim_end_matches('=')).map_err(|_| PinError::Digest)?;
-            return Ok(Self::Fingerprint(fingerprint.to_string()));
-        }
-        if text.starts_with("MD5:") || text.split(':').filter(|part| part.len() == 2).count() == 16
-        {
-            return Err(PinError::Md5);
+        if let Some(marker) = text.strip_prefix('@') {
+            return Err(match marker.split_whitespace().next() {
+                Some("revoked") => PinError::Revoked,
+                Some("cert-authority") => PinError::CertificateAuthority,
+                _ => PinError::Marker,
+            });
         }
         let mut words = text.split_whitespace();
-        let Some(kind) = words.by_ref().find(|word| is_key_type(word)) else {
-            return Err(PinError::Unknown);
-        };
+        let is_known =
+            |word: &&str| is_key_type(word) || word.starts_with("SHA256:") || is_md5(word);
+        let found = words.by_ref().find(is_known).ok_or(PinError::Unknown)?;
+        if is_md5(found) {
+            return Err(PinError::Md5);
+        }
+        if found.starts_with("SHA256:") {
+            // Padding, and the full stop of ssh's "ED25519 key fingerprint is SHA256:….".
+            let fingerprint = found.trim_end_matches(['=', '.', ',']);
+            let fingerprint = Fingerprint::from_str(fingerprint).map_err(|_| PinError::Digest)?;
+            return Ok(Self::Fingerprint(fingerprint.to_string()));
+        }
+        if found.contains("-cert-v01@openssh.com") {
+            return Err(PinError::Certificate);
+        }
         let blob = words.next().ok_or(PinError::Key)?;
-        let key = PublicKey::from_openssh(&format!("{kind} {blob}")).map_err(|_| PinError::Key)?;
+        let key = PublicKey::from_openssh(&format!("{found} {blob}")).map_err(|_| PinError::Key)?;
         if !is_usable(&key.algorithm()) {
-            return Err(PinError::Unsupported { kind: kind.to_owned() });
+            return Err(PinError::Unsupported { kind: found.to_owned() });
         }
         Ok(Self::Key(Box::new(key)))
     }
@@ -93,6 +121,22 @@ pub enum PinError {
         /// The type.
         kind: String,
     },
+    /// A line of `known_hosts` that revokes its key.
+    #[error(
+        "the marker `@revoked` says that this host key must not be trusted; give the key that replaces it"
+    )]
+    Revoked,
+    /// A line of `known_hosts` that trusts an authority.
+    #[error(
+        "the marker `@cert-authority` is for certificates, which are not supported; give the host's own key"
+    )]
+    CertificateAuthority,
+    /// A line of `known_hosts` with another marker.
+    #[error("a line with a marker (`@…`) is not a host key that can be pinned")]
+    Marker,
+    /// A host certificate.
+    #[error("a certificate cannot be pinned; give the host's own key")]
+    Certificate,
     /// Neither a fingerprint nor a key.
     #[error("host key is neither `SHA256:…` nor a line such as `ssh-ed25519 AAAA…`")]
     Unknown,
@@ -100,6 +144,12 @@ pub enum PinError {
 
 fn is_key_type(word: &str) -> bool {
     word.starts_with("ssh-") || word.starts_with("ecdsa-sha2-") || word.starts_with("sk-")
+}
+
+/// Whether `word` is an MD5 fingerprint: with its prefix, or 16 bytes in hexadecimal.
+fn is_md5(word: &str) -> bool {
+    let is_byte = |part: &str| part.len() == 2 && part.chars().all(|c| c.is_ascii_hexdigit());
+    word.starts_with("MD5:") || (word.split(':').count() == 16 && word.split(':').all(is_byte))
 }
 
 fn is_usable(algorithm: &Algorithm) -> bool {
@@ -131,7 +181,47 @@ mod tests {
                 format!("{FINGERPRINT}=\n"),
                 Ok(HostKeyPin::Fingerprint(FINGERPRINT.to_owned())),
             ),
+            (
+                "ssh-keygen -l",
+                format!("256 {FINGERPRINT} root@vm (ED25519)"),
+                Ok(HostKeyPin::Fingerprint(FINGERPRINT.to_owned())),
+            ),
+            (
+                "ssh-keygen -l without comment",
+                format!("3072 {FINGERPRINT} no comment (RSA)\r\n"),
+                Ok(HostKeyPin::Fingerprint(FINGERPRINT.to_owned())),
+            ),
+            (
+                "ssh's question",
+                format!("ED25519 key fingerprint is {FINGERPRINT}."),
+                Ok(HostKeyPin::Fingerprint(FINGERPRINT.to_owned())),
+            ),
+            (
+                "quoted",
+                format!("\"{FINGERPRINT}\","),
+                Ok(HostKeyPin::Fingerprint(FINGERPRINT.to_owned())),
+            ),
+            ("hashed host", format!("|1|abc=|def= {LINE}"), Ok(key.clone())),
+            ("key before a fingerprint", format!("{LINE} {FINGERPRINT}"), Ok(key.clone())),
+            ("revoked", format!("@revoked * {LINE}"), Err(PinError::Revoked)),
+            (
+                "authority",
+                format!(" @cert-authority *.example {LINE}"),
+                Err(PinError::CertificateAuthority),
+            ),
+            ("other marker", format!("@what {LINE}"), Err(PinError::Marker)),
+            (
+                "certificate",
+                "ssh-ed25519-cert-v01@openssh.com AAAA".to_owned(),
+                Err(PinError::Certificate),
+            ),
             ("empty", " \n".to_owned(), Err(PinError::Empty)),
+            (
+                "md5 of ssh-keygen -l",
+                "256 MD5:00:01:02:03:04:05:06:07:08:09:0a:0b:0c:0d:0e:0f root@vm (ED25519)"
+                    .to_owned(),
+                Err(PinError::Md5),
+            ),
             ("short digest", "SHA256:abc".to_owned(), Err(PinError::Digest)),
             ("md5", "MD5:00:01".to_owned(), Err(PinError::Md5)),
             (
@@ -146,6 +236,16 @@ mod tests {
         for (name, text, expected) in cases {
             assert_eq!(text.parse::<HostKeyPin>(), expected, "case: {name}");
         }
+    }
+
+    #[test]
+    fn each_line_of_a_text_is_a_pin_and_none_is_passed_over() {
+        let scan =
+            format!("# host:22 SSH-2.0-OpenSSH_9.2\nhost {LINE}\n\n256 {FINGERPRINT} x (RSA)\n");
+        assert_eq!(HostKeyPin::parse_lines(&scan).unwrap().len(), 2);
+        let revoked = format!("host {LINE}\n@revoked host {LINE}\n");
+        assert_eq!(HostKeyPin::parse_lines(&revoked), Err(PinError::Revoked));
+        assert_eq!(HostKeyPin::parse_lines("# nothing\n"), Err(PinError::Empty));
     }
 
     #[test]

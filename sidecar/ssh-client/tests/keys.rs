@@ -176,6 +176,28 @@ fn damage_of_copy_and_paste_is_repaired() {
             ("one line", text.replace('\n', " ")),
             ("text around", format!("Here it is:\n{text}\nBye\n")),
             ("no last newline", text.trim_end().to_owned()),
+            ("backslashes of backslashes", text.replace('\n', "\\\\n")),
+            ("slashes escaped", text.replace('/', "\\/")),
+            ("continued lines", text.replace('\n', "\\\n")),
+            (
+                "zero width",
+                text.replace('\n', "\u{200b}\n").replacen("AA", "A\u{feff}\u{2060}A", 1),
+            ),
+            ("no-break blanks", text.replace('\n', "\u{a0}\n\u{a0}")),
+            ("line separators", text.replace('\n', "\u{2028}")),
+            ("quoted", format!("\"{}\"", text.replace('\n', "\\n"))),
+            ("quoted lines", format!("\"{}\",", text.trim().replace('\n', "\",\n  \""))),
+            ("quoted letter", format!("> {}", text.replace('\n', "\n> "))),
+            ("base64 of it", STANDARD.encode(&text)),
+            ("base64 of it in lines", {
+                let base64 = STANDARD.encode(&text).into_bytes();
+                base64
+                    .chunks(60)
+                    .map(|line| std::str::from_utf8(line).unwrap())
+                    .collect::<Vec<_>>()
+                    .join("\n")
+            }),
+            ("base64 of it quoted", format!("'{}'", STANDARD.encode(text.replace('\n', "\r\n")))),
         ];
         let expected = load_private_key(&text, Some("x")).unwrap();
         for (damage, damaged) in damages {
@@ -196,23 +218,96 @@ fn text_that_is_no_private_key_is_named_and_never_quoted() {
     let cut = text.replace("-----END OPENSSH PRIVATE KEY-----", "");
     let cases = [
         ("empty", " \n".to_owned(), "empty"),
-        ("path", "/root/.ssh/id_rsa".to_owned(), "begin"),
+        ("path", "/root/.ssh/id_rsa".to_owned(), "name of a file"),
+        ("anything", "hunter2".to_owned(), "begin"),
         ("public line", public, "public"),
+        ("path with home", "~/.ssh/id_ed25519".to_owned(), "name of a file"),
+        ("certificate line", "ssh-ed25519-cert-v01@openssh.com AAAA x".to_owned(), "certificate"),
+        ("ssh.com", "---- BEGIN SSH2 ENCRYPTED PRIVATE KEY ----\n".to_owned(), "ssh.com"),
         ("cut", cut, "cut off"),
         ("bytes lost", text.replace("AAAA", "AA"), "damaged"),
-        ("not base64", text.replace("AAAA", "A!AA"), "damaged"),
+        (
+            "not base64",
+            text.replacen("AAAA", "A!AA", 1),
+            "`!` (U+0021) does not belong there, in line 2, column 2",
+        ),
+        (
+            "dash of a word processor",
+            text.replacen("b3Bl", "b3\u{2013}l", 1),
+            "U+2013) does not belong there, in line 2, column 3",
+        ),
+        (
+            "escaped",
+            text.replacen("b3Bl", "b3*l", 1).replace('\n', "\\n"),
+            "(U+002A) does not belong there, in line 2, column 3",
+        ),
         (
             "DSA",
             "-----BEGIN DSA PRIVATE KEY-----\nAAAA\n-----END DSA PRIVATE KEY-----\n".to_owned(),
             "DSA",
         ),
-        ("PuTTY", "PuTTY-User-Key-File-2: ssh-rsa\n".to_owned(), "PuTTY"),
     ];
     for (name, damaged, expected) in cases {
         match load_private_key(&damaged, None) {
             Err(KeyError::Unreadable { why }) => assert!(why.contains(expected), "{name}: {why}"),
             other => panic!("case {name}: {:?}", other.err()),
         }
+    }
+}
+
+/// Keys as people have sent them, created for these tests.
+#[test]
+fn keys_as_programs_export_and_carry_them_open() {
+    let expected = "SHA256:ZrInvSmR2knPSN0sVG0eWdO9DmwRz/ry9MnfmrxaeDw";
+    for (name, text) in [
+        ("PKCS#8 version 2, explicit", include_str!("keys/ed25519-pkcs8-v2-explicit.pem")),
+        ("escaped twice", include_str!("keys/ed25519-doubled-backslash-n.txt")),
+        ("zero width", include_str!("keys/ed25519-zero-width.txt")),
+        ("base64 of PEM", include_str!("keys/ed25519-base64-of-pem.txt")),
+    ] {
+        let loaded = load_private_key(text, None);
+        let loaded = loaded.unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(fingerprint(&loaded), expected, "{name}");
+    }
+}
+
+#[test]
+fn second_version_of_pkcs8_opens_and_its_public_half_must_fit() {
+    let explicit = include_str!("keys/ed25519-pkcs8-v2-explicit.pem");
+    let [begin, body @ .., end] = &explicit.lines().collect::<Vec<_>>()[..] else { unreachable!() };
+    let explicit = STANDARD.decode(body.concat()).unwrap();
+    let pem = |der: &[u8]| format!("{begin}\n{}\n{end}\n", STANDARD.encode(der));
+    let head = explicit.len() - 37;
+    // As RFC 5958 has it, and with attributes before it.
+    let with = |behind: &[&[u8]]| {
+        let content = [&explicit[2..head], &behind.concat()].concat();
+        [&[0x30, u8::try_from(content.len()).unwrap()], &*content].concat()
+    };
+    let bits = &explicit[head + 4..];
+    let implicit = with(&[&[0x81, 0x21], bits]);
+    let attributes = with(&[&[0xa0, 2, 0x31, 0], &[0x81, 0x21], bits]);
+    let expected = fingerprint(&load_private_key(&pem(&explicit), None).unwrap());
+    for (name, der) in [("implicit", &implicit), ("attributes", &attributes)] {
+        let loaded = load_private_key(&pem(der), None);
+        assert_eq!(loaded.map(|key| fingerprint(&key)).as_deref(), Ok(expected.as_str()), "{name}");
+    }
+    let mut other = explicit.clone();
+    *other.last_mut().unwrap() ^= 1;
+    let error = load_private_key(&pem(&other), None).unwrap_err();
+    assert!(error.to_string().contains("does not belong to its private half"), "{error}");
+    for cut in 1..explicit.len() {
+        assert!(load_private_key(&pem(&explicit[..cut]), None).is_err(), "{cut} bytes");
+    }
+}
+
+#[test]
+fn putty_key_that_cannot_be_read_is_named_as_such() {
+    for text in [
+        "PuTTY-User-Key-File-2: ssh-rsa\n",
+        "PuTTY-User-Key-File-3: ssh-ed25519\nEncryption: none\nComment: x\nPublic-Lines: 1\nAAAA\n",
+    ] {
+        let error = load_private_key(text, None).unwrap_err();
+        assert!(matches!(error, KeyError::Putty { .. }), "{error}");
     }
 }
 

@@ -4,6 +4,7 @@
 //! Deriving blocks: with such a key the caller would neither get ready nor react to a stop. So the cost is
 //! checked before a passphrase is tried.
 
+use super::der::{OCTET_STRING, SEQUENCE, element, number};
 use crate::wire::Reader;
 
 /// Whether the `bcrypt` options of an OpenSSH key are affordable: a salt and a number of rounds (OpenSSH's
@@ -56,38 +57,6 @@ pub(super) fn is_putty_affordable(text: &str) -> bool {
     affordable().unwrap_or(false)
 }
 
-/// Reads a DER integer and returns it with the bytes after it; `None` if it is negative or exceeds 64 bits.
-fn number(der: &[u8]) -> Option<(u64, &[u8])> {
-    let (digits, rest) = element(der, INTEGER)?;
-    if digits.is_empty() || digits.first().is_some_and(|first| *first > 0x7f) || digits.len() > 9 {
-        return None;
-    }
-    let value = digits.iter().try_fold(0_u64, |value, digit| {
-        value.checked_mul(256).map(|value| value | u64::from(*digit))
-    })?;
-    Some((value, rest))
-}
-
-/// Reads a DER element with this tag and returns its content with the bytes after it.
-fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
-    let (&[found, length], rest) = der.split_first_chunk()?;
-    if found != tag {
-        return None;
-    }
-    match length {
-        0..=0x7f => rest.split_at_checked(usize::from(length)),
-        0x81 => {
-            let (&[length], rest) = rest.split_first_chunk()?;
-            rest.split_at_checked(usize::from(length))
-        }
-        0x82 => {
-            let (length, rest) = rest.split_first_chunk()?;
-            rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))
-        }
-        _ => None,
-    }
-}
-
 /// Most bcrypt rounds. A limit of ours: `ssh-keygen` uses 24 by default, hardening guides recommend up to 500;
 /// a round takes about 6 ms.
 const MAX_BCRYPT_ROUNDS: u32 = 1000;
@@ -105,11 +74,6 @@ const MAX_WRITTEN: u64 = 4 * 1024 * 1024 * 1024;
 
 /// Most parallel lanes. A limit of ours: `PuTTY` and OpenSSL use 1 by default.
 const MAX_PARALLELISM: u64 = 16;
-
-// DER tags (ITU-T X.680 section 8.6, X.690 section 8.1.2).
-const INTEGER: u8 = 0x02;
-const OCTET_STRING: u8 = 0x04;
-const SEQUENCE: u8 = 0x30;
 
 /// Object identifier 1.2.840.113549.1.5.12 (RFC 8018 appendix A.2), as DER.
 const PBKDF2: &[u8] = &[0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x05, 0x0c];
