@@ -121,6 +121,8 @@ pub enum ErrorCode {
     AwsInternal,
     /// The path broke and did not come back in time.
     SessionLost,
+    /// The bastion's SSH server is there, and refuses for the moment.
+    SshBusy,
     /// `StartSession` took too long.
     TimeoutStartSession,
     /// Opening the data channel took too long.
@@ -154,7 +156,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// Every code of the contract, in the contract's order.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 37] = [
         Self::ConfigInvalid,
         Self::ConfigVersion,
         Self::ConfigKeyUnreadable,
@@ -178,6 +180,7 @@ impl ErrorCode {
         Self::AwsUnreachable,
         Self::AwsInternal,
         Self::SessionLost,
+        Self::SshBusy,
         Self::TimeoutStartSession,
         Self::TimeoutSession,
         Self::TimeoutSsh,
@@ -219,6 +222,7 @@ impl ErrorCode {
             Self::AwsUnreachable => "aws.unreachable",
             Self::AwsInternal => "aws.internal",
             Self::SessionLost => "session.lost",
+            Self::SshBusy => "ssh.busy",
             Self::TimeoutStartSession => "timeout.start_session",
             Self::TimeoutSession => "timeout.session",
             Self::TimeoutSsh => "timeout.ssh",
@@ -267,6 +271,7 @@ impl ErrorCode {
             | Self::AwsUnreachable
             | Self::AwsInternal
             | Self::SessionLost
+            | Self::SshBusy
             | Self::TimeoutStartSession
             | Self::TimeoutSession
             | Self::TimeoutSsh
@@ -302,6 +307,7 @@ impl ErrorCode {
             | Self::TargetUnreachable
             | Self::TargetUnresolved
             | Self::SessionEnded
+            | Self::SshBusy
             | Self::AwsRefused
             | Self::AwsAccount
             | Self::TimeoutSsh

@@ -55,6 +55,7 @@ pub(crate) fn mask(config: &Config, text: &str) -> String {
         (port("/listen/port"), "LISTEN_PORT"),
         (Some(format!("`{user}`")), "`USER`"),
         (Some(format!("~{user}/")), "~USER/"),
+        (Some(format!("chage -l {user}`")), "chage -l USER`"),
     ] {
         if let Some(value) = value {
             text = text.replace(&value, name);

@@ -41,15 +41,13 @@ async fn rsa_4096_keys_in_every_format() {
 }
 
 #[tokio::test]
-async fn rsa_keys_sign_with_sha512_where_sha256_is_refused_and_the_other_way_round() {
-    for algorithm in ["rsa-sha2-512", "rsa-sha2-256"] {
-        let key = KeyPair::generate(KeyType::Rsa(2048)).unwrap();
-        let option = format!("PubkeyAcceptedAlgorithms {algorithm}");
-        let world = world(Sshd::start_with(key, &[&option]).await).await;
-        let server = TcpServer::echo().await.unwrap();
-        world.tunnel(server.port()).await.close().await;
-        world.finish().await;
-    }
+async fn rsa_keys_sign_with_sha512_where_sha256_is_refused() {
+    let key = KeyPair::generate(KeyType::Rsa(2048)).unwrap();
+    let option = "PubkeyAcceptedAlgorithms rsa-sha2-512";
+    let world = world(Sshd::start_with(key, &[option]).await).await;
+    let server = TcpServer::echo().await.unwrap();
+    world.tunnel(server.port()).await.close().await;
+    world.finish().await;
 }
 
 #[tokio::test]
@@ -61,6 +59,7 @@ async fn key_texts_as_people_paste_them() {
         ("Windows line ends", key.replace('\n', "\r\n")),
         ("no last newline", key.trim_end().to_owned()),
         ("empty lines around", format!("\n\n{key}\n\n")),
+        ("escaped twice", key.replace('\n', r"\\n")),
     ];
     for (name, text) in cases {
         let config = world.config(server.port());
@@ -87,6 +86,7 @@ async fn pinned_host_keys_as_fingerprint_as_line_and_in_a_list() {
         ("fingerprint", json!(ed25519)),
         ("line", json!(bare)),
         ("line with comment", json!(line)),
+        ("output of ssh-keygen -l", json!(format!("256 {ed25519} root@vm (ED25519)"))),
         ("list", json!([other, ed25519])),
         // sshd has this key too: a client that always negotiates Ed25519 would report a mismatch.
         ("another type of the same host", json!(ecdsa)),

@@ -32,6 +32,7 @@ mod keys;
 mod lanes;
 #[cfg(target_os = "linux")]
 mod launch;
+mod logins;
 mod logs;
 mod long_life;
 mod official;

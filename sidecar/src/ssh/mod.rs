@@ -6,22 +6,23 @@
 
 mod channel;
 mod driver;
+mod error;
 mod state;
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
-use runner_protocol::{ErrorCode, Failure};
 use ssh_client::{Client, Config, Error};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, info_span};
 
-use crate::runtime::{clock::now, failure::ToFailure, shared::Shared};
+use crate::runtime::{clock::now, shared::Shared};
 
 use driver::Driver;
 use state::{ChannelState, ConnectionState, Handshake, State};
 
 pub(crate) use channel::{Channel, ChannelError, ChannelOpenError};
+pub(crate) use error::SshError;
 
 /// A handle on the connection. Clones share it. The connection ends when the last handle and channel are dropped.
 #[derive(Clone, Debug)]
@@ -40,17 +41,6 @@ pub(crate) struct ServerIdentity {
     pub(crate) pinned: bool,
     /// Its identification, such as `SSH-2.0-OpenSSH_9.2`.
     pub(crate) server: String,
-}
-
-/// Why the connection is over.
-#[derive(Clone, Debug, thiserror::Error)]
-pub(crate) enum SshError {
-    /// A refusal, a violation of the protocol, a disconnect.
-    #[error(transparent)]
-    Protocol(Arc<Error>),
-    /// The byte stream below ended.
-    #[error("the byte stream to sshd ended")]
-    StreamEnded,
 }
 
 /// Starts an SSH connection over `stream`, as a task of `tasks` that ends with the last handle.
@@ -168,6 +158,13 @@ impl Ssh {
         !matches!(self.shared.lock().handshake, Handshake::Silent)
     }
 
+    /// The server's words for people so far: what it has sent ahead of its identification, then the last banner of the
+    /// login. On one line, escaped.
+    pub(crate) fn words(&self) -> Option<String> {
+        let state = self.shared.lock();
+        state.banner.clone().or_else(|| state.client.preamble())
+    }
+
     /// Channels that are open or being opened.
     pub(crate) fn channels(&self) -> usize {
         self.shared.lock().channels.len()
@@ -196,75 +193,6 @@ impl Ssh {
                 (None, _) => None,
             })
             .await
-    }
-}
-
-impl From<Error> for SshError {
-    fn from(error: Error) -> Self {
-        Self::Protocol(Arc::new(error))
-    }
-}
-
-impl ToFailure for SshError {
-    fn code(&self) -> ErrorCode {
-        let Self::Protocol(error) = self else { return ErrorCode::SessionLost };
-        match **error {
-            Error::AuthRejected { .. } | Error::AuthIncomplete { .. } => ErrorCode::SshAuthRejected,
-            Error::HostKeyMismatch { .. } | Error::HostKeyUnproven { .. } => {
-                ErrorCode::SshHostKeyMismatch
-            }
-            Error::Signing { .. } => ErrorCode::ConfigKeyUnreadable,
-            Error::KeepaliveTimeout { .. } => ErrorCode::SessionLost,
-            // Wrong calls of the state machine by this process, and failures of the library for cryptography.
-            Error::Crypto { .. } | Error::ChannelsExhausted { .. } | Error::Ended => {
-                ErrorCode::Internal
-            }
-            Error::NoCommonAlgorithm { .. }
-            | Error::Disconnected { .. }
-            | Error::Integrity
-            | Error::NotSsh { .. }
-            | Error::Protocol { .. } => ErrorCode::SshProtocol,
-        }
-    }
-
-    fn hint(&self) -> String {
-        let Self::Protocol(error) = self else {
-            return "try again; if it happens again, look at sshd's log on the bastion".to_owned();
-        };
-        let hint = match &**error {
-            Error::AuthRejected { user, .. } => {
-                return format!(
-                    "put the public half of `bastion.ssh_private_key` into the authorized_keys of `{user}`, \
-                     or set `bastion.ssh_user` to the user of this image (Amazon Linux and RHEL `ec2-user`, Ubuntu \
-                     `ubuntu`, Debian `admin`, Rocky `rocky`)"
-                );
-            }
-            Error::AuthIncomplete { .. } => {
-                "let sshd's AuthenticationMethods be `publickey` alone for this user"
-            }
-            Error::HostKeyMismatch { .. } | Error::HostKeyUnproven { .. } => {
-                "if the bastion was rebuilt on purpose, update `bastion.ssh_host_key`; if not, find out who \
-                 answers in its place"
-            }
-            Error::Signing { .. } => {
-                "give `bastion.ssh_private_key` as an unhardened Ed25519, ECDSA or RSA key of 2,048 bits or more"
-            }
-            Error::NoCommonAlgorithm { .. } => {
-                "let the bastion's sshd offer algorithms of OpenSSH 7.4 or later (curve25519-sha256, \
-                 aes256-gcm, rsa-sha2-256)"
-            }
-            Error::KeepaliveTimeout { .. } => "check that the bastion is alive, then try again",
-            Error::Crypto { .. } | Error::ChannelsExhausted { .. } | Error::Ended => {
-                Failure::REPORT_HINT
-            }
-            Error::Disconnected { .. } => {
-                "read sshd's log on the bastion: it ended the connection for the reason given"
-            }
-            Error::Integrity | Error::NotSsh { .. } | Error::Protocol { .. } => {
-                "check that `bastion.ssh_port` is sshd's; update OpenSSH on the bastion if it is"
-            }
-        };
-        hint.to_owned()
     }
 }
 

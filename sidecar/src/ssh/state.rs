@@ -15,6 +15,8 @@ pub(super) struct State {
     /// The loop, while it waits for something to send.
     pub(super) driver: Waiter,
     pub(super) handshake: Handshake,
+    /// The last text for people during the login.
+    pub(super) banner: Option<String>,
     pub(super) connection: ConnectionState,
 }
 
@@ -77,6 +79,7 @@ impl State {
             channels: HashMap::new(),
             driver: Waiter::default(),
             handshake: Handshake::Silent,
+            banner: None,
             connection: ConnectionState::Running,
         }
     }
@@ -110,7 +113,10 @@ impl State {
                 self.advance(|handshake| handshake.on_host_key(fingerprint, pinned));
                 return true;
             }
-            Event::Banner(text) => info!(text, "banner of the bastion"),
+            Event::Banner(text) => {
+                info!(text, "banner of the bastion");
+                self.banner = Some(text);
+            }
             Event::Authenticated(Negotiated { kex, host_key, cipher, mac, compressed }) => {
                 info!(kex, host_key, cipher, mac, compressed, "authenticated");
                 self.advance(Handshake::on_authenticated);

@@ -50,7 +50,8 @@ impl ToFailure for TunnelError {
                      `timeouts.ready_s`"
                 }
                 Phase::Ssh => {
-                    "check the load of the bastion and its sshd, or raise `timeouts.ready_s`"
+                    "check the load of the bastion and its sshd, and an AuthorizedKeysCommand or directory service that \
+                     its login waits for, or raise `timeouts.ready_s`"
                 }
                 Phase::Target | Phase::Tunnel => {
                     "check that the target's security group lets the bastion in, or raise `timeouts.ready_s`"

@@ -21,7 +21,7 @@ use tokio::{
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use super::{
-    lanes::{Connection, HangUp, LanePool, TargetConnectError},
+    lanes::{ClientEnd, Connection, LanePool, TargetConnectError},
     listener::Listener,
 };
 use crate::{
@@ -101,7 +101,7 @@ async fn forward(
     stats: &ConnectionStats,
 ) {
     let mut client = ResetOnDrop::new(client);
-    let connection = match lanes.open(peer, connect, hang_up(&client.stream)).await {
+    let connection = match lanes.open(peer, connect, client_end(&client.stream)).await {
         Ok(connection) => connection,
         Err(error @ TargetConnectError::ClientLeft) => {
             stats.resets.fetch_add(1, Relaxed);
@@ -129,25 +129,25 @@ async fn forward(
 
 /// Completes when the client closes its half, or its connection breaks. Reads nothing. Cancel-safe.
 #[cfg(target_os = "linux")]
-async fn hang_up(client: &TcpStream) -> HangUp {
+async fn client_end(client: &TcpStream) -> ClientEnd {
     use tokio::io::Interest;
 
     // `READABLE` would be ready as soon as the client has sent something. There are no urgent data, so that only the end
     // of its half or an error can make this ready.
     let Ok(ready) = client.ready(Interest::PRIORITY | Interest::ERROR).await else {
-        return HangUp::Left;
+        return ClientEnd::Left;
     };
     // What was sent before a reset can be read after it.
     let is_broken = ready.is_error();
     match client.peek(&mut [0]).await {
-        Ok(1..) if !is_broken => HangUp::Finished,
-        Ok(_) | Err(_) => HangUp::Left,
+        Ok(1..) if !is_broken => ClientEnd::Finished,
+        Ok(_) | Err(_) => ClientEnd::Left,
     }
 }
 
 /// Never completes: a client that has hung up is noticed when it has a lane.
 #[cfg(not(target_os = "linux"))]
-async fn hang_up(_: &TcpStream) -> HangUp {
+async fn client_end(_: &TcpStream) -> ClientEnd {
     std::future::pending().await
 }
 
@@ -261,11 +261,11 @@ mod tests {
     async fn client_that_closes_without_a_word_or_breaks_off_has_left() {
         let (client, accepted) = pair().await;
         drop(client);
-        assert_eq!(hang_up(&accepted).await, HangUp::Left);
+        assert_eq!(client_end(&accepted).await, ClientEnd::Left);
         let (mut client, accepted) = pair().await;
         client.write_all(b"startup").await.unwrap();
         drop(ResetOnDrop::new(client));
-        assert_eq!(hang_up(&accepted).await, HangUp::Left);
+        assert_eq!(client_end(&accepted).await, ClientEnd::Left);
     }
 
     #[tokio::test]
@@ -273,9 +273,9 @@ mod tests {
         let (mut client, mut accepted) = pair().await;
         client.write_all(b"question").await.unwrap();
         accepted.readable().await.unwrap();
-        assert_eq!(hang_up(&accepted).now_or_never(), None, "it has not closed its half");
+        assert_eq!(client_end(&accepted).now_or_never(), None, "it has not closed its half");
         client.shutdown().await.unwrap();
-        assert_eq!(hang_up(&accepted).await, HangUp::Finished);
+        assert_eq!(client_end(&accepted).await, ClientEnd::Finished);
         let mut question = Vec::new();
         accepted.read_to_end(&mut question).await.unwrap();
         assert_eq!(question, b"question", "nothing was read");

@@ -5,6 +5,8 @@ mod config;
 mod connection;
 mod error;
 mod event;
+mod first;
+mod hang_up;
 mod host_key;
 mod kept_connection;
 mod lane;
@@ -37,9 +39,12 @@ use crate::{
 };
 
 pub(crate) use config::LaneConfig;
-pub(crate) use connection::{Connection, HangUp, TargetConnectError};
+pub(crate) use connection::{ClientEnd, Connection, TargetConnectError};
 pub(crate) use error::LaneError;
 pub(crate) use event::{LaneEvent, LaneObserver};
+pub(crate) use first::open_first;
+#[cfg(test)]
+pub(crate) use hang_up::{HangUp, Stage};
 pub(crate) use lane::Lane;
 
 /// All lanes of this process.
@@ -101,7 +106,7 @@ impl LanePool {
     ///
     /// It may wait for a lane of its own while the others are taken, at most `tunnel.sessions` seconds. While no lane
     /// is up it waits for one: the tunnel recovers or is given up, within `timeouts.reconnect_s`. `limit` counts from
-    /// when it has a lane, and while that is up. `hang_up` completes when the client closes its half; only that in the
+    /// when it has a lane, and while that is up. `client_end` completes when the client closes its half; only that in the
     /// wait for a lane matters here.
     ///
     /// Cancel-safe.
@@ -114,7 +119,7 @@ impl LanePool {
         &self,
         originator: SocketAddr,
         limit: Duration,
-        hang_up: impl Future<Output = HangUp>,
+        client_end: impl Future<Output = ClientEnd>,
     ) -> Result<Connection, TargetConnectError> {
         let id = self.state.lock().lifecycle.on_connected(now());
         let place = Place { id, state: Arc::clone(&self.state) };
@@ -122,11 +127,11 @@ impl LanePool {
             self.state.lock().lifecycle.on_placed(id, lane);
             return Ok(Connection::new(channel, lane, place));
         }
-        let mut hang_up = pin!(hang_up.fuse());
+        let mut client_end = pin!(client_end.fuse());
         let target = &self.config.target;
         loop {
             self.lane_wanted.notify_one();
-            let lane = self.assigned_lane(&place, hang_up.as_mut()).await?;
+            let lane = self.assigned_lane(&place, client_end.as_mut()).await?;
             let outcome = tokio::select! {
                 outcome = lane.ssh.open(&target.host, target.port, originator) => outcome,
                 () = lane.up_for(limit) => {
@@ -147,15 +152,15 @@ impl LanePool {
     async fn assigned_lane(
         &self,
         place: &Place,
-        hang_up: Pin<&mut impl Future<Output = HangUp>>,
+        client_end: Pin<&mut impl Future<Output = ClientEnd>>,
     ) -> Result<Arc<Lane>, TargetConnectError> {
         let assigned = || self.state.wait_for(|state| state.lifecycle.lane_for(place.id));
         tokio::select! {
             biased;
             lane = assigned() => return Ok(lane),
-            hang_up = hang_up => match hang_up {
-                HangUp::Left => return Err(TargetConnectError::ClientLeft),
-                HangUp::Finished => place.finish(),
+            client_end = client_end => match client_end {
+                ClientEnd::Left => return Err(TargetConnectError::ClientLeft),
+                ClientEnd::Finished => place.finish(),
             },
         }
         Ok(assigned().await)

@@ -22,12 +22,12 @@ use std::{
 
 use futures_util::FutureExt as _;
 use runner_protocol::{Failure, PhaseTimes, Summary};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, error::Elapsed, timeout_at};
 use tracing::{info, warn};
 
 use self::{
     forward::{ConnectionStats, Limits},
-    lanes::{Lane, LaneConfig, LaneEvent, LaneObserver, LanePool, PathChange},
+    lanes::{Lane, LaneConfig, LaneError, LaneEvent, LaneObserver, LanePool, PathChange},
     listener::{Bound, Listener},
     metrics::Metrics,
 };
@@ -173,11 +173,12 @@ impl<E: Events> Tunnel<E> {
     /// Opens the first lane and connects to the target, within `timeouts.ready_s`.
     async fn start(&self, port: u16, received: Instant) -> Result<(), TunnelError> {
         let limit = self.settings.timeouts.ready;
-        let opened = timeout_at(received + limit, self.open()).await;
-        opened.map_err(|_| TunnelError::NotReady {
-            seconds: limit.as_secs(),
-            phase: self.progress.phase(),
-        })??;
+        let deadline = received + limit;
+        let not_ready =
+            |_| TunnelError::NotReady { seconds: limit.as_secs(), phase: self.progress.phase() };
+        let lane = self.open(deadline).await.map_err(not_ready)??;
+        let connected = timeout_at(deadline, self.connect(&lane)).await;
+        connected.map_err(not_ready)??;
         self.progress.begin(Phase::Tunnel);
         info!(port, "ready");
         self.events.ready(port);
@@ -185,14 +186,18 @@ impl<E: Events> Tunnel<E> {
         Ok(())
     }
 
-    async fn open(&self) -> Result<(), TunnelError> {
+    /// Opens the first lane until `deadline`.
+    async fn open(&self, deadline: Instant) -> Result<Result<Arc<Lane>, LaneError>, Elapsed> {
         let progress = self.progress.clone();
         let observer: LaneObserver = Arc::new(move |event| {
             if let LaneEvent::Phase(phase) = event {
                 progress.begin(phase);
             }
         });
-        let lane = Arc::new(Lane::open(&self.config, &observer).await?);
+        let lane = match lanes::open_first(&self.config, &observer, deadline).await? {
+            Ok(lane) => Arc::new(lane),
+            Err(error) => return Ok(Err(error)),
+        };
         let server = &lane.server;
         self.events.event(Event::HostKey(server.fingerprint.clone()));
         if server.pinned {
@@ -205,11 +210,15 @@ impl<E: Events> Tunnel<E> {
         }
         info!(agent = lane.agent_version(), sshd = server.server, "lane open");
         self.lanes.add_first(&lane);
+        Ok(Ok(lane))
+    }
+
+    /// Connects to the target, and keeps the connection for the first client.
+    async fn connect(&self, lane: &Arc<Lane>) -> Result<(), TunnelError> {
         self.progress.begin(Phase::Target);
-        let (limit, ssh_port) = (self.settings.timeouts.connect, self.settings.bastion.ssh_port);
         let requested = Instant::now();
-        let channel = target::connect(&lane, &self.config.target, limit, ssh_port).await?;
-        self.lanes.keep(lane, channel, requested);
+        let channel = target::connect(lane, &self.config, self.settings.timeouts.connect).await?;
+        self.lanes.keep(Arc::clone(lane), channel, requested);
         Ok(())
     }
 

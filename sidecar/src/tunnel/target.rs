@@ -9,9 +9,11 @@ use runner_protocol::ErrorCode;
 use ssh_client::OpenFailure;
 use tokio::time::timeout;
 
-use super::{TunnelError, lanes::Lane};
+use super::{
+    TunnelError,
+    lanes::{Lane, LaneConfig},
+};
 use crate::{
-    config::Target,
     runtime::failure::ToFailure,
     ssh::{Channel, ChannelOpenError},
 };
@@ -25,6 +27,10 @@ pub(crate) struct TargetError {
     /// `target.port`.
     pub(crate) port: u16,
     pub(crate) cause: TargetCause,
+    /// `bastion.ssh_user`.
+    pub(crate) user: String,
+    /// What sshd said during the login.
+    pub(crate) banner: Option<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -49,17 +55,17 @@ pub(crate) enum TargetCause {
 /// [`TunnelError::Target`], or [`TunnelError::Lane`] when the lane has ended.
 pub(crate) async fn connect(
     lane: &Lane,
-    target: &Target,
+    config: &LaneConfig,
     limit: Duration,
-    ssh_port: u16,
 ) -> Result<Channel, TunnelError> {
+    let target = &config.target;
     let cause = match timeout(limit, open(lane, &target.host, target.port)).await {
         Ok(Ok(channel)) => return Ok(channel),
         Ok(Err(ChannelOpenError::Lost(_))) => return Err(lane.ended().await.into()),
         Ok(Err(error)) => {
             if is_prohibited(&error)
                 && gives_one_reason_for_everything(&lane.server.server)
-                && is_forwarding_allowed(lane, ssh_port, limit).await
+                && is_forwarding_allowed(lane, config.ssh_port, limit).await
             {
                 TargetCause::Unexplained
             } else {
@@ -68,7 +74,8 @@ pub(crate) async fn connect(
         }
         Err(_) => TargetCause::TimedOut { seconds: limit.as_secs() },
     };
-    Err(TargetError { host: target.host.clone(), port: target.port, cause }.into())
+    let (user, banner) = (config.ssh.user.clone(), lane.ssh.words());
+    Err(TargetError { host: target.host.clone(), port: target.port, cause, user, banner }.into())
 }
 
 async fn open(lane: &Lane, host: &str, port: u16) -> Result<Channel, ChannelOpenError> {
@@ -114,14 +121,24 @@ impl ToFailure for TargetError {
     }
 
     fn hint(&self) -> String {
-        let Self { host, port, cause } = self;
+        let Self { host, port, cause, user, banner } = self;
         match cause {
             TargetCause::Refused(ChannelOpenError::Refused { reason, description }) => match reason
             {
-                OpenFailure::AdministrativelyProhibited => format!(
-                    "set `AllowTcpForwarding yes` (or `local`) in sshd_config on the bastion and let \
-                         PermitOpen and the key's options allow {host}:{port}"
-                ),
+                OpenFailure::AdministrativelyProhibited => {
+                    match banner.as_ref().filter(|words| is_password_expired(words)) {
+                        Some(words) => format!(
+                            "set a new password for `{user}` on the bastion, or let it never expire (`chage -l {user}` \
+                             shows its state, `chage -M -1 {user}` changes it): until then sshd forwards nothing for \
+                             this user; it said at the login: `{words}`"
+                        ),
+                        None => format!(
+                            "set `AllowTcpForwarding yes` (or `local`) in sshd_config on the bastion and let \
+                             PermitOpen and the key's options allow {host}:{port}; an expired password of `{user}` \
+                             switches forwarding off, too (`chage -l {user}`)"
+                        ),
+                    }
+                }
                 _ if is_unresolved(description) => format!(
                     "correct `target.host`, or the DNS settings of the bastion's VPC: the bastion cannot resolve \
                          `{host}`"
@@ -146,6 +163,13 @@ impl ToFailure for TargetError {
             ),
         }
     }
+}
+
+/// Whether sshd demands a new password: after that it forwards nothing (`pam_unix`, seen with 1.5: "You are required to
+/// change your password immediately (administrator enforced)."; OpenSSH's own: "WARNING: Your password has expired.").
+fn is_password_expired(words: &str) -> bool {
+    let words = words.to_lowercase();
+    words.contains("password") && (words.contains("change") || words.contains("expired"))
 }
 
 /// Whether the target's host refused the connection: OpenSSH (seen with 9.2; `channel_post_connecting` in `channels.c`)

@@ -4,7 +4,7 @@ mod gateway;
 mod sshd;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     future::pending,
     io, mem,
     sync::Arc,
@@ -49,6 +49,8 @@ struct State {
     /// When the agent begins the last session that was started.
     last_begin: Option<Instant>,
     dialling: Dialling,
+    /// What sshd does in the next sessions, instead of serving.
+    refusals: VecDeque<Refusal>,
     tasks: TaskTracker,
 }
 
@@ -60,6 +62,15 @@ pub(crate) enum Dialling {
     Refused,
     /// Neither connected nor refused.
     Silent,
+}
+
+/// What an sshd does that lets nobody in.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Refusal {
+    /// It sends this and hangs up.
+    HangsUp(&'static [u8]),
+    /// It sends this and nothing more.
+    Stuck(&'static [u8]),
 }
 
 /// What is wrong with the path of a session.
@@ -127,6 +138,11 @@ impl World {
         begin.map_or(Duration::ZERO, |begin| begin.saturating_duration_since(now()))
     }
 
+    /// From now on sshd refuses so, in one session each; after that it serves.
+    pub(crate) fn refuse(&self, refusals: impl IntoIterator<Item = Refusal>) {
+        self.0.lock().refusals = refusals.into_iter().collect();
+    }
+
     pub(crate) fn set_dialling(&self, dialling: Dialling) {
         self.0.lock().dialling = dialling;
     }
@@ -154,7 +170,10 @@ impl World {
         let mut state = self.0.lock();
         let id = format!("s-{}", state.sessions.len() + 1);
         let (near, far) = duplex(SSHD_BUFFER);
-        state.tasks.spawn(sshd::serve(far));
+        match state.refusals.pop_front() {
+            Some(refusal) => drop(state.tasks.spawn(sshd::refuse(far, refusal))),
+            None => drop(state.tasks.spawn(sshd::serve(far))),
+        }
         let spaced = state.last_begin.map(|last| last + state.start_spacing);
         let begin = spaced.map_or_else(now, |earliest| earliest.max(now()));
         state.last_begin = Some(begin);

@@ -10,7 +10,7 @@ use futures_util::FutureExt as _;
 use parking_lot::Mutex;
 use runner_protocol::{Config, ErrorCode, Failure};
 use serde_json::json;
-use tokio::time::timeout;
+use tokio::time::Instant;
 
 use self::report::{Report, Step, status_of_signal};
 use crate::{
@@ -28,7 +28,7 @@ use crate::{
     session::{ApiError, ApiErrorKind, IamAction, SessionApi, iam_policy::Scope},
     tunnel::{
         Dependencies, TunnelError,
-        lanes::{Lane, LaneConfig, LaneError, LaneEvent, LaneObserver},
+        lanes::{Lane, LaneConfig, LaneError, LaneEvent, LaneObserver, open_first},
         target,
     },
 };
@@ -131,15 +131,15 @@ async fn run_steps(
         Arc::new(move |event| progress.on_event(event))
     };
     let limit = settings.timeouts.ready;
-    let lane = match timeout(limit, Lane::open(&config, &observer)).await {
+    let deadline = Instant::now() + limit;
+    let lane = match open_first(&config, &observer, deadline).await {
         Ok(outcome) => outcome.map_err(TunnelError::from),
         Err(_) => Err(TunnelError::NotReady { seconds: limit.as_secs(), phase: progress.phase() }),
     };
-    let lane =
-        lane.map_err(|error| with_offered_key(step_failure(&error, progress.phase()), settings))?;
+    let lane = lane.map_err(|error| with_offered_key(&error, progress.phase(), settings))?;
     report.found(format!("`{}`", settings.bastion.ssh_user));
 
-    let outcome = check_target(settings, &lane, report).await;
+    let outcome = check_target(settings, &config, &lane, report).await;
     if outcome.is_ok() {
         check_permissions(&*api, &progress, scope, report).await;
     }
@@ -150,13 +150,14 @@ async fn run_steps(
 /// Connects to the target, and identifies the database there.
 async fn check_target(
     settings: &Settings,
+    config: &LaneConfig,
     lane: &Lane,
     report: &Report,
 ) -> Result<(), StepFailure> {
     report.begin(Step::Target);
     let target = &settings.target;
     let limit = settings.timeouts.connect;
-    let connected = target::connect(lane, target, limit, settings.bastion.ssh_port).await;
+    let connected = target::connect(lane, config, limit).await;
     let channel = connected.map_err(|error| step_failure(&error, Phase::Target))?;
     report.found(format!("{}:{} reached from the bastion", target.host, target.port));
 
@@ -266,10 +267,11 @@ fn gain_of(action: IamAction) -> &'static str {
     }
 }
 
-/// Adds the fingerprint of the refused key, to be compared with those in the bastion's `authorized_keys`.
-fn with_offered_key(mut failed: StepFailure, settings: &Settings) -> StepFailure {
+/// Adds the fingerprint of a refused key, to be compared with those in the bastion's `authorized_keys`.
+fn with_offered_key(error: &TunnelError, phase: Phase, settings: &Settings) -> StepFailure {
+    let mut failed = step_failure(error, phase);
     let failure = &mut failed.failure;
-    if failure.code == ErrorCode::SshAuthRejected {
+    if matches!(error, TunnelError::Lane(error) if error.is_key_refused()) {
         let fingerprint = ssh_client::fingerprint(&settings.bastion.key);
         let user = &settings.bastion.ssh_user;
         failure.hint = format!(

@@ -13,8 +13,8 @@ use russh::keys::{
 };
 
 use crate::{
-    error::Error,
-    wire::{Put, Reader, escaped, message, quoted},
+    error::{Error, Login},
+    wire::{Put, Reader, message, one_line, quoted},
 };
 
 /// The state of authentication.
@@ -181,8 +181,7 @@ impl Auth {
                     self.step = Step::Request;
                     return Ok(Progress::Nothing);
                 }
-                let tried = self.tried.join(", ");
-                Err(Error::AuthRejected { user: self.user.clone(), tried, methods })
+                Err(Error::AuthRejected { login: self.login().into(), methods })
             }
             message::USERAUTH_BANNER if started => {
                 self.banners += 1;
@@ -191,9 +190,34 @@ impl Auth {
                 }
                 let mut reader = Reader::new(payload, "USERAUTH_BANNER");
                 reader.u8()?;
-                Ok(Progress::Banner(escaped(reader.string()?, BANNER_CHARACTERS)))
+                Ok(Progress::Banner(one_line(reader.string()?, BANNER_CHARACTERS)))
             }
             _ => Err(Error::protocol(format!("message {number} is not allowed during the login"))),
+        }
+    }
+
+    /// The error of a DISCONNECT: once a login was requested, it is the answer to that.
+    pub(crate) fn on_disconnected(&self, reason: u32, text: String) -> Error {
+        match self.step {
+            Step::Request | Step::Waiting if !self.tried.is_empty() => {
+                Error::LoginEnded { login: self.login().into(), reason, text }
+            }
+            _ => Error::Disconnected { reason, text },
+        }
+    }
+
+    fn login(&self) -> Login {
+        let rsa_bits = match self.key.key_data() {
+            KeypairData::Rsa(pair) => Some(pair.key_size()),
+            _ => None,
+        };
+        let accepted =
+            self.accepted.as_ref().filter(|_| !self.fitting().iter().any(|name| self.takes(name)));
+        Login {
+            user: self.user.clone(),
+            tried: self.tried.join(", "),
+            accepted: accepted.map(|names| quoted(names.join(",").as_bytes())),
+            rsa_bits,
         }
     }
 
@@ -232,9 +256,34 @@ impl Auth {
         Ok(payload)
     }
 
-    /// Chooses the signature algorithm of the next request; `None` if all were tried.
+    /// Chooses the signature algorithm of the next request; `None` if no further one makes sense.
     fn next_algorithm(&self) -> Option<&'static str> {
-        let fitting: &[&'static str] = match self.key.algorithm() {
+        let fitting = self.fitting();
+        if self.accepted.is_none() {
+            return fitting.iter().find(|name| !self.tried.contains(*name)).copied();
+        }
+        if self.tried.iter().any(|name| self.takes(name)) {
+            // It has refused the key, not the algorithm; a server may count attempts and allow one.
+            return None;
+        }
+        let fresh = fitting.iter().filter(|name| !self.tried.contains(*name));
+        // One request is sent even if the list has no algorithm of this key: the list may be wrong, and the
+        // server's own answer tells more than an error of ours.
+        fresh
+            .clone()
+            .find(|name| self.takes(name))
+            .or_else(|| fitting.first().filter(|_| self.tried.is_empty()))
+            .copied()
+    }
+
+    /// Whether the server has named this algorithm among those that it takes.
+    fn takes(&self, name: &str) -> bool {
+        self.accepted.as_ref().is_some_and(|accepted| accepted.iter().any(|known| known == name))
+    }
+
+    /// The signature algorithms of the key, in order of preference.
+    fn fitting(&self) -> &'static [&'static str] {
+        match self.key.algorithm() {
             Algorithm::Ed25519 => &["ssh-ed25519"],
             Algorithm::Ecdsa { curve } => match curve {
                 russh::keys::EcdsaCurve::NistP256 => &["ecdsa-sha2-nistp256"],
@@ -246,17 +295,7 @@ impl Auth {
             Algorithm::Rsa { .. } if self.accepted.is_none() => &[RSA_SHA2_256, RSA_SHA2_512],
             Algorithm::Rsa { .. } => &[RSA_SHA2_512, RSA_SHA2_256],
             _ => &[],
-        };
-        let fresh = |name: &&&str| !self.tried.contains(*name);
-        let announced = |name: &&&str| {
-            self.accepted
-                .as_ref()
-                .is_none_or(|accepted| accepted.iter().any(|known| known == **name))
-        };
-        // One request is sent even if the list has no algorithm of this key: the list may be wrong, and the
-        // server's own answer tells more than an error of ours.
-        let first = fitting.iter().filter(fresh).find(announced);
-        first.or_else(|| fitting.first().filter(fresh).filter(|_| self.tried.is_empty())).copied()
+        }
     }
 }
 

@@ -247,6 +247,13 @@ impl Client {
         self.connection.set_round_trip(round_trip);
     }
 
+    /// What the server has sent ahead of its identification, while that is awaited: its words on one line, escaped
+    /// and cut to 200 characters. A server that refuses to talk may say why, and then hang up.
+    #[must_use]
+    pub fn preamble(&self) -> Option<String> {
+        self.transport.preamble()
+    }
+
     /// Number of channels that carry bulk data now, in either direction: these share the path's rate.
     #[must_use]
     pub fn channels_in_bulk(&self, now: Instant) -> usize {
@@ -278,7 +285,13 @@ impl Client {
     }
 
     fn handle_packets(&mut self, now: Instant) -> Result<(), Error> {
-        while let Some(incoming) = self.transport.next(now)? {
+        let answer = |auth: &Auth, error| match error {
+            Error::Disconnected { reason, text } => auth.on_disconnected(reason, text),
+            error => error,
+        };
+        while let Some(incoming) =
+            self.transport.next(now).map_err(|error| answer(&self.auth, error))?
+        {
             match incoming {
                 Incoming::Identified(name) => self.events.push_back(Event::ServerIdentified(name)),
                 Incoming::HostKey { fingerprint, pinned } => {

@@ -47,15 +47,10 @@ pub enum Error {
         fingerprint: String,
     },
     /// The server accepts neither this user nor this key.
-    #[error(
-        "server rejected user `{user}` with a key for {tried}; it would accept: {}",
-        Listed(methods)
-    )]
+    #[error("server rejected {login}; it would accept: {}", Listed(methods))]
     AuthRejected {
-        /// User name of the login.
-        user: String,
-        /// Signature algorithms that were tried, separated by commas.
-        tried: String,
+        /// What was refused.
+        login: Box<Login>,
         /// Authentication methods that can continue (RFC 4252 section 5.1).
         methods: Vec<String>,
     },
@@ -73,7 +68,17 @@ pub enum Error {
         /// The reason, without key material.
         why: String,
     },
-    /// The server ended the connection.
+    /// The server answered a login by ending the connection.
+    #[error("server rejected {login} and disconnected: `{text}` (reason {reason})")]
+    LoginEnded {
+        /// What was refused.
+        login: Box<Login>,
+        /// Reason code of RFC 4253 section 11.1.
+        reason: u32,
+        /// The server's description.
+        text: String,
+    },
+    /// The server ended the connection, before a login was requested or after it was accepted.
     #[error("server disconnected: `{text}` (reason {reason})")]
     Disconnected {
         /// Reason code of RFC 4253 section 11.1.
@@ -104,6 +109,30 @@ pub enum Error {
     },
 }
 
+/// A login that was refused.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Login {
+    /// User name.
+    pub user: String,
+    /// Signature algorithms that were tried, separated by commas.
+    pub tried: String,
+    /// What the server takes (`server-sig-algs` of RFC 8308 section 3.1), if it has said so and it takes none of
+    /// the algorithms of this key: this is why it refuses.
+    pub accepted: Option<String>,
+    /// Length of the key if it is an RSA key, in bits.
+    pub rsa_bits: Option<u32>,
+}
+
+impl std::fmt::Display for Login {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "user `{}` with a key for {}", self.user, self.tried)?;
+        match &self.accepted {
+            Some(accepted) => write!(formatter, ", which it does not take, only `{accepted}`"),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Error {
     /// The error for a server that broke the protocol.
     pub(crate) fn protocol(what: impl Into<String>) -> Self {
@@ -125,6 +154,7 @@ impl Error {
             Self::Integrity => Some(reason::MAC_ERROR),
             Self::NotSsh { .. }
             | Self::Disconnected { .. }
+            | Self::LoginEnded { .. }
             | Self::ChannelsExhausted { .. }
             | Self::Ended
             | Self::Crypto { .. } => None,

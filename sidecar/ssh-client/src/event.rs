@@ -17,7 +17,7 @@ pub enum Event {
         /// Whether the key is pinned; `false` only if [`Config::pins`](crate::Config::pins) is empty.
         pinned: bool,
     },
-    /// Text for the user (RFC 4252 section 5.4), escaped and cut to 2,000 characters.
+    /// Text for the user (RFC 4252 section 5.4): its words on one line, escaped and cut to 2,000 characters.
     Banner(String),
     /// The login succeeded. Channels requested before it are opened now.
     Authenticated(Negotiated),

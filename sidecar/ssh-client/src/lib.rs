@@ -118,7 +118,7 @@ mod wire;
 pub use channel::{ChannelId, OpenFailure};
 pub use client::{Client, Statistics};
 pub use config::{Compression, Config};
-pub use error::Error;
+pub use error::{Error, Login};
 pub use event::Event;
 pub use key::{KeyError, fingerprint, key_type, load_private_key, secret_parts};
 pub use negotiation::Negotiated;

@@ -48,7 +48,7 @@ impl Offer {
     pub(crate) fn payload(&self, cookie: [u8; 16], initial: bool) -> Vec<u8> {
         let mut kex = names(Method::ALL, Method::name);
         if initial {
-            kex.extend([EXT_INFO_CLIENT, STRICT_CLIENT]);
+            kex.extend([EXT_INFO_CLIENT, EXT_INFO_IN_AUTH, STRICT_CLIENT]);
         }
         let (cipher, mac) = (names(Cipher::ALL, Cipher::name), names(Mac::ALL, Mac::name));
         let mut payload = vec![message::KEXINIT];
@@ -209,6 +209,10 @@ const NONE: &str = "none";
 
 /// Announces that the client reads `EXT_INFO` (RFC 8308 section 2.1).
 const EXT_INFO_CLIENT: &str = "ext-info-c";
+
+/// Announces that the client reads a second `EXT_INFO` during the login (OpenSSH's PROTOCOL section 1.13): only there
+/// does OpenSSH name what `PubkeyAcceptedAlgorithms` takes of this user.
+const EXT_INFO_IN_AUTH: &str = "ext-info-in-auth@openssh.com";
 
 /// Announces strict key exchange (OpenSSH's PROTOCOL section 1.10).
 const STRICT_CLIENT: &str = "kex-strict-c-v00@openssh.com";

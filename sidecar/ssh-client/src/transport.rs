@@ -14,7 +14,8 @@ use crate::{
     config::Config,
     error::Error,
     exchange::{Ephemeral, Secret, Transcript},
-    host_key, identification,
+    host_key,
+    identification::{self, Preamble},
     negotiation::{Choice, Negotiated, Offer},
     packet::{PacketReader, PacketWriter},
     pin::HostKeyPin,
@@ -36,6 +37,8 @@ pub(crate) struct Transport {
     /// Results to return from `next` before the next message.
     pending: VecDeque<Incoming>,
 
+    /// What came before the server's identification.
+    preamble: Preamble,
     exchange: Exchange,
     authenticated: bool,
     /// Whether compression was negotiated with the keys in use, outgoing and incoming; it starts after the login.
@@ -72,8 +75,8 @@ enum Outgoing {
 /// State of the key exchange.
 #[derive(Debug)]
 enum Exchange {
-    /// Waiting for the server's identification; `skipped` bytes of other lines came before it.
-    Identifying { skipped: usize },
+    /// Waiting for the server's identification.
+    Identifying,
     /// The client's KEXINIT is queued or sent; waiting for the server's.
     Started { server: Server, kexinit: Vec<u8> },
     /// Waiting for the server's half, `KEX_ECDH_REPLY`.
@@ -145,7 +148,8 @@ impl Transport {
             writer: PacketWriter::new(),
             queue: VecDeque::new(),
             pending: VecDeque::new(),
-            exchange: Exchange::Identifying { skipped: 0 },
+            preamble: Preamble::default(),
+            exchange: Exchange::Identifying,
             authenticated: false,
             compressed: (false, false),
             rekeys: 0,
@@ -162,8 +166,8 @@ impl Transport {
             if let Some(incoming) = self.pending.pop_front() {
                 return Ok(Some(incoming));
             }
-            if let Exchange::Identifying { skipped } = &mut self.exchange {
-                let taken = identification::take(&mut self.reader.input, skipped)?;
+            if let Exchange::Identifying = self.exchange {
+                let taken = identification::take(&mut self.reader.input, &mut self.preamble)?;
                 let Some(theirs) = taken else { return Ok(None) };
                 self.on_identification(theirs)?;
                 continue;
@@ -202,8 +206,14 @@ impl Transport {
 
     /// Whether the client's identification was sent. Only after it a DISCONNECT can be.
     pub(crate) fn is_identified(&self) -> bool {
-        !matches!(self.exchange, Exchange::Identifying { .. })
+        !matches!(self.exchange, Exchange::Identifying)
             && !matches!(self.queue.front(), Some(Outgoing::Identification))
+    }
+
+    /// The words of the server ahead of its identification, while that is awaited; `None` if there are none.
+    pub(crate) fn preamble(&self) -> Option<String> {
+        let awaited = matches!(self.exchange, Exchange::Identifying);
+        awaited.then(|| self.preamble.words(&self.reader.input)).flatten()
     }
 
     /// Starts a key exchange if the volume or the time since the last one requires it, once logged in. Call it

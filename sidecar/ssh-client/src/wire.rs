@@ -131,7 +131,7 @@ pub(crate) mod message {
 }
 
 /// Makes text from the server safe for messages and logs: control characters and marks of text direction escaped,
-/// cut to `limit` characters.
+/// backticks, which enclose it there, made apostrophes, cut to `limit` characters.
 pub(crate) fn escaped(text: &[u8], limit: usize) -> String {
     // A character takes at most four bytes, so later bytes cannot be shown.
     let head = text.get(..limit.saturating_mul(4)).unwrap_or(text);
@@ -141,13 +141,23 @@ pub(crate) fn escaped(text: &[u8], limit: usize) -> String {
             shown.push('…');
             return shown;
         }
-        if character.is_control() || is_direction_mark(character) {
+        if character == '`' {
+            shown.push('\'');
+        } else if character.is_control() || is_direction_mark(character) {
             shown.extend(character.escape_default());
         } else {
             shown.push(character);
         }
     }
     shown
+}
+
+/// Makes text from the server safe for a message: its words on one line, the rest as in [`escaped`].
+pub(crate) fn one_line(text: &[u8], limit: usize) -> String {
+    let head = text.get(..limit.saturating_mul(8)).unwrap_or(text);
+    let text = String::from_utf8_lossy(head);
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    escaped(words.as_bytes(), limit)
 }
 
 /// Makes text from the server safe for an error message.
@@ -224,5 +234,10 @@ mod tests {
         assert_eq!(quoted("x\u{202e}y".as_bytes()), "x\\u{202e}y");
         assert_eq!(quoted(&[b'a'; 10_000]).chars().count(), QUOTED_CHARACTERS + 1);
         assert_eq!(quoted(b"\xff"), "\u{fffd}");
+        assert_eq!(quoted(b"x`, all is well: `y"), "x', all is well: 'y");
+        assert_eq!(
+            one_line(b" Going down.\r\n\n\tCome\x07 back.\n", 100),
+            "Going down. Come\\u{7} back."
+        );
     }
 }

@@ -344,14 +344,14 @@ fn a_refused_channel_has_a_reason_and_affects_no_other() {
 #[test]
 fn an_unknown_key_is_rejected_with_the_methods_that_the_server_accepts() {
     let sshd = Sshd::start("PasswordAuthentication yes");
-    for (kind, tried) in [("ed25519", "ssh-ed25519"), ("rsa", "rsa-sha2-512, rsa-sha2-256")] {
+    for (kind, tried) in [("ed25519", "ssh-ed25519"), ("rsa", "rsa-sha2-512")] {
         let path = sshd.dir.path().join(format!("stranger_{kind}"));
         keygen(&["-q", "-t", kind, "-N", "", "-f"], &path);
         let mut config = sshd.config();
         config.key = Arc::new(load(&path, None));
         let error = Session::connect(sshd.address, config).until_failure();
-        let Error::AuthRejected { tried: found, methods, .. } = error else { panic!("{error}") };
-        assert_eq!(found, tried);
+        let Error::AuthRejected { login, methods } = error else { panic!("{error}") };
+        assert_eq!(login.tried, tried);
         assert!(methods.contains(&"publickey".to_owned()), "{methods:?}");
         assert!(methods.contains(&"password".to_owned()), "{methods:?}");
     }
@@ -359,20 +359,42 @@ fn an_unknown_key_is_rejected_with_the_methods_that_the_server_accepts() {
 
 #[test]
 fn rsa_keys_use_the_hash_that_the_server_accepts() {
-    for accepted in ["rsa-sha2-256", "rsa-sha2-512"] {
-        let sshd = Sshd::start(&format!("PubkeyAcceptedAlgorithms {accepted}"));
-        let path = sshd.dir.path().join("rsa");
-        keygen(&["-q", "-t", "rsa", "-b", "2048", "-N", "", "-f"], &path);
-        sshd.authorize(&path.with_extension("pub"));
+    let sshd = Sshd::start("PubkeyAcceptedAlgorithms rsa-sha2-512");
+    let path = sshd.dir.path().join("rsa");
+    keygen(&["-q", "-t", "rsa", "-b", "2048", "-N", "", "-f"], &path);
+    sshd.authorize(&path.with_extension("pub"));
+    let mut config = sshd.config();
+    config.key = Arc::new(load(&path, None));
+    Session::login(&sshd, config);
+    let log = sshd.log();
+    assert!(!log.contains("Failed publickey"), "the first request succeeded: {log}");
+}
+
+#[test]
+fn too_many_failures_are_the_answer_to_the_login() {
+    for (tries, kind) in [("1", "ed25519"), ("1", "rsa"), ("2", "rsa")] {
+        let sshd = Sshd::start(&format!("MaxAuthTries {tries}"));
+        let path = sshd.dir.path().join("stranger");
+        keygen(&["-q", "-t", kind, "-N", "", "-f"], &path);
         let mut config = sshd.config();
         config.key = Arc::new(load(&path, None));
-        Session::login(&sshd, config);
-        assert!(
-            !sshd.log().contains("Failed publickey"),
-            "the first request succeeded: {}",
-            sshd.log()
-        );
+        match Session::connect(sshd.address, config).until_failure() {
+            Error::LoginEnded { text, .. } if tries == "1" => {
+                assert_eq!(text, "Too many authentication failures");
+            }
+            // One of two tries was used.
+            Error::AuthRejected { login, .. } if tries == "2" => {
+                assert_eq!(login.tried, "rsa-sha2-512");
+            }
+            error => panic!("{tries}, {kind}: {error}"),
+        }
     }
+}
+
+#[test]
+fn long_identification_of_a_real_server_is_taken() {
+    let sshd = Sshd::start(&format!("VersionAddendum {}", "Authorised use only. ".repeat(14)));
+    Session::login(&sshd, sshd.config());
 }
 
 #[test]

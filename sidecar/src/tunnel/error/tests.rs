@@ -15,7 +15,10 @@ use crate::{
     net::{dial::ConnectError, proxy::TunnelError as ProxyError},
     session::ApiError,
     ssh::{ChannelOpenError, SshError},
-    tunnel::target::TargetCause,
+    tunnel::{
+        lanes::{HangUp, Stage},
+        target::TargetCause,
+    },
 };
 
 /// Code, message and hint of `error` in `phase`.
@@ -33,7 +36,8 @@ fn refused(reason: OpenFailure, description: &str) -> TunnelError {
         reason,
         description: description.to_owned(),
     });
-    TargetError { host: "db.internal".to_owned(), port: 5432, cause }.into()
+    let (host, user) = ("db.internal".to_owned(), "ec2-user".to_owned());
+    TargetError { host, port: 5432, cause, user, banner: None }.into()
 }
 
 fn assert_lines<const N: usize>(cases: [(TunnelError, Phase, ErrorCode, &str, &str); N]) {
@@ -219,11 +223,11 @@ fn end_of_the_ssh_connection() {
         (
             ssh_error(ssh_client::Error::Disconnected {
                 reason: 2,
-                text: "Too many authentication failures".to_owned(),
+                text: "Packet corrupt".to_owned(),
             }),
             Phase::Ssh,
             ErrorCode::SshProtocol,
-            "server disconnected: `Too many authentication failures` (reason 2)",
+            "server disconnected: `Packet corrupt` (reason 2)",
             log,
         ),
         (
@@ -261,6 +265,189 @@ fn end_of_the_ssh_connection() {
             "give `bastion.ssh_private_key` as an unhardened Ed25519, ECDSA or RSA key of 2,048 bits or more",
         ),
     ]);
+}
+
+/// A login of `admin` that was refused.
+fn login(tried: &str, accepted: Option<&str>, rsa_bits: Option<u32>) -> ssh_client::Login {
+    let (user, accepted) = ("admin".to_owned(), accepted.map(str::to_owned));
+    ssh_client::Login { user, tried: tried.to_owned(), accepted, rsa_bits }
+}
+
+/// Asserts the code, the whole message, and words of the hint.
+fn assert_told<const N: usize>(cases: [(TunnelError, ErrorCode, &str, &[&str]); N]) {
+    for (error, code, message, words) in cases {
+        let (found, said, hint) = line(error, Phase::Ssh);
+        assert_eq!((found, said.as_str()), (code, message));
+        for word in words {
+            assert!(hint.contains(word), "`{word}` is not in: {hint}");
+        }
+    }
+}
+
+#[test]
+fn refused_logins() {
+    let methods = || vec!["publickey".to_owned()];
+    let rejected = |login| {
+        let login = Box::new(login);
+        ssh_error(ssh_client::Error::AuthRejected { login, methods: methods() })
+    };
+    let ended = |reason, text: &str| {
+        let login = Box::new(login("ssh-ed25519", None, None));
+        ssh_error(ssh_client::Error::LoginEnded { login, reason, text: text.to_owned() })
+    };
+    assert_told([
+        (
+            rejected(login("ssh-ed25519", None, None)),
+            ErrorCode::SshAuthRejected,
+            "server rejected user `admin` with a key for ssh-ed25519; it would accept: publickey",
+            &["authorized_keys of `admin`", "from=", "127.0.0.1", "PubkeyAcceptedAlgorithms"],
+        ),
+        (
+            rejected(login("rsa-sha2-512", None, Some(2048))),
+            ErrorCode::SshAuthRejected,
+            "server rejected user `admin` with a key for rsa-sha2-512; it would accept: publickey",
+            &["RequiredRSASize (this key has 2048 bits)"],
+        ),
+        (
+            // As OpenSSH 9.6 and later under a FIPS policy.
+            rejected(login("ssh-ed25519", Some("ecdsa-sha2-nistp256,rsa-sha2-512"), None)),
+            ErrorCode::SshAuthRejected,
+            "server rejected user `admin` with a key for ssh-ed25519, which it does not take, only \
+             `ecdsa-sha2-nistp256,rsa-sha2-512`; it would accept: publickey",
+            &["FIPS", "PubkeyAcceptedAlgorithms"],
+        ),
+        (
+            ended(2, "Too many authentication failures"),
+            ErrorCode::SshAuthRejected,
+            "server rejected user `admin` with a key for ssh-ed25519 and disconnected: `Too many authentication \
+             failures` (reason 2)",
+            &["authorized_keys of `admin`"],
+        ),
+        (
+            ended(11, "Attack attempt detected"),
+            ErrorCode::SshAuthRejected,
+            "server rejected user `admin` with a key for ssh-ed25519 and disconnected: `Attack attempt detected` \
+             (reason 11)",
+            &["sshd's log", "authorized_keys of `admin`"],
+        ),
+        (
+            ended(12, "Too many users"),
+            ErrorCode::SshBusy,
+            "server rejected user `admin` with a key for ssh-ed25519 and disconnected: `Too many users` (reason 12)",
+            &["127.0.0.1"],
+        ),
+    ]);
+}
+
+#[test]
+fn negotiations_that_fail_name_the_option_of_sshd() {
+    for (kind, words) in [
+        ("key exchange method", "KexAlgorithms"),
+        ("host key algorithm", "HostKeyAlgorithms"),
+        ("cipher", "Ciphers"),
+        ("MAC", "MACs"),
+        ("compression", "`tunnel.compression` to `\"auto\"`"),
+    ] {
+        let (ours, theirs) = ("a".to_owned(), "b,c".to_owned());
+        let message = format!("no common {kind}: client offers `a`, server offers `b,c`");
+        let error = ssh_error(ssh_client::Error::NoCommonAlgorithm { kind, ours, theirs });
+        assert_told([(error, ErrorCode::SshProtocol, &message, &[words])]);
+    }
+}
+
+#[test]
+fn sshd_that_hangs_up() {
+    let end = |stage, words: Option<&str>, seconds| {
+        let (words, user) = (words.map(str::to_owned), "admin".to_owned());
+        let after = std::time::Duration::from_secs(seconds);
+        LaneError::from(HangUp { stage, words, after, port: 22, user }).into()
+    };
+    let everybody = "through SSM all logins come from 127.0.0.1";
+    assert_told([
+        (
+            end(Stage::BeforeIdentification, Some("Not allowed at this time"), 0),
+            ErrorCode::SshBusy,
+            "the server on port 22 of the bastion hung up before its identification: `Not allowed at this time`",
+            &[everybody, "MaxStartups", "PerSourcePenalties", "/etc/hosts.deny"],
+        ),
+        (
+            end(Stage::BeforeIdentification, None, 0),
+            ErrorCode::SshBusy,
+            "the server on port 22 of the bastion hung up before its identification, without a word",
+            &[everybody, "`bastion.ssh_port`"],
+        ),
+        (
+            end(Stage::KeyExchange, None, 0),
+            ErrorCode::SshBusy,
+            "sshd hung up during the key exchange, without a word",
+            &["sshd's log"],
+        ),
+        (
+            // As pam_unix.
+            end(
+                Stage::Login,
+                Some("Your account has expired; please contact your system administrator."),
+                0,
+            ),
+            ErrorCode::SshAuthRejected,
+            "sshd hung up during the login of `admin`: `Your account has expired; please contact your system \
+             administrator.`",
+            &["`chage -l admin`", "the key was accepted"],
+        ),
+        (
+            // As systemd's, by pam_nologin.
+            end(Stage::Login, Some("System is booting up. Please come back later."), 0),
+            ErrorCode::SshBusy,
+            "sshd hung up during the login of `admin`: `System is booting up. Please come back later.`",
+            &["/etc/nologin"],
+        ),
+        (
+            end(Stage::Login, None, 30),
+            ErrorCode::SshBusy,
+            "sshd hung up during the login of `admin`, after 30 s, without a word",
+            &["LoginGraceTime", "AuthorizedKeysCommand"],
+        ),
+        (
+            end(Stage::Login, None, 0),
+            ErrorCode::SshAuthRejected,
+            "sshd hung up during the login of `admin`, without a word",
+            &["sshd's log", "PAM"],
+        ),
+    ]);
+    for reason in
+        ["ended by a test", "document process failed unexpectedly", "Your session timed out"]
+    {
+        let after = std::time::Duration::ZERO;
+        let (stage, words, user) = (Stage::Login, None, String::new());
+        let hang_up = HangUp { stage, words, after, port: 22, user };
+        let error = LaneError::from(ChannelEnd::Closed(reason.to_owned())).or_hung_up(hang_up);
+        assert!(matches!(error, LaneError::Channel(_)), "`{reason}` is not sshd's end: {error}");
+    }
+}
+
+#[test]
+fn forwarding_that_an_expired_password_switches_off() {
+    let cause = || {
+        TargetCause::Refused(ChannelOpenError::Refused {
+            reason: OpenFailure::AdministrativelyProhibited,
+            description: "open failed".to_owned(),
+        })
+    };
+    for (banner, words) in [
+        (None, "an expired password of `admin` switches forwarding off, too (`chage -l admin`)"),
+        (Some("Authorized use only"), "set `AllowTcpForwarding yes`"),
+        (
+            // As pam_unix 1.5 says it.
+            Some("You are required to change your password immediately (administrator enforced)."),
+            "it said at the login: `You are required to change your password immediately",
+        ),
+    ] {
+        let (host, user, banner) = ("db".to_owned(), "admin".to_owned(), banner.map(str::to_owned));
+        let error = TargetError { host, port: 1, cause: cause(), user, banner };
+        let (code, _, hint) = line(error, Phase::Target);
+        assert_eq!(code, ErrorCode::SshForwardingDenied);
+        assert!(hint.contains(words) && hint.contains("chage"), "{hint}");
+    }
 }
 
 #[test]

@@ -19,7 +19,7 @@ pub(crate) struct Connection {
 
 /// What a client does while its connection waits for a lane.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum HangUp {
+pub(crate) enum ClientEnd {
     /// It has sent something and then closed its half: it may still want the answer.
     Finished,
     /// It has closed its half without having sent anything, or its connection is broken.

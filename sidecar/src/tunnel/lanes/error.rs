@@ -1,7 +1,10 @@
 //! Why lanes are not opened, and why they end.
 
+use std::fmt;
+
 use runner_protocol::{Blame, ErrorCode, Failure};
 
+use super::hang_up::{HangUp, Retry, is_end_of_server};
 use crate::{
     channel::{ChannelEnd, websocket::WebSocketOpenError},
     runtime::failure::ToFailure,
@@ -26,10 +29,17 @@ pub(crate) enum LaneError {
         /// `bastion.ssh_port`.
         port: u16,
     },
-    #[error("what answers on port {port} of the bastion does not identify itself as an SSH server")]
+    #[error(transparent)]
+    HungUp(#[from] HangUp),
+    #[error(
+        "what answers on port {port} of the bastion does not identify itself as an SSH server{}",
+        Sent(received)
+    )]
     NotSsh {
         /// `bastion.ssh_port`.
         port: u16,
+        /// Its words.
+        received: Option<String>,
     },
     /// A lane after the first took too long to open.
     #[error("a new session was not usable within {seconds} s")]
@@ -59,12 +69,42 @@ impl LaneError {
             | Self::NoSshd { .. }
             | Self::OpenTimedOut { .. }
             | Self::Ssh(SshError::StreamEnded) => true,
-            Self::Ssh(SshError::Protocol(error)) => !matches!(
-                **error,
-                ssh_client::Error::HostKeyMismatch { .. } | ssh_client::Error::AuthRejected { .. }
-            ),
+            Self::HungUp(hang_up) => hang_up.retry() != Retry::Never,
+            Self::Ssh(error) if error.is_key_refused() => false,
+            Self::Ssh(SshError::Protocol(error)) => {
+                !matches!(**error, ssh_client::Error::HostKeyMismatch { .. })
+            }
             Self::NotSsh { .. } | Self::NotReplaced(_) | Self::Stopping => false,
         }
+    }
+
+    /// Replaces the end of the session by that of sshd, if that is what this is.
+    pub(crate) fn or_hung_up(self, hang_up: HangUp) -> Self {
+        match self {
+            Self::Channel(ChannelEnd::Closed(reason)) if is_end_of_server(&reason) => {
+                match hang_up.foreign_words() {
+                    Some(words) => {
+                        Self::NotSsh { port: hang_up.port, received: Some(words.to_owned()) }
+                    }
+                    None => hang_up.into(),
+                }
+            }
+            other => other,
+        }
+    }
+
+    /// Whether the start makes another attempt.
+    pub(super) fn retry(&self) -> Retry {
+        match self {
+            Self::HungUp(hang_up) => hang_up.retry(),
+            Self::Ssh(error) if error.is_busy() => Retry::WhileThereIsTime,
+            _ => Retry::Never,
+        }
+    }
+
+    /// Whether sshd has answered a login with the key of the config, and refused.
+    pub(crate) fn is_key_refused(&self) -> bool {
+        matches!(self, Self::Ssh(error) if error.is_key_refused())
     }
 
     /// The IAM action that is not allowed, if that is why.
@@ -84,6 +124,7 @@ impl ToFailure for LaneError {
             Self::Stream(error) => error.code(),
             Self::Channel(end) => end.code(),
             Self::Ssh(error) => error.code(),
+            Self::HungUp(hang_up) => hang_up.code(),
             Self::NoSshd { .. } => ErrorCode::SshUnreachable,
             Self::NotSsh { .. } => ErrorCode::SshProtocol,
             Self::OpenTimedOut { .. } => ErrorCode::TimeoutSession,
@@ -98,11 +139,12 @@ impl ToFailure for LaneError {
             Self::Stream(error) => error.hint(),
             Self::Channel(end) => end.hint(),
             Self::Ssh(error) => error.hint(),
+            Self::HungUp(hang_up) => hang_up.hint(),
             Self::NoSshd { port } => format!(
                 "start sshd on the bastion and let it listen on port {port} at localhost, or set \
                  `bastion.ssh_port` to the port that it listens on"
             ),
-            Self::NotSsh { port } => {
+            Self::NotSsh { port, .. } => {
                 format!("set `bastion.ssh_port` to sshd's port: {port} is another server's")
             }
             Self::OpenTimedOut { .. } => {
@@ -129,6 +171,18 @@ impl ToFailure for LaneError {
         match self {
             Self::Api(error) => error.aws_request_id(),
             _ => None,
+        }
+    }
+}
+
+/// A peer's words behind a colon; nothing where there are none.
+struct Sent<'a>(&'a Option<String>);
+
+impl fmt::Display for Sent<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(words) => write!(formatter, ": it sent `{words}`"),
+            None => Ok(()),
         }
     }
 }

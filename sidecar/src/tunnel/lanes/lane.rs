@@ -12,6 +12,7 @@ use super::{
     config::LaneConfig,
     error::LaneError,
     event::{LaneEvent, LaneObserver},
+    hang_up::{HangUp, Stage},
     host_key::{self, HostKeyType},
     open_session::OpenSession,
 };
@@ -19,7 +20,7 @@ use crate::{
     channel::{
         ChannelEnd, ChannelHandle, Disconnected, SessionStream, websocket::OpeningSignature,
     },
-    runtime::phase::Phase,
+    runtime::{clock::now, phase::Phase},
     ssh::{self, ServerIdentity, Ssh},
 };
 
@@ -98,13 +99,19 @@ impl Lane {
         let channel = session.channel.clone();
         let round_trip = move || channel.round_trip_bound();
         let ssh = ssh::start(stream, ssh.clone(), round_trip, config.shutdown.tasks());
+        let began = now();
+        let hung_up = async |stage, error| {
+            let after = now() - began;
+            let (words, user) = (ssh.words(), config.ssh.user.clone());
+            session.explain(error).await.or_hung_up(HangUp { stage, words, after, port, user })
+        };
         match timeout(BANNER_WAIT, ssh.identified()).await {
             Ok(Ok(server)) => debug!(server, "sshd identified itself"),
             Ok(Err(error)) => {
-                return Err(match session.explain(error).await {
+                return Err(match hung_up(Stage::BeforeIdentification, error).await {
                     // How the agent ends when nothing listens on the port; for other causes it sends other texts.
                     LaneError::Channel(ChannelEnd::Closed(reason))
-                        if reason.is_empty() || reason.contains("document process failed") =>
+                        if reason.contains("document process failed") =>
                     {
                         debug!(reason, "nothing listens on sshd's port");
                         LaneError::NoSshd { port }
@@ -112,16 +119,18 @@ impl Lane {
                     error => error,
                 });
             }
-            Err(_) if ssh.has_received() => return Err(LaneError::NotSsh { port }),
+            Err(_) if ssh.has_received() => {
+                return Err(LaneError::NotSsh { port, received: ssh.words() });
+            }
             Err(_) => return Err(LaneError::NoSshd { port }),
         }
         match ssh.key_exchanged().await {
             Ok(server) => observer(LaneEvent::ServerVerified(server)),
-            Err(error) => return Err(session.explain(error).await),
+            Err(error) => return Err(hung_up(Stage::KeyExchange, error).await),
         }
         match ssh.authenticated().await {
             Ok(server) => Ok((ssh, server)),
-            Err(error) => Err(session.explain(error).await),
+            Err(error) => Err(hung_up(Stage::Login, error).await),
         }
     }
 

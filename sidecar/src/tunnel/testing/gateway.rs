@@ -41,6 +41,8 @@ async fn carry(session: &Session, socket: &mut WebSocketStream<DuplexStream>) {
     let mut fault = session.fault.subscribe();
     let mut sshd = session.sshd.lock().await;
     let mut buffer = vec![0; 64 * 1024];
+    // sshd has closed its connection, and the session is to end.
+    let (mut hung_up, mut over) = (false, false);
     loop {
         let (out, written, timeout) = poll_agent(session);
         for frame in out {
@@ -48,7 +50,14 @@ async fn carry(session: &Session, socket: &mut WebSocketStream<DuplexStream>) {
                 return;
             }
         }
-        sshd.write_all(&written).await.unwrap();
+        if hung_up && !over && is_everything_passed_on(session) {
+            // Without a reason, as the real agent does it.
+            session.agent.lock().close("");
+            over = true;
+            continue;
+        }
+        // Nobody reads any more once sshd has hung up.
+        let _gone = sshd.write_all(&written).await;
         let timeout = async {
             match timeout {
                 Some(timeout) => sleep_until(timeout.into()).await,
@@ -64,8 +73,8 @@ async fn carry(session: &Session, socket: &mut WebSocketStream<DuplexStream>) {
                 Some(Ok(_)) => (),
                 Some(Err(_)) | None => return,
             },
-            read = sshd.read(&mut buffer) => match read {
-                Ok(0) | Err(_) => session.agent.lock().close("sshd has closed the connection"),
+            read = sshd.read(&mut buffer), if !hung_up => match read {
+                Ok(0) | Err(_) => hung_up = true,
                 Ok(read) => session.agent.lock().offer(&buffer[..read]),
             },
             _ = fault.changed() => match *fault.borrow_and_update() {
@@ -79,6 +88,12 @@ async fn carry(session: &Session, socket: &mut WebSocketStream<DuplexStream>) {
     // Another WebSocket may be served meanwhile.
     drop(sshd);
     let _closed = fault.wait_for(|fault| *fault == PathFault::Cut).await;
+}
+
+/// Whether the session is open, and the client has everything that sshd has sent.
+fn is_everything_passed_on(session: &Session) -> bool {
+    let agent = session.agent.lock();
+    !agent.responses.is_empty() && agent.has_sent_everything()
 }
 
 /// The agent's frames, its bytes for sshd, and its next deadline.

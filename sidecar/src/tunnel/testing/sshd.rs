@@ -1,13 +1,15 @@
 //! An SSH server whose every target echoes, some of them after words of their own.
 
-use std::sync::Arc;
+use std::{future::pending, sync::Arc};
 
 use russh::{
     Channel, ChannelId, ChannelOpenFailure,
     keys::{PrivateKey, ssh_key::private::Ed25519Keypair},
     server::{self, Auth, ChannelOpenHandle, Handler, Msg, Session, VerifiedPublicKey},
 };
-use tokio::io::DuplexStream;
+use tokio::io::{AsyncWriteExt as _, DuplexStream};
+
+use super::Refusal;
 
 /// Serves one connection until it ends.
 pub(super) async fn serve(connection: DuplexStream) {
@@ -15,6 +17,17 @@ pub(super) async fn serve(connection: DuplexStream) {
     let config = server::Config { keys: vec![key], ..server::Config::default() };
     if let Ok(session) = server::run_stream(Arc::new(config), connection, Echo).await {
         drop(session.await);
+    }
+}
+
+/// Refuses one connection.
+pub(super) async fn refuse(mut connection: DuplexStream, refusal: Refusal) {
+    match refusal {
+        Refusal::HangsUp(words) => connection.write_all(words).await.unwrap(),
+        Refusal::Stuck(words) => {
+            connection.write_all(words).await.unwrap();
+            pending::<()>().await;
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use futures_util::future::join_all;
 
 use super::*;
-use crate::tunnel::lanes::{HangUp, TargetConnectError};
+use crate::tunnel::lanes::{ClientEnd, TargetConnectError};
 
 /// A tunnel with this many sessions, supervised, whose agent begins sessions `spacing` apart.
 async fn started(sessions: usize, spacing: Duration) -> Started {
@@ -101,14 +101,14 @@ async fn time_to_connect_does_not_count_while_a_connection_waits_for_its_lane() 
 #[tokio::test(start_paused = true)]
 async fn client_that_leaves_while_it_waits_gives_up_its_lane() {
     let started = started(8, SECOND).await;
-    let leaves = |hang_up| async move {
+    let leaves = |client_end| async move {
         sleep(SECOND / 10).await;
-        hang_up
+        client_end
     };
     let first = started.connect().await;
-    let open = |hang_up| started.pool.open(ORIGINATOR, LIMIT, leaves(hang_up));
+    let open = |client_end| started.pool.open(ORIGINATOR, LIMIT, leaves(client_end));
     let (left, finished, next) =
-        tokio::join!(open(HangUp::Left), open(HangUp::Finished), started.connect());
+        tokio::join!(open(ClientEnd::Left), open(ClientEnd::Finished), started.connect());
     assert!(matches!(left, Err(TargetConnectError::ClientLeft)), "{left:?}");
     assert_eq!(finished.unwrap().lane(), first.lane(), "it needs no lane of its own");
     assert_eq!(next.lane(), 2);

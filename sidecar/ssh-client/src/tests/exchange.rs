@@ -118,7 +118,7 @@ fn both_may_start_an_exchange_at_once() {
 }
 
 #[test]
-fn rsa_without_announced_algorithms_tries_both_hashes_once() {
+fn rsa_key_is_offered_once_where_the_server_has_named_what_it_takes() {
     let tried = |announced: Option<&'static str>| {
         let mut server = Server::new();
         server.manual_login = true;
@@ -134,8 +134,10 @@ fn rsa_without_announced_algorithms_tries_both_hashes_once() {
                 break error;
             }
         };
-        let Error::AuthRejected { methods, tried, .. } = error else { panic!("{error}") };
+        let Error::AuthRejected { methods, login } = error else { panic!("{error}") };
         assert_eq!(methods, ["publickey", "password"]);
+        assert_eq!(login.rsa_bits, Some(2048));
+        assert_eq!(login.accepted.as_deref(), announced.filter(|list| !list.contains("sha2")));
         let requests = pair.received(message::USERAUTH_REQUEST);
         let sent = requests.iter().map(|payload| {
             let mut reader = Reader::new(payload, "request");
@@ -144,13 +146,71 @@ fn rsa_without_announced_algorithms_tries_both_hashes_once() {
             assert!(reader.bool().unwrap(), "signed at once");
             String::from_utf8(reader.string().unwrap().to_vec()).unwrap()
         });
-        assert_eq!(sent.collect::<Vec<_>>().join(", "), tried, "as the error says");
-        tried
+        assert_eq!(sent.collect::<Vec<_>>().join(", "), login.tried, "as the error says");
+        login.tried
     };
     assert_eq!(tried(None), "rsa-sha2-256, rsa-sha2-512");
-    assert_eq!(tried(Some("ssh-ed25519,rsa-sha2-256,rsa-sha2-512")), "rsa-sha2-512, rsa-sha2-256");
+    assert_eq!(tried(Some("ssh-ed25519,rsa-sha2-256,rsa-sha2-512")), "rsa-sha2-512");
     assert_eq!(tried(Some("rsa-sha2-256")), "rsa-sha2-256");
     assert_eq!(tried(Some("ssh-rsa")), "rsa-sha2-512", "one request is sent all the same");
+}
+
+#[test]
+fn algorithms_that_the_server_names_during_the_login_count() {
+    // As OpenSSH 9.6 and later: it names all at first, and what this user may use with the first request.
+    for (kind, named, tried, accepted) in [
+        ("RSA", "rsa-sha2-256", "rsa-sha2-512, rsa-sha2-256", None),
+        ("RSA", "rsa-sha2-512", "rsa-sha2-512", None),
+        ("ED25519", "ecdsa-sha2-nistp256", "ssh-ed25519", Some("ecdsa-sha2-nistp256")),
+        ("ED25519", "ssh-ed25519", "ssh-ed25519", None),
+    ] {
+        let mut server = Server::new();
+        server.manual_login = true;
+        server.announced = Some("ssh-ed25519,ecdsa-sha2-nistp256,rsa-sha2-256,rsa-sha2-512");
+        let mut pair = Pair::new(server, |config| config.key = fresh_key(kind));
+        pair.request_login();
+        let mut info = vec![message::EXT_INFO, 0, 0, 0, 1];
+        info.put_string(b"server-sig-algs");
+        info.put_string(named.as_bytes());
+        let mut failure = vec![message::USERAUTH_FAILURE];
+        failure.put_string(b"publickey");
+        failure.put_bool(false);
+        let error = loop {
+            pair.server.send(&info);
+            pair.server.send(&failure);
+            if let Err(error) = pair.run() {
+                break error;
+            }
+        };
+        let Error::AuthRejected { login, .. } = &error else { panic!("{error}") };
+        assert_eq!((login.tried.as_str(), login.accepted.as_deref()), (tried, accepted));
+        let says = error.to_string().contains("which it does not take, only `ecdsa-sha2-nistp256`");
+        assert_eq!(says, accepted.is_some(), "{error}");
+    }
+}
+
+#[test]
+fn disconnect_once_a_login_was_requested_is_the_answer_to_it() {
+    let disconnect = |reason: u32, text: &str| {
+        let mut payload = vec![message::DISCONNECT];
+        payload.extend(reason.to_be_bytes());
+        payload.put_string(text.as_bytes());
+        payload.put_string(b"");
+        payload
+    };
+    // As OpenSSH with `MaxAuthTries 1`.
+    let payload = disconnect(2, "Too many authentication failures");
+    let mut server = Server::new();
+    server.manual_login = true;
+    let mut pair = Pair::new(server, |_| {});
+    pair.request_login();
+    let error = pair.provoke(&payload);
+    let Error::LoginEnded { login, reason: 2, text } = error else { panic!("{error}") };
+    assert_eq!((login.user.as_str(), login.tried.as_str()), ("user", "ssh-ed25519"));
+    assert_eq!(text, "Too many authentication failures");
+
+    let error = Pair::logged_in(|_| {}).provoke(&payload);
+    assert!(matches!(error, Error::Disconnected { reason: 2, .. }), "once logged in: {error}");
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::{
     algorithms::{Cipher, Direction},
     cipher::{Letters, Opener, Sealer},
     exchange::Secret,
-    identification,
+    identification::{self, Preamble},
     packet::{PacketReader, PacketWriter},
     wire::{Put, Reader, message},
 };
@@ -180,7 +180,7 @@ impl Server {
     fn handle(&mut self, input: &[u8]) {
         self.reader.input.extend_from_slice(input);
         if !self.identified {
-            match identification::take(&mut self.reader.input, &mut 0).unwrap() {
+            match identification::take(&mut self.reader.input, &mut Preamble::default()).unwrap() {
                 Some(line) => assert_eq!(line, identification::OURS),
                 None => return,
             }

@@ -4,13 +4,10 @@ use futures_util::FutureExt as _;
 use tokio::time::{sleep, timeout};
 
 use super::*;
-use crate::{
-    config::Target,
-    tunnel::{
-        lanes::{LaneObserver, LanePool},
-        target,
-        testing::{Dialling, FirstWords, PathFault, World},
-    },
+use crate::tunnel::{
+    lanes::{LaneObserver, LanePool},
+    target,
+    testing::{Dialling, FirstWords, PathFault, World},
 };
 
 /// A pool whose only lane keeps a connection to a target that begins like this.
@@ -27,9 +24,10 @@ impl Keeping {
         let lane = Arc::new(Lane::open(&config, &observer).await.unwrap());
         let pool = Arc::new(LanePool::new(Arc::clone(&config)));
         pool.add_first(&lane);
-        let target = Target { port: words.port(), ..config.target.clone() };
+        let mut speaking = world.lane_config("");
+        Arc::get_mut(&mut speaking).unwrap().target.port = words.port();
         let requested = Instant::now();
-        let channel = target::connect(&lane, &target, LIMIT, 22).await.unwrap();
+        let channel = target::connect(&lane, &speaking, LIMIT).await.unwrap();
         pool.keep(lane, channel, requested);
         let expiring = Arc::clone(&pool);
         let expire = async move { expiring.expire_kept_connection().await };

@@ -314,7 +314,7 @@ fn transient() -> LaneError {
 
 /// An error that stays.
 fn permanent() -> LaneError {
-    LaneError::NotSsh { port: 22 }
+    LaneError::NotSsh { port: 22, received: None }
 }
 
 fn expired() -> LaneError {
@@ -471,7 +471,7 @@ fn permanent_error_ends_an_outage_at_once() {
     let mut harness = Harness::knowing(1, ResumePermission::Granted);
     harness.ended(1);
     harness.open_failed(permanent());
-    assert!(matches!(harness.gave_up, Some(LaneError::NotSsh { port: 22 })), "{harness:?}");
+    assert!(matches!(harness.gave_up, Some(LaneError::NotSsh { port: 22, .. })), "{harness:?}");
 }
 
 #[test]

@@ -266,7 +266,7 @@ fn connection_whose_lane_was_lost_before_its_channel_was_open_gets_another() {
 
 #[test]
 fn connection_whose_lane_was_lost_before_it_was_told_gets_another() {
-    let mut harness = Harness::probed(2, ResumePermission::Granted);
+    let mut harness = Harness::knowing(2, ResumePermission::Granted);
     let clients = harness.connect_all(2);
     harness.open_lanes();
     assert_eq!(lane(&harness, clients[1]), Some(2));
