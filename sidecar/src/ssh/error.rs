@@ -139,19 +139,19 @@ fn key_hint(login: &Login) -> String {
 fn negotiation_hint(kind: &str) -> &'static str {
     match kind {
         "key exchange method" => {
-            "let KexAlgorithms of the bastion's sshd offer curve25519-sha256 or another method that is named above"
+            "let KexAlgorithms of the bastion's sshd offer curve25519-sha256 or another method that the client offers"
         }
         "host key algorithm" => {
             "give the bastion's sshd a host key of type Ed25519, ECDSA or RSA (HostKey), and let its HostKeyAlgorithms \
              offer it, an RSA key with rsa-sha2-256 or rsa-sha2-512"
         }
         "cipher" => {
-            "let Ciphers of the bastion's sshd offer aes256-gcm@openssh.com, aes256-ctr or another one that is named \
-             above"
+            "let Ciphers of the bastion's sshd offer aes256-gcm@openssh.com, aes256-ctr or another one that the \
+             client offers"
         }
         "MAC" => {
-            "let MACs of the bastion's sshd offer hmac-sha2-256-etm@openssh.com, hmac-sha2-256 or another one that is \
-             named above"
+            "let MACs of the bastion's sshd offer hmac-sha2-256-etm@openssh.com, hmac-sha2-256 or another one \
+             that the client offers"
         }
         "compression" => {
             "set `tunnel.compression` to `\"auto\"`, which compresses where sshd does, or set `Compression yes` in \
