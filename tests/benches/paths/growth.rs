@@ -143,7 +143,7 @@ pub(crate) async fn loss(bench: &Bench, report: &mut Report) -> Outcome<()> {
 /// The same bytes in smaller and larger messages.
 async fn message_rate(bench: &Bench, report: &mut Report) -> Outcome<()> {
     let columns = ["bytes a message", "messages/s", "MB/s", "CPU µs a message"];
-    let mut table = Table::new("Message rate, up, no pauses", &columns);
+    let mut table = Table::new("Message rate, up, no pauses, no limits of the service", &columns);
     let (mut rate, mut cost) = (Vec::new(), Vec::new());
     let world = World::start(&bench.sshd, Net::NEAR, Pacing::Unpaced).await?;
     for size in bench.points(&[256_u32, 1_024, 4_096, 16_384, 65_536]) {

@@ -1,4 +1,4 @@
-//! An agent without pauses: the cost of the sidecar itself.
+//! An agent without pauses, and a service without limits for uploads: the cost of the sidecar itself.
 
 use serde_json::json;
 use tests::emulator::Pacing;
@@ -16,7 +16,10 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Outcome<()> {
     let world = World::start(&bench.sshd, Net::NEAR, Pacing::Unpaced).await?;
     let columns =
         ["path", "direction", "MB/s", "CPU s per 100 MB", "MB/s of a processor of its own"];
-    let mut table = Table::new("No pauses, one connection, random bytes", &columns);
+    let mut table = Table::new(
+        "No pauses of the agent, no limits of the service, one connection, random bytes",
+        &columns,
+    );
     let (source, sink) = (bench.target.source.port(), bench.target.sink.port());
     let time = bench.stretch();
     // Cost of the plain paths down and up, with messages of 1,024 bytes.

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use tests::{
-    emulator::{AgentSettings, Emulator, Link, Pacing, Plan, Policy},
+    emulator::{AgentSettings, Emulator, FlowControl, Link, Pacing, Plan, Policy},
     fixtures::{Config, Sidecar, Sshd},
 };
 use tokio::time::Instant;
@@ -65,6 +65,11 @@ impl World {
             .access_key(ACCESS_KEY_ID, SECRET_ACCESS_KEY)
             .policy(Policy::full(INSTANCE))
             .pacing(pacing)
+            .flow_control(match pacing {
+                Pacing::Real => FlowControl::default(),
+                // Measured is what the programs can do; the tables say so.
+                Pacing::Unpaced => FlowControl::none(),
+            })
             // This agent processes every acknowledge, and all input right after `HandshakeComplete`. The
             // tests cover agents that do not; through the official plugin, ssh would lose its session.
             .agent(

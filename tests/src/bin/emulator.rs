@@ -140,7 +140,7 @@ enum Close {
 }
 
 /// The limits by default.
-const FLOW_CONTROL: [Limit; 1] = [Limit::None];
+const FLOW_CONTROL: [Limit; 3] = [Limit::Window, Limit::Rate, Limit::Large];
 
 /// Share of the starts in which the real agent loses early data.
 const REAL_SHARE: f64 = 2.0 / 75.0;

@@ -113,7 +113,7 @@ impl Builder {
         self
     }
 
-    /// The gateway's limits for what clients send; none by default.
+    /// The gateway's limits for what clients send; by default all three, with 5 MB/s.
     #[must_use]
     pub fn flow_control(mut self, flow_control: FlowControl) -> Self {
         self.settings.flow_control = flow_control;

@@ -102,7 +102,7 @@ impl FlowControl {
 
 impl Default for FlowControl {
     fn default() -> Self {
-        Self::none()
+        Self::all()
     }
 }
 
