@@ -115,7 +115,7 @@ async fn pause_of_the_service_holds_new_bytes_until_it_is_over() {
         let mut answer = [0; 5];
         stream.write_all(b"hello").await.unwrap();
         timeout(LIMIT, stream.read_exact(&mut answer)).await.unwrap().unwrap();
-        // Any message from the agent would end the pause, so wait until it sends no more.
+        // What is counted while paused ends with a message of the agent, so wait until it sends no more.
         let mut before = journal.stats(&session);
         loop {
             sleep(Duration::from_millis(300)).await;
@@ -125,7 +125,7 @@ async fn pause_of_the_service_holds_new_bytes_until_it_is_over() {
             }
         }
         assert!(control.pause(&session).await);
-        sidecar.log_line(LIMIT, |line| line.contains("Paused")).await.unwrap();
+        sidecar.log_line(LIMIT, |line| line.contains("has paused the upload")).await.unwrap();
         stream.write_all(b"held!").await.unwrap();
         let early = timeout(Duration::from_secs(3), stream.read_exact(&mut answer)).await;
         assert!(early.is_err(), "sent in spite of the pause");

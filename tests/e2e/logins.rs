@@ -6,7 +6,7 @@ use std::sync::Arc;
 use nix::unistd::geteuid;
 use serde_json::json;
 use tests::fixtures::{Account, KeyPair, KeyType, Sidecar, Sshd, TcpServer, eventually};
-use tokio::net::TcpStream;
+use tokio::{io::AsyncReadExt as _, net::TcpStream};
 
 use crate::world::{Failure, LIMIT, Tunnel, World, assert_fails};
 
@@ -19,7 +19,9 @@ const REJECTED: Failure =
 async fn sshd_that_is_full_is_asked_again_until_there_is_room() {
     let world = with(&["MaxStartups 1:100:1"]).await;
     let server = TcpServer::echo().await.unwrap();
-    let held = TcpStream::connect(("127.0.0.1", world.sshd.port())).await.unwrap();
+    let mut held = TcpStream::connect(("127.0.0.1", world.sshd.port())).await.unwrap();
+    // From its identification on sshd counts it.
+    held.read_u8().await.unwrap();
     let config = world.config(server.port());
     let short = world.config(server.port()).with(&json!({ "timeouts": { "ready_s": 5 } }));
     assert_fails(&short, BUSY, "max_startups").await;

@@ -200,11 +200,47 @@ async fn instance_that_is_gone_is_noticed_and_the_one_that_comes_back_serves_the
     let mut old = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     assert!(echoes(&mut old).await);
     world.emulator.control().set_faults(Plan::default().both(Link::clean().dropping(1.0)));
-    let reason = tunnel.sidecar.word("degraded", 4 * LIMIT).await.unwrap();
-    assert!(reason.contains("silent") || reason.contains("answer"), "{reason}");
-    let end = timeout(LIMIT, old.read(&mut [0; 16])).await.expect("reset at once");
-    assert!(end.is_err(), "ended in order, as if it were complete");
+    old.write_all(b"x").await.unwrap();
+    let reason = tunnel.sidecar.word("degraded", LIMIT).await.unwrap();
+    assert!(reason.contains("agent does not answer"), "{reason}");
     world.emulator.control().set_faults(Plan::default());
+    tunnel.sidecar.word("recovered", 2 * LIMIT).await.unwrap();
+    let mut new = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
+    assert!(echoes(&mut new).await);
+    tunnel.close().await;
+    world.finish().await;
+}
+
+/// The client's WebSocket stays up, and the agent's master reports the loss only after a minute.
+#[tokio::test]
+async fn agent_whose_worker_was_killed_is_noticed_and_replaced() {
+    let world = World::with(|builder| builder.policy(may_terminate())).await;
+    let server = TcpServer::echo().await.unwrap();
+    let mut tunnel = world.tunnel_with(server.port(), &json!({ "events": true })).await;
+    let mut old = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
+    assert!(echoes(&mut old).await);
+    let session = world.emulator.journal().sessions().remove(0);
+    world.emulator.control().kill_worker(&session);
+    old.write_all(b"x").await.unwrap();
+    let reason = tunnel.sidecar.word("degraded", LIMIT).await.unwrap();
+    assert!(reason.contains("agent does not answer"), "{reason}");
+    tunnel.sidecar.word("recovered", LIMIT).await.unwrap();
+    let mut new = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
+    assert!(echoes(&mut new).await);
+    tunnel.close().await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn agent_that_is_killed_and_comes_back_serves_the_same_port() {
+    let world = World::with(|builder| builder.policy(may_terminate())).await;
+    let server = TcpServer::echo().await.unwrap();
+    let mut tunnel = world.tunnel_with(server.port(), &json!({ "events": true })).await;
+    let mut old = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
+    assert!(echoes(&mut old).await);
+    world.emulator.control().kill_agent(Duration::from_secs(14));
+    old.write_all(b"x").await.unwrap();
+    tunnel.sidecar.word("degraded", LIMIT).await.unwrap();
     tunnel.sidecar.word("recovered", 2 * LIMIT).await.unwrap();
     let mut new = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     assert!(echoes(&mut new).await);

@@ -43,6 +43,9 @@ pub struct DataChannel {
     recent_acknowledgements: VecDeque<(Uuid, SequenceNumber)>,
     events: VecDeque<Event>,
     timers: Timers,
+    /// Since when the agent owes an answer, if it owes one: its last message, the first message in flight, or the begin of
+    /// this path or the end of the last pause, whichever is latest.
+    waiting_since: Instant,
     damaged_in_a_row: u32,
     statistics: Statistics,
 }
@@ -91,6 +94,7 @@ impl DataChannel {
             recent_acknowledgements: VecDeque::new(),
             events: VecDeque::new(),
             timers: Timers::default(),
+            waiting_since: now,
             damaged_in_a_row: 0,
             statistics: Statistics::default(),
         }
@@ -178,7 +182,11 @@ impl DataChannel {
             return None;
         }
         let held = self.path == PathState::Paused;
+        let nothing_in_flight = self.outgoing.in_flight().counted() == 0;
         let transmit = self.outgoing.poll_transmit(now, held, &mut self.encoder);
+        if nothing_in_flight && transmit.is_some() {
+            self.waiting_since = now;
+        }
         if let Some(transmit) = &transmit {
             match transmit.first {
                 Some(bytes) => {
@@ -248,8 +256,9 @@ impl DataChannel {
     /// Notes a new WebSocket of the same session, whose opening message has been sent: everything
     /// unacknowledged is sent again, in order and at once. There is no new handshake (docs/ssm-protocol.md,
     /// section 11).
-    pub fn on_resumed(&mut self, _now: Instant) {
+    pub fn on_resumed(&mut self, now: Instant) {
         self.path = PathState::Up;
+        self.waiting_since = now;
         self.statistics.resumes += 1;
         self.damaged_in_a_row = 0;
         self.outgoing.on_new_path();
@@ -276,6 +285,16 @@ impl DataChannel {
     #[must_use]
     pub fn upload_limits(&self) -> UploadLimits {
         self.outgoing.congestion().limits()
+    }
+
+    /// Since when messages are in flight and nothing has come from the agent; `None` while none is in flight, during a
+    /// pause and without a WebSocket. The service answers pings for an agent that is gone.
+    #[must_use]
+    pub fn waiting_since(&self) -> Option<Instant> {
+        let is_waiting = self.state == ChannelState::Live
+            && self.path == PathState::Up
+            && self.outgoing.in_flight().counted() > 0;
+        is_waiting.then_some(self.waiting_since)
     }
 
     /// Whether the last path, or the channel, was lost soon after a pause or during a fast upload: what follows starts
@@ -318,7 +337,7 @@ impl DataChannel {
             Err(error) => return Err(error.into()),
         };
         match message.message_type {
-            MessageType::OutputStreamData => self.on_stream_message(message, frame.len())?,
+            MessageType::OutputStreamData => self.on_stream_message(now, message, frame.len())?,
             MessageType::Acknowledge => self.on_acknowledgement(now, &message)?,
             MessageType::PausePublication => self.on_pause(now),
             MessageType::StartPublication => self.end_pause(now),
@@ -331,6 +350,7 @@ impl DataChannel {
 
     fn on_stream_message(
         &mut self,
+        now: Instant,
         message: Message,
         frame_bytes: usize,
     ) -> Result<(), FrameError> {
@@ -340,6 +360,7 @@ impl DataChannel {
         let Some(number) = SequenceNumber::from_wire(message.sequence_number) else {
             return Err(DecodeError::SequenceNumber(message.sequence_number).into());
         };
+        self.waiting_since = now;
         if self.acknowledgements.len() >= MAXIMUM_ACKNOWLEDGEMENTS {
             self.statistics.dropped_no_room += 1;
             return Ok(());
@@ -437,6 +458,7 @@ impl DataChannel {
         let Some(number) = SequenceNumber::from_wire(number) else {
             return Err(DecodeError::SequenceNumber(number).into());
         };
+        self.waiting_since = now;
         match self.outgoing.on_acknowledged(number, now) {
             Acknowledged::Message => self.shorten_pause(now),
             Acknowledged::Termination => self.events.push_back(Event::Terminated),
@@ -461,6 +483,7 @@ impl DataChannel {
             self.path = PathState::Up;
             self.timers.set(Timer::Pause, None);
             self.outgoing.on_pause_ended(now);
+            self.waiting_since = now;
             self.push_bounded(Event::Started);
         }
     }

@@ -275,6 +275,12 @@ impl ChannelHandle {
         self.shared.lock().channel.round_trip_bound()
     }
 
+    /// Since when the agent owes an answer while the path is up; `None` while it owes none.
+    pub(crate) fn waiting_since(&self) -> Option<Instant> {
+        let state = self.shared.lock();
+        if state.is_up() { state.channel.waiting_since() } else { None }
+    }
+
     /// Counters over all `WebSockets` of the channel.
     pub(crate) fn statistics(&self) -> Statistics {
         self.shared.lock().channel.statistics()

@@ -9,7 +9,12 @@ mod driver;
 mod error;
 mod state;
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ssh_client::{Client, Config, Error};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -173,6 +178,16 @@ impl Ssh {
     /// Channels that carry bulk data at present.
     pub(crate) fn channels_in_bulk(&self) -> usize {
         self.shared.lock().client.channels_in_bulk(now())
+    }
+
+    /// Since when a keepalive request is unanswered, and nothing else was received; `None` if none is, and once the
+    /// connection is over.
+    pub(crate) fn unanswered_since(&self) -> Option<Instant> {
+        let state = self.shared.lock();
+        match state.connection {
+            ConnectionState::Ended(_) => None,
+            _ => state.client.unanswered_since(),
+        }
     }
 
     /// Whether the connection is over.

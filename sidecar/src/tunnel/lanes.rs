@@ -14,6 +14,7 @@ mod lifecycle;
 mod open_session;
 mod resume;
 mod resume_policy;
+mod stall;
 mod supervisor;
 
 use std::{
@@ -35,7 +36,7 @@ use self::{
 use crate::{
     channel::Disconnected,
     runtime::{backoff::random_seed, clock::now, shared::Shared},
-    ssh::{Channel, ChannelOpenError},
+    ssh::{Channel, ChannelOpenError, SshError},
 };
 
 pub(crate) use config::LaneConfig;
@@ -137,9 +138,10 @@ impl LanePool {
                 () = lane.up_for(limit) => {
                     return Err(TargetConnectError::TimedOut { within: limit });
                 }
+                () = lane.stalled() => Err(ChannelOpenError::Lost(SshError::StreamEnded)),
             };
             match outcome {
-                // Lost after it was chosen; nothing was sent to the target yet.
+                // Lost, or stalled, after it was chosen; nothing was sent to the target yet.
                 Err(ChannelOpenError::Lost(_)) => {
                     self.state.lock().lifecycle.on_lane_missed(now(), id);
                 }
@@ -233,13 +235,31 @@ impl LanePool {
         state.lifecycle.lanes().iter().map(|entry| Arc::clone(&entry.lane)).collect()
     }
 
+    /// Looks whether the other ends of the lanes answer; returns when to look again.
+    fn review(&self, now: Instant) -> Option<Instant> {
+        let mut next = None;
+        for lane in self.lanes() {
+            let (again, change) = lane.review(now);
+            next = Some(next.map_or(again, |next: Instant| next.min(again)));
+            let mut state = self.state.lock();
+            match change {
+                Some(Some(stall)) => state.lifecycle.on_stalled(now, lane.number, stall),
+                Some(None) => state.lifecycle.on_answering(now, lane.number),
+                None => continue,
+            }
+            drop(state);
+            self.state.notify();
+        }
+        next
+    }
+
     // For the supervisor: the events and actions of the lifecycle, under the lock.
 
     fn poll_action(&self, now: Instant, path: &PathHealth) -> Option<Action<Arc<Lane>>> {
         let mut state = self.state.lock();
         let action = state.lifecycle.poll_action(now, path);
         match &action {
-            Some(Action::Close(lane)) => state.closed.add(lane),
+            Some(Action::Close(lane) | Action::Abandon(lane)) => state.closed.add(lane),
             Some(_) => (),
             // Whatever has changed, connections that wait may have a lane now.
             None => self.state.notify(),

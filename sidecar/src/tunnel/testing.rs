@@ -82,6 +82,10 @@ pub(crate) enum PathFault {
     Cut,
     /// Nothing passes either way, though the connection is open.
     Silent,
+    /// The agent is gone; the gateway still answers pings.
+    AgentGone,
+    /// sshd neither reads nor writes; the agent still acknowledges.
+    SshdStuck,
 }
 
 /// A session at the service, with its agent.

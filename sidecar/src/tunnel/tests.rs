@@ -1,5 +1,6 @@
 //! The tunnel from its first session to its last, on the paused clock: minutes and hours pass in milliseconds.
 
+mod silent;
 mod together;
 
 use std::{

@@ -147,7 +147,14 @@ impl Client {
                 Err(error) => return Err(self.fail(error)),
             }
         }
-        Ok(out.len() > start)
+        let has_sent = out.len() > start;
+        if let Some(keepalive) = &mut self.keepalive
+            && has_sent
+            && self.auth.is_done()
+        {
+            keepalive.on_sent(now);
+        }
+        Ok(has_sent)
     }
 
     /// Removes the next event, `None` if there is none.
@@ -229,6 +236,12 @@ impl Client {
                 self.disconnect_payload(reason::BY_APPLICATION, "disconnected by user");
             self.state = State::Ended { disconnect, error: None };
         }
+    }
+
+    /// Since when a keepalive request is unanswered and nothing else was received; `None` if none is.
+    #[must_use]
+    pub fn unanswered_since(&self) -> Option<Instant> {
+        self.keepalive.as_ref()?.unanswered_since()
     }
 
     /// Restarts the keepalive interval because the path below carries nothing at present, so the server's

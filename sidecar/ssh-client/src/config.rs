@@ -30,7 +30,8 @@ pub struct Config {
     pub rekey_bytes: u64,
     /// Time after which keys are exchanged again; one hour by default (RFC 4253 section 9), 10 ms to a year.
     pub rekey_interval: Duration,
-    /// Time without input after which a keepalive request is sent, 10 ms to a year; `None`, the default, sends
+    /// Time without input after which a keepalive request is sent, a fifth of it after something was sent, 10 ms to a
+    /// year; `None`, the default, sends
     /// none. OpenSSH's `ServerAliveInterval`.
     pub keepalive_interval: Option<Duration>,
     /// Unanswered keepalive requests after which the connection fails with

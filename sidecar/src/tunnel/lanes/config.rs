@@ -42,6 +42,8 @@ pub(crate) struct LaneConfig {
     lanes_opened: AtomicU64,
     /// Whether an opening was accepted only without signature.
     unsigned_opening: AtomicBool,
+    /// Whether a lane was open before.
+    has_opened: AtomicBool,
 }
 
 impl LaneConfig {
@@ -75,6 +77,7 @@ impl LaneConfig {
             shutdown,
             lanes_opened: AtomicU64::new(0),
             unsigned_opening: AtomicBool::new(false),
+            has_opened: AtomicBool::new(false),
         }
     }
 
@@ -88,10 +91,27 @@ impl LaneConfig {
         !self.unsigned_opening.swap(true, Relaxed)
     }
 
+    pub(super) fn lane_has_opened(&self) {
+        self.has_opened.store(true, Relaxed);
+    }
+
+    /// For how long sshd's identification is waited for.
+    pub(super) fn banner_wait(&self) -> Duration {
+        if self.has_opened.load(Relaxed) { BANNER_WAIT_AGAIN } else { BANNER_WAIT }
+    }
+
     pub(super) fn pins_fingerprints(&self) -> bool {
         self.ssh.pins.iter().any(|pin| matches!(pin, ssh_client::HostKeyPin::Fingerprint(_)))
     }
 }
+
+/// For sshd's identification, which comes 1 to 15 ms after the handshake (seen with the real agent). A port on which
+/// nothing listens shows only as silence for a minute.
+const BANNER_WAIT: Duration = Duration::from_secs(8);
+
+/// The same where a lane was open before: sshd is known to be there, and silence means that it is being restarted. The
+/// next attempt finds it.
+const BANNER_WAIT_AGAIN: Duration = Duration::from_secs(2);
 
 /// Silence after which sshd is sent a keepalive. It counts as input of the session, too, whose idle time-out may be
 /// as short as a minute.

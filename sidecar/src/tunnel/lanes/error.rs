@@ -4,7 +4,10 @@ use std::fmt;
 
 use runner_protocol::{Blame, ErrorCode, Failure};
 
-use super::hang_up::{HangUp, Retry, is_end_of_server};
+use super::{
+    hang_up::{HangUp, Retry, is_end_of_server},
+    stall::Silent,
+};
 use crate::{
     channel::{ChannelEnd, websocket::WebSocketOpenError},
     runtime::failure::ToFailure,
@@ -41,6 +44,9 @@ pub(crate) enum LaneError {
         /// Its words.
         received: Option<String>,
     },
+    /// The WebSocket is up, but the other end does not answer.
+    #[error("{silent}")]
+    Stalled { silent: Silent },
     /// A lane after the first took too long to open.
     #[error("a new session was not usable within {seconds} s")]
     OpenTimedOut { seconds: u64 },
@@ -68,6 +74,7 @@ impl LaneError {
             Self::Channel(_)
             | Self::NoSshd { .. }
             | Self::OpenTimedOut { .. }
+            | Self::Stalled { .. }
             | Self::Ssh(SshError::StreamEnded) => true,
             Self::HungUp(hang_up) => hang_up.retry() != Retry::Never,
             Self::Ssh(error) if error.is_key_refused() => false,
@@ -102,6 +109,12 @@ impl LaneError {
         }
     }
 
+    /// Whether sshd has refused the login, and did not say that this is for the moment.
+    pub(super) fn is_login_refused(&self) -> bool {
+        let is_answer = self.is_key_refused() || matches!(self, Self::HungUp(_));
+        is_answer && !self.is_transient()
+    }
+
     /// Whether sshd has answered a login with the key of the config, and refused.
     pub(crate) fn is_key_refused(&self) -> bool {
         matches!(self, Self::Ssh(error) if error.is_key_refused())
@@ -128,6 +141,7 @@ impl ToFailure for LaneError {
             Self::NoSshd { .. } => ErrorCode::SshUnreachable,
             Self::NotSsh { .. } => ErrorCode::SshProtocol,
             Self::OpenTimedOut { .. } => ErrorCode::TimeoutSession,
+            Self::Stalled { .. } => ErrorCode::SessionLost,
             Self::NotReplaced(_) => ErrorCode::SessionLost,
             Self::Stopping => ErrorCode::Internal,
         }
@@ -146,6 +160,12 @@ impl ToFailure for LaneError {
             ),
             Self::NotSsh { port, .. } => {
                 format!("set `bastion.ssh_port` to sshd's port: {port} is another server's")
+            }
+            Self::Stalled { silent: Silent::Agent } => {
+                "look whether the bastion is overloaded or short of memory, and in the log of its SSM agent".to_owned()
+            }
+            Self::Stalled { silent: Silent::Sshd } => {
+                "look whether the bastion is overloaded or short of memory, and in sshd's log".to_owned()
             }
             Self::OpenTimedOut { .. } => {
                 "check the way to the `ssmmessages` host, from here and from the instance".to_owned()

@@ -1,6 +1,7 @@
 //! One lane: a session, its data channel and the SSH connection inside.
 
 use std::{
+    mem,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -15,12 +16,13 @@ use super::{
     hang_up::{HangUp, Stage},
     host_key::{self, HostKeyType},
     open_session::OpenSession,
+    stall::{Silent, Stall, Waiting},
 };
 use crate::{
     channel::{
         ChannelEnd, ChannelHandle, Disconnected, SessionStream, websocket::OpeningSignature,
     },
-    runtime::{clock::now, phase::Phase},
+    runtime::{clock::now, phase::Phase, shared::Shared},
     ssh::{self, ServerIdentity, Ssh},
 };
 
@@ -32,6 +34,8 @@ pub(crate) struct Lane {
     pub(crate) ssh: Ssh,
     pub(crate) server: ServerIdentity,
     session: OpenSession,
+    /// Set by [`review`](Self::review).
+    stall: Shared<Option<Stall>>,
 }
 
 impl Lane {
@@ -85,7 +89,8 @@ impl Lane {
         // On failure the session is dropped: the caller reports at once, and the process waits for the session's end.
         let (ssh, server) =
             Self::authenticate(config, ssh, observer, &session, stream).instrument(span).await?;
-        Ok(Self { number, ssh, server, session })
+        config.lane_has_opened();
+        Ok(Self { number, ssh, server, session, stall: Shared::new(None) })
     }
 
     async fn authenticate(
@@ -105,7 +110,7 @@ impl Lane {
             let (words, user) = (ssh.words(), config.ssh.user.clone());
             session.explain(error).await.or_hung_up(HangUp { stage, words, after, port, user })
         };
-        match timeout(BANNER_WAIT, ssh.identified()).await {
+        match timeout(config.banner_wait(), ssh.identified()).await {
             Ok(Ok(server)) => debug!(server, "sshd identified itself"),
             Ok(Err(error)) => {
                 return Err(match hung_up(Stage::BeforeIdentification, error).await {
@@ -153,9 +158,36 @@ impl Lane {
         self.session.signature == OpeningSignature::Signed
     }
 
-    /// Whether it has a WebSocket, rather than a session that is being resumed.
+    /// Whether it has a WebSocket, rather than a session that is being resumed, and its other end answers.
     pub(crate) fn is_up(&self) -> bool {
-        self.session.channel.is_up()
+        self.session.channel.is_up() && self.stall.lock().is_none()
+    }
+
+    /// Looks whether agent and sshd answer; returns when to look again, and the stall if that has changed.
+    pub(super) fn review(&self, now: Instant) -> (Instant, Option<Option<Stall>>) {
+        let waiting = if self.session.channel.is_up() {
+            let agent = self.session.channel.waiting_since();
+            Waiting { agent, sshd: self.ssh.unanswered_since() }
+        } else {
+            Waiting::default()
+        };
+        let (stall, next) = waiting.review(now);
+        let before = mem::replace(&mut *self.stall.lock(), stall);
+        let has_changed = before.is_some() != stall.is_some();
+        if has_changed {
+            self.stall.notify();
+        }
+        (next, has_changed.then_some(stall))
+    }
+
+    /// Who does not answer, while that is so.
+    pub(super) fn silent(&self) -> Option<Silent> {
+        self.stall.lock().map(|stall| stall.silent)
+    }
+
+    /// Completes when its other end does not answer. Cancel-safe.
+    pub(super) async fn stalled(&self) {
+        self.stall.wait_for(|stall| stall.is_some().then_some(())).await;
     }
 
     /// Since when and why it has no WebSocket, while its session is being resumed and after that has failed.
@@ -195,7 +227,3 @@ impl Lane {
         &self.session.channel
     }
 }
-
-/// For sshd's identification, which comes 1 to 15 ms after the handshake (seen with the real agent). With old agents,
-/// a port on which nothing listens shows only as silence for a minute.
-const BANNER_WAIT: Duration = Duration::from_secs(8);

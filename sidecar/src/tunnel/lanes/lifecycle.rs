@@ -30,7 +30,7 @@ use std::{
 use tracing::{debug, warn};
 
 use self::{channel_life::ChannelLives, demand::Demand};
-use super::{LaneError, PathChange};
+use super::{LaneError, PathChange, stall::Stall};
 use crate::{
     channel::{ChannelEnd, Disconnected, PathLoss},
     runtime::backoff::Backoff,
@@ -96,6 +96,8 @@ pub(super) struct Entry<L> {
     pub(super) state: LaneState,
     /// Whether it is known to need no replacement, since its session may be resumed.
     may_be_resumed: bool,
+    /// While its other end does not answer, though its WebSocket is up.
+    stall: Option<Stall>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -133,6 +135,8 @@ pub(super) enum Action<L> {
     Undrain(L),
     /// Close this lane, which carries no connection.
     Close(L),
+    /// Close this lane, whose other end has not answered for the time of an outage, with what it carries.
+    Abandon(L),
     /// Give up the tunnel. The last action.
     GiveUp(LaneError),
 }
@@ -198,6 +202,8 @@ struct Outage {
     deadline: Instant,
     last: LaneError,
     backoff: Backoff,
+    /// Logins refused so far.
+    logins_refused: u32,
 }
 
 impl<L: LaneHandle> Lifecycle<L> {
@@ -265,7 +271,10 @@ impl<L: LaneHandle> Lifecycle<L> {
             Health::Outage(outage) => Health::Recovering(outage, now),
             health => health,
         };
-        if let Some(old) = replaced {
+        let stalled = self.lanes.iter().filter(|entry| entry.stall.is_some());
+        let stalled = stalled.filter(|entry| entry.state == LaneState::Active);
+        let replaced: Vec<_> = stalled.map(|entry| entry.lane.clone()).chain(replaced).collect();
+        for old in replaced {
             self.set_state(old.number(), LaneState::Draining);
             self.actions.push_back(Action::Drain(old));
         }
@@ -274,7 +283,13 @@ impl<L: LaneHandle> Lifecycle<L> {
     /// A lane could not be opened.
     pub(super) fn on_open_failed(&mut self, now: Instant, error: LaneError) {
         self.open_state = OpenState::Idle;
+        let usable = self.usable();
         let Health::Outage(outage) = &mut self.health else {
+            if usable == 0 {
+                warn!(%error, "a session in place of the stalled one could not be opened, retrying");
+                self.not_before = now + STALLED_DELAY;
+                return;
+            }
             warn!(%error, "a further session could not be opened; connections share the open ones");
             self.seed = self.seed.wrapping_add(1);
             let seed = self.seed;
@@ -283,13 +298,19 @@ impl<L: LaneHandle> Lifecycle<L> {
             self.on_lane_refused(now);
             return;
         };
-        if !error.is_transient() {
+        let delay = if error.is_login_refused() && outage.logins_refused < LOGIN_RETRIES {
+            // After a reboot, keys may come back later than sshd.
+            outage.logins_refused += 1;
+            LOGIN_DELAY
+        } else if error.is_transient() {
+            outage.backoff.next_delay()
+        } else {
             self.give_up(error);
             return;
-        }
+        };
         warn!(%error, "a new session could not be opened, retrying");
         outage.last = error;
-        self.not_before = now + outage.backoff.next_delay();
+        self.not_before = now + delay;
         self.give_up_if_over(self.not_before);
     }
 
@@ -333,6 +354,21 @@ impl<L: LaneHandle> Lifecycle<L> {
         }
     }
 
+    /// The other end of a lane does not answer, though its WebSocket is up.
+    pub(super) fn on_stalled(&mut self, now: Instant, number: u64, stall: Stall) {
+        warn!(lane = number, reason = %stall.silent, "lane stalled");
+        self.set_stall(number, Some(stall));
+        self.not_before = self.not_before.min(now);
+        self.assign_lanes(now);
+    }
+
+    /// It answers again.
+    pub(super) fn on_answering(&mut self, now: Instant, number: u64) {
+        debug!(lane = number, "lane answers again");
+        self.set_stall(number, None);
+        self.assign_lanes(now);
+    }
+
     /// The answer of a probe.
     pub(super) fn on_probed(&mut self, permission: ResumePermission) {
         self.resumption = Resumption::Known(permission);
@@ -353,6 +389,7 @@ impl<L: LaneHandle> Lifecycle<L> {
         }
         if self.actions.is_empty() {
             self.learn_from_outlived(now);
+            self.abandon_stalled(now);
         }
         if self.actions.is_empty() {
             self.open_if_needed(now);
@@ -374,7 +411,9 @@ impl<L: LaneHandle> Lifecycle<L> {
         let outlived = self.draining().map(|lane| self.outlived_at(lane));
         let deadlines = [Some(self.not_before), outage, self.degraded_at, self.wait_over()];
         let deadlines = deadlines.into_iter().flatten();
-        deadlines.chain(replaced).chain(outlived).filter(|deadline| *deadline > now).min()
+        let abandoned = self.lanes.iter().filter_map(|entry| self.abandoned_at(entry));
+        let deadlines = deadlines.chain(replaced).chain(outlived).chain(abandoned);
+        deadlines.filter(|deadline| *deadline > now).min()
     }
 
     /// Reports that the last path is down, whatever is done about it, and that a lane is up again.
@@ -417,6 +456,27 @@ impl<L: LaneHandle> Lifecycle<L> {
         }
     }
 
+    /// Gives up the lanes that have been stalled for as long as an outage may last.
+    fn abandon_stalled(&mut self, now: Instant) {
+        while let Some((number, stall)) = self.overlong_stall(now) {
+            let Some(entry) = self.remove(number) else { return };
+            self.actions.push_back(Action::Abandon(entry.lane));
+            if self.lanes.is_empty() {
+                self.on_outage(now, stall.since, LaneError::Stalled { silent: stall.silent });
+            }
+        }
+    }
+
+    fn overlong_stall(&self, now: Instant) -> Option<(u64, Stall)> {
+        let is_over = |entry: &&Entry<L>| self.abandoned_at(entry).is_some_and(|at| at <= now);
+        let entry = self.lanes.iter().find(is_over)?;
+        Some((entry.lane.number(), entry.stall?))
+    }
+
+    fn abandoned_at(&self, entry: &Entry<L>) -> Option<Instant> {
+        Some(entry.stall?.since + self.limits.reconnect)
+    }
+
     fn open_if_needed(&mut self, now: Instant) {
         if self.open_state == OpenState::Opening || now < self.not_before {
             return;
@@ -433,7 +493,7 @@ impl<L: LaneHandle> Lifecycle<L> {
         }
         let denied = matches!(self.resumption, Resumption::Known(ResumePermission::Denied));
         let replace = due.is_some() && denied;
-        if self.active() == 0 || replace || self.lacks_lanes() {
+        if self.usable() == 0 || replace || self.lacks_lanes() {
             self.open_state = OpenState::Opening;
             self.actions.push_back(Action::Open);
         }
@@ -461,7 +521,7 @@ impl<L: LaneHandle> Lifecycle<L> {
                 let deadline = (disconnected + reconnect).max(now + reconnect / NEW_SESSION_SHARE);
                 self.seed = self.seed.wrapping_add(1);
                 let backoff = Backoff::seeded(FIRST_DELAY, self.seed);
-                Outage { deadline, last: reason, backoff }
+                Outage { deadline, last: reason, backoff, logins_refused: 0 }
             }
         };
         self.health = Health::Outage(outage);
@@ -500,7 +560,8 @@ impl<L: LaneHandle> Lifecycle<L> {
     }
 
     fn push(&mut self, lane: L) {
-        self.lanes.push(Entry { lane, state: LaneState::Active, may_be_resumed: false });
+        let (state, may_be_resumed, stall) = (LaneState::Active, false, None);
+        self.lanes.push(Entry { lane, state, may_be_resumed, stall });
     }
 
     /// The oldest lane that needs a replacement now, unless its session may be resumed.
@@ -519,6 +580,19 @@ impl<L: LaneHandle> Lifecycle<L> {
     fn draining(&self) -> impl Iterator<Item = &L> {
         let draining = self.lanes.iter().filter(|entry| entry.state == LaneState::Draining);
         draining.map(|entry| &entry.lane)
+    }
+
+    /// The number of active lanes whose other end answers, as far as is known.
+    fn usable(&self) -> usize {
+        let is_usable =
+            |entry: &&Entry<L>| entry.state == LaneState::Active && entry.stall.is_none();
+        self.lanes.iter().filter(is_usable).count()
+    }
+
+    fn set_stall(&mut self, number: u64, stall: Option<Stall>) {
+        if let Some(entry) = self.lanes.iter_mut().find(|entry| entry.lane.number() == number) {
+            entry.stall = stall;
+        }
     }
 
     fn set_state(&mut self, number: u64, state: LaneState) {
@@ -576,6 +650,17 @@ impl Outage {
 /// A session whose channel the service has closed in order is not reported as degraded before this time: resuming takes
 /// a fraction of a second. Our choice.
 const RESUMED_WITHIN: Duration = Duration::from_secs(2);
+
+/// Between attempts to replace the last lane while it is stalled. Our choice: with the time of an opening, a new lane is
+/// there within 2 s of the agent's return.
+const STALLED_DELAY: Duration = Duration::from_secs(1);
+
+/// A login that is refused within an outage is tried again so many times.
+const LOGIN_RETRIES: u32 = 3;
+
+/// And so long after the refusal. All logins through SSM come from 127.0.0.1, and sshd's penalties for refused ones
+/// (`PerSourcePenalties`) hit every job on the bastion.
+const LOGIN_DELAY: Duration = Duration::from_secs(15);
 
 /// Before the second attempt to end an outage.
 const FIRST_DELAY: Duration = Duration::from_millis(200);

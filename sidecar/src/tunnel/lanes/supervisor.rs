@@ -52,13 +52,15 @@ impl<'a, F: Fn(PathChange)> Supervisor<'a, F> {
     /// Runs until the last lane is lost and cannot be replaced; returns why. Cancel-safe.
     pub(super) async fn run(mut self) -> LaneError {
         loop {
-            let (now, path) = (now(), self.path());
+            let now = now();
+            let review = self.pool.review(now);
+            let path = self.path();
             while let Some(action) = self.pool.poll_action(now, &path) {
                 if let ControlFlow::Break(error) = self.carry_out(action) {
                     return error;
                 }
             }
-            let timeout = self.pool.poll_timeout(now);
+            let timeout = self.pool.poll_timeout(now).into_iter().chain(review).min();
             self.step(timeout).await;
         }
     }
@@ -90,7 +92,8 @@ impl<'a, F: Fn(PathChange)> Supervisor<'a, F> {
         let lanes = self.pool.lanes();
         let reason = |lane: &Arc<Lane>| {
             let disconnected = lane.disconnected().map(|disconnected| disconnected.reason);
-            disconnected.or_else(|| Some(lane.channel().try_ended()?.to_string()))
+            let silent = || Some(lane.silent()?.to_string());
+            disconnected.or_else(|| Some(lane.channel().try_ended()?.to_string())).or_else(silent)
         };
         let closed_since = |lane: &Arc<Lane>| match lane.disconnected()? {
             Disconnected { since, loss: PathLoss::ClosedByService { .. }, .. } => Some(since),
@@ -123,6 +126,10 @@ impl<'a, F: Fn(PathChange)> Supervisor<'a, F> {
             // The pool reads the state from the lifecycle.
             Action::Undrain(lane) => debug!(lane = lane.number, "lane is active again"),
             Action::Close(lane) => self.close(lane),
+            Action::Abandon(lane) => {
+                warn!(lane = lane.number, "stalled lane is given up, its connections are reset");
+                self.close(lane);
+            }
             Action::GiveUp(error) => return ControlFlow::Break(error),
         }
         ControlFlow::Continue(())

@@ -40,10 +40,19 @@ pub(super) async fn serve(world: World, connection: DuplexStream) {
 async fn carry(session: &Session, socket: &mut WebSocketStream<DuplexStream>) {
     let mut fault = session.fault.subscribe();
     let mut sshd = session.sshd.lock().await;
-    let mut buffer = vec![0; 64 * 1024];
+    let (mut buffer, mut unwritten) = (vec![0; 64 * 1024], Vec::new());
     // sshd has closed its connection, and the session is to end.
     let (mut hung_up, mut over) = (false, false);
     loop {
+        let present = *fault.borrow();
+        if present == PathFault::AgentGone {
+            match socket.next().await {
+                Some(Ok(Message::Ping(_))) => socket.flush().await.unwrap_or(()),
+                Some(Ok(_)) => (),
+                Some(Err(_)) | None => return,
+            }
+            continue;
+        }
         let (out, written, timeout) = poll_agent(session);
         for frame in out {
             if socket.send(Message::Binary(frame)).await.is_err() {
@@ -56,8 +65,11 @@ async fn carry(session: &Session, socket: &mut WebSocketStream<DuplexStream>) {
             over = true;
             continue;
         }
-        // Nobody reads any more once sshd has hung up.
-        let _gone = sshd.write_all(&written).await;
+        unwritten.extend(written);
+        if present != PathFault::SshdStuck {
+            // Nobody reads any more once sshd has hung up.
+            let _gone = sshd.write_all(&mem::take(&mut unwritten)).await;
+        }
         let timeout = async {
             match timeout {
                 Some(timeout) => sleep_until(timeout.into()).await,
@@ -73,12 +85,12 @@ async fn carry(session: &Session, socket: &mut WebSocketStream<DuplexStream>) {
                 Some(Ok(_)) => (),
                 Some(Err(_)) | None => return,
             },
-            read = sshd.read(&mut buffer), if !hung_up => match read {
+            read = sshd.read(&mut buffer), if !hung_up && present != PathFault::SshdStuck => match read {
                 Ok(0) | Err(_) => hung_up = true,
                 Ok(read) => session.agent.lock().offer(&buffer[..read]),
             },
             _ = fault.changed() => match *fault.borrow_and_update() {
-                PathFault::None => (),
+                PathFault::None | PathFault::AgentGone | PathFault::SshdStuck => (),
                 PathFault::Cut => return,
                 PathFault::Silent => break,
             },

@@ -2,6 +2,7 @@
 
 mod demand;
 mod random;
+mod stall;
 
 use std::collections::BTreeMap;
 
@@ -155,6 +156,10 @@ impl Harness {
                 assert!(lane.draining && self.active() > 0, "{number} has no replacement");
                 assert_eq!(lane.connections, 0, "{number} is in use");
                 format!("close {number}")
+            }
+            Action::Abandon(Handle { number, .. }) => {
+                self.lanes.remove(&number).unwrap();
+                format!("abandon {number}")
             }
             Action::GiveUp(error) => {
                 let note = format!("give up: {error}");
