@@ -78,7 +78,9 @@ async fn agent_that_acknowledges_nothing_again_does_no_harm() {
 async fn connection_outlives_an_agent_that_is_away_for_a_minute() {
     let world = World::with(|builder| builder.policy(Policy::full(INSTANCE))).await;
     let server = TcpServer::source(500_000).await.unwrap();
-    let tunnel = world.tunnel(server.port()).await;
+    // For so long a lane keeps its connections whose agent does not answer.
+    let patient = json!({ "timeouts": { "reconnect_s": 90 } });
+    let tunnel = world.tunnel_with(server.port(), &patient).await;
     let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     let mut received = vec![0; 500_000];
     let (first, rest) = received.split_at_mut(100_000);

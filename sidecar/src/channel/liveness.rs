@@ -57,6 +57,9 @@ impl Liveness {
     }
 }
 
+/// Silence that tells of a broken path where pings are sent: longer than a ping and its answer take. Our choice.
+pub(super) const SILENT: Duration = Duration::from_secs(6);
+
 /// Silence after which a ping is sent. The official plugin's five minutes are too long for most proxies
 /// (`aws/session-manager-plugin` #15).
 const PING_AFTER: Duration = Duration::from_secs(4);

@@ -275,10 +275,16 @@ impl ChannelHandle {
         self.shared.lock().channel.round_trip_bound()
     }
 
-    /// Since when the agent owes an answer while the path is up; `None` while it owes none.
-    pub(crate) fn waiting_since(&self) -> Option<Instant> {
+    /// Whether the service answers: there is a WebSocket, and it is not silent for longer than a ping takes. If it is,
+    /// the path is broken, and will be noticed to be so.
+    pub(crate) fn is_answering(&self, now: Instant) -> bool {
         let state = self.shared.lock();
-        if state.is_up() { state.channel.waiting_since() } else { None }
+        state.is_up() && now.saturating_duration_since(state.heard_at) < liveness::SILENT
+    }
+
+    /// Since when the agent owes an answer; `None` while it owes none.
+    pub(crate) fn waiting_since(&self) -> Option<Instant> {
+        self.shared.lock().channel.waiting_since()
     }
 
     /// Counters over all `WebSockets` of the channel.

@@ -106,7 +106,9 @@ impl<'a> SocketLoop<'a> {
             }
         }
         if received {
-            self.shared.lock().wake_stream();
+            let mut state = self.shared.lock();
+            state.heard_at = now();
+            state.wake_stream();
         }
         Ok(received)
     }

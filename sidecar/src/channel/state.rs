@@ -22,6 +22,8 @@ pub(super) struct State {
     /// The loop is to end without a message to the service.
     pub(super) abandoned: bool,
     pub(super) path: PathState,
+    /// When the last frame was received, of whatever kind.
+    pub(super) heard_at: Instant,
     /// When the last outage began; it may still go on.
     outage_began: Instant,
     pub(super) reader: Waiter,
@@ -68,6 +70,7 @@ impl State {
             termination: Termination::None,
             abandoned: false,
             path: PathState::Up,
+            heard_at: now(),
             outage_began: now(),
             reader: Waiter::default(),
             writer: Waiter::default(),

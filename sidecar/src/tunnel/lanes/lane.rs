@@ -165,7 +165,7 @@ impl Lane {
 
     /// Looks whether agent and sshd answer; returns when to look again, and the stall if that has changed.
     pub(super) fn review(&self, now: Instant) -> (Instant, Option<Option<Stall>>) {
-        let waiting = if self.session.channel.is_up() {
+        let waiting = if self.session.channel.is_answering(now) {
             let agent = self.session.channel.waiting_since();
             Waiting { agent, sshd: self.ssh.unanswered_since() }
         } else {
