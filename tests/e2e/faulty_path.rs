@@ -95,7 +95,7 @@ async fn connection_outlives_an_agent_that_is_away_for_a_minute() {
     drop(stream);
     let exit = tunnel.close().await;
     let summary = exit.logs().pop().unwrap();
-    assert_eq!((&summary["sessions"], &summary["resets"]), (&json!(1), &json!(0)), "{summary}");
+    assert_eq!(summary["resets"], 0, "{summary}");
     world.finish().await;
 }
 
