@@ -192,6 +192,18 @@ impl Channel {
             && matches!(state.channels.get(&self.id)?.phase, ChannelPhase::Open);
         if is_open { state.client.peek(self.id, limit) } else { None }
     }
+
+    /// Ready when there is something to [`peek`](Self::peek) at, or nothing will come any more. Shares its waiting task
+    /// with [`poll_read`](Self::poll_read).
+    pub(crate) fn poll_heard(&self, context: &Context<'_>) -> Poll<()> {
+        if self.peek(1).is_none_or(|heard| !heard.is_empty()) {
+            return Poll::Ready(());
+        }
+        if let Some(channel) = self.ssh.shared.lock().channels.get_mut(&self.id) {
+            channel.reader.register(context);
+        }
+        Poll::Pending
+    }
 }
 
 impl Drop for Channel {

@@ -101,7 +101,13 @@ async fn forward(
     stats: &ConnectionStats,
 ) {
     let mut client = ResetOnDrop::new(client);
-    let connection = match lanes.open(peer, connect, client_end(&client.stream)).await {
+    // Not `readable`, which may complete without a cause.
+    let client_speaks = async { drop(client.stream.peek(&mut [0]).await) };
+    let opened = match lanes.take_kept(client_speaks).await {
+        Some(connection) => Ok(connection),
+        None => lanes.open(peer, connect, client_end(&client.stream)).await,
+    };
+    let connection = match opened {
         Ok(connection) => connection,
         Err(error @ TargetConnectError::ClientLeft) => {
             stats.resets.fetch_add(1, Relaxed);

@@ -122,12 +122,7 @@ impl LanePool {
         limit: Duration,
         client_end: impl Future<Output = ClientEnd>,
     ) -> Result<Connection, TargetConnectError> {
-        let id = self.state.lock().lifecycle.on_connected(now());
-        let place = Place { id, state: Arc::clone(&self.state) };
-        if let Some((channel, lane)) = self.kept_connection.take() {
-            self.state.lock().lifecycle.on_placed(id, lane);
-            return Ok(Connection::new(channel, lane, place));
-        }
+        let place = self.new_place();
         let mut client_end = pin!(client_end.fuse());
         let target = &self.config.target;
         loop {
@@ -143,7 +138,7 @@ impl LanePool {
             match outcome {
                 // Lost, or stalled, after it was chosen; nothing was sent to the target yet.
                 Err(ChannelOpenError::Lost(_)) => {
-                    self.state.lock().lifecycle.on_lane_missed(now(), id);
+                    self.state.lock().lifecycle.on_lane_missed(now(), place.id);
                 }
                 outcome => return Ok(Connection::new(outcome?, lane.number, place)),
             }
@@ -171,6 +166,29 @@ impl LanePool {
     /// Keeps the connection that proved the target, requested at `requested` on `lane`, for the first client.
     pub(crate) fn keep(&self, lane: Arc<Lane>, channel: Channel, requested: TokioInstant) {
         self.kept_connection.keep(lane, channel, requested);
+    }
+
+    /// The kept connection for a client, if it is as good as a fresh one. `client_speaks` completes when the client has
+    /// sent something: until then it shows whether the target has refused the connection. Cancel-safe.
+    pub(crate) async fn take_kept(
+        &self,
+        client_speaks: impl Future<Output = ()>,
+    ) -> Option<Connection> {
+        if !self.kept_connection.is_there() {
+            return None;
+        }
+        // Counted meanwhile, so that a connection that comes with it gets another lane.
+        let place = self.new_place();
+        self.lane_wanted.notify_one();
+        let (channel, lane) = self.kept_connection.take(client_speaks).await?;
+        self.state.lock().lifecycle.on_placed(place.id, lane);
+        Some(Connection::new(channel, lane, place))
+    }
+
+    /// A place for a connection that has just arrived.
+    fn new_place(&self) -> Place {
+        let id = self.state.lock().lifecycle.on_connected(now());
+        Place { id, state: Arc::clone(&self.state) }
     }
 
     /// Closes the kept connection when it is worth nothing any more; never completes. Cancel-safe.

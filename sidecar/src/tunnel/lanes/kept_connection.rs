@@ -5,7 +5,7 @@
 //! connection would not give. What it is worth shows only when the client is there: whether its path is up, whether the
 //! target has ended it or has said anything but a greeting, and how much of the server's patience is left.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, future::poll_fn, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
@@ -44,10 +44,21 @@ impl KeptConnection {
         *self.0.lock() = Some(Kept { lane, channel, requested });
     }
 
-    /// Removes and returns the connection, with the number of its lane, if it is as good as a fresh one; closes it
-    /// otherwise.
-    pub(super) fn take(&self) -> Option<(Channel, u64)> {
+    /// Removes and returns the connection, with the number of its lane, if it is as good as a fresh one; closes it otherwise, and when dropped.
+    ///
+    /// While neither side has spoken, a refusal may be on its way: it waits for the first word. A client that has to
+    /// speak first does so at once, one that waits for a greeting loses nothing.
+    pub(super) async fn take(
+        &self,
+        client_speaks: impl Future<Output = ()>,
+    ) -> Option<(Channel, u64)> {
         let kept = self.0.lock().take()?;
+        tokio::select! {
+            biased;
+            () = poll_fn(|context| kept.channel.poll_heard(context)) => (),
+            () = client_speaks => (),
+            () = sleep_until(kept.requested + SILENT_LIFE) => (),
+        }
         match kept.flaw() {
             None => Some((kept.channel, kept.lane.number)),
             Some(flaw) => {
@@ -55,6 +66,10 @@ impl KeptConnection {
                 None
             }
         }
+    }
+
+    pub(super) fn is_there(&self) -> bool {
+        self.0.lock().is_some()
     }
 
     /// Closes the connection.

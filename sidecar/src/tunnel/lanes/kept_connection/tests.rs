@@ -1,6 +1,5 @@
 use std::{future::pending, net::SocketAddr};
 
-use futures_util::FutureExt as _;
 use tokio::time::{sleep, timeout};
 
 use super::*;
@@ -35,33 +34,47 @@ impl Keeping {
         Self { world, pool }
     }
 
-    /// Whether a client gets the kept connection: a fresh one takes a round trip to the target.
-    fn is_handed_over(&self) -> bool {
-        self.pool
-            .open(ORIGINATOR, LIMIT, pending())
-            .now_or_never()
-            .is_some_and(|opened| opened.is_ok())
+    /// Whether a client gets the kept connection that speaks at once, or never.
+    async fn is_handed_over(&self, client_speaks: bool) -> bool {
+        let speaks = async move {
+            if !client_speaks {
+                pending::<()>().await;
+            }
+        };
+        let taken = timeout(LIMIT, self.pool.take_kept(speaks)).await.unwrap();
+        taken.is_some()
+    }
+
+    async fn opens_a_fresh_one(&self) {
+        let fresh = timeout(LIMIT, self.pool.open(ORIGINATOR, LIMIT, pending())).await.unwrap();
+        assert!(fresh.is_ok(), "{fresh:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn client_gets_the_kept_connection_only_where_it_is_as_good_as_a_fresh_one() {
-    for (words, age_ms, expected) in [
-        (FirstWords::None, 400, true),
-        (FirstWords::None, 600, false),
-        (FirstWords::Greeting, 900, true),
-        (FirstWords::Greeting, 1_100, false),
-        (FirstWords::TooManyConnections, 100, false),
-        (FirstWords::GreetingThenTimeout, 100, false),
-        (FirstWords::GreetingThenEof, 100, false),
-        (FirstWords::Close, 100, false),
+    for (words, age_ms, client_speaks, expected) in [
+        (FirstWords::None, 0, true, true),
+        (FirstWords::None, 400, true, true),
+        (FirstWords::None, 600, true, false),
+        (FirstWords::None, 0, false, false),
+        (FirstWords::Greeting, 0, false, true),
+        (FirstWords::Greeting, 900, false, true),
+        (FirstWords::Greeting, 1_100, false, false),
+        (FirstWords::TooManyConnections, 0, false, false),
+        (FirstWords::TooManyConnections, 100, false, false),
+        (FirstWords::TooManyConnections, 100, true, false),
+        (FirstWords::GreetingThenTimeout, 100, false, false),
+        (FirstWords::GreetingThenEof, 100, false, false),
+        (FirstWords::Close, 0, false, false),
+        (FirstWords::Close, 100, true, false),
     ] {
         let keeping = Keeping::new(words).await;
         sleep(Duration::from_millis(age_ms)).await;
-        assert_eq!(keeping.is_handed_over(), expected, "{words:?} after {age_ms} ms");
-        assert!(!keeping.is_handed_over(), "it is handed over once");
-        let fresh = timeout(LIMIT, keeping.pool.open(ORIGINATOR, LIMIT, pending())).await.unwrap();
-        assert!(fresh.is_ok(), "{fresh:?}");
+        let case = format!("{words:?} after {age_ms} ms, client speaks: {client_speaks}");
+        assert_eq!(keeping.is_handed_over(client_speaks).await, expected, "{case}");
+        assert!(!keeping.is_handed_over(true).await, "{case}: handed over twice");
+        keeping.opens_a_fresh_one().await;
     }
 }
 
@@ -71,10 +84,9 @@ async fn kept_connection_whose_path_is_broken_is_not_handed_over() {
     keeping.world.set_dialling(Dialling::Refused);
     keeping.world.set_path("s-1", PathFault::Cut);
     sleep(Duration::from_millis(100)).await;
-    assert!(!keeping.is_handed_over());
+    assert!(!keeping.is_handed_over(true).await);
     keeping.world.set_dialling(Dialling::Connects);
-    let fresh = timeout(LIMIT, keeping.pool.open(ORIGINATOR, LIMIT, pending())).await.unwrap();
-    assert!(fresh.is_ok(), "{fresh:?}");
+    keeping.opens_a_fresh_one().await;
 }
 
 #[test]
