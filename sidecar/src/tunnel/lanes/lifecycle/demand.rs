@@ -153,7 +153,8 @@ impl<L: LaneHandle> Lifecycle<L> {
     }
 
     /// The number of the lane for a new connection: an active one before a draining one, one that is up before one that
-    /// is not, then the one with the fewest downloads and uploads, then with the fewest connections.
+    /// is not, then the one with the fewest downloads and uploads, then with the fewest connections, then the oldest: what
+    /// its connections do is known longest.
     ///
     /// Bulk transfers share the session's rate and slow each other down; any number of clients that ask and wait do
     /// not. And a connection that has just ended still counts for a moment, which must not put the next one of the same
@@ -163,8 +164,10 @@ impl<L: LaneHandle> Lifecycle<L> {
             self.lanes.iter().filter(|entry| !entry.lane.is_over() && is_eligible(entry));
         let load = |entry: &&Entry<L>| {
             let Entry { lane, state, .. } = entry;
-            let connections = (self.demand.carried(entry), lane.channels());
-            (*state, Reverse(lane.is_up()), lane.transfers(), connections)
+            let carried = self.demand.carried(entry);
+            // Not the difference the other way: connections that were just assigned have no SSH channel yet.
+            let ending = lane.channels().saturating_sub(carried);
+            (*state, Reverse(lane.is_up()), lane.transfers(), carried, ending)
         };
         eligible.min_by_key(load).map(|entry| entry.lane.number())
     }

@@ -34,6 +34,8 @@ struct Handle {
     number: u64,
     opened: Instant,
     signed: bool,
+    /// SSH channels: of the first lane one, of the others none yet.
+    channels: usize,
 }
 
 impl LaneHandle for Handle {
@@ -62,7 +64,7 @@ impl LaneHandle for Handle {
     }
 
     fn channels(&self) -> usize {
-        0
+        self.channels
     }
 }
 
@@ -85,7 +87,7 @@ impl Harness {
     fn with(limits: Limits, seed: u64) -> Self {
         let now = Instant::now();
         let mut lifecycle = Lifecycle::new(now, limits, seed);
-        lifecycle.add_first(Handle { number: 1, opened: now, signed: true });
+        lifecycle.add_first(Handle { number: 1, opened: now, signed: true, channels: 1 });
         Self {
             now,
             lifecycle,
@@ -183,7 +185,7 @@ impl Harness {
 
     /// For how long the service is expected to leave channels open.
     fn life(&self, signed: bool) -> Duration {
-        self.lifecycle.channel_life(&Handle { number: 0, opened: self.now, signed })
+        self.lifecycle.channel_life(&Handle { number: 0, opened: self.now, signed, channels: 0 })
     }
 
     fn lane(&mut self, number: u64) -> &mut FakeLane {
@@ -222,7 +224,7 @@ impl Harness {
         self.last_number += 1;
         self.lanes.insert(self.last_number, FakeLane::new(self.now));
         let (opened, signed) = (self.now, self.signed);
-        let lane = Handle { number: self.last_number, opened, signed };
+        let lane = Handle { number: self.last_number, opened, signed, channels: 0 };
         self.lifecycle.on_opened(self.now, lane);
         self.work();
         self.last_number
