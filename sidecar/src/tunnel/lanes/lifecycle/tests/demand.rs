@@ -134,7 +134,7 @@ fn burst_of_more_connections_than_lanes_is_spread_evenly() {
 /// `pg_dump -j8` has nine connections, and the first of them does little.
 #[test]
 fn ninth_of_nine_shares_the_lane_of_the_first_and_not_that_of_the_eighth() {
-    let mut harness = Harness::probed(8, ResumePermission::Granted);
+    let mut harness = Harness::knowing(8, ResumePermission::Granted);
     let clients = harness.connect_all(9);
     harness.open_lanes();
     assert_eq!(lane(&harness, clients[7]), Some(8));
