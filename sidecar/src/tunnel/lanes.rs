@@ -31,6 +31,7 @@ use self::{
     connection::Place,
     kept_connection::KeptConnection,
     lifecycle::{Action, LaneHandle, Lifecycle, Limits, PathHealth, ResumePermission},
+    stall::StallChange,
     supervisor::Supervisor,
 };
 use crate::{
@@ -261,8 +262,10 @@ impl LanePool {
             next = Some(next.map_or(again, |next: Instant| next.min(again)));
             let mut state = self.state.lock();
             match change {
-                Some(Some(stall)) => state.lifecycle.on_stalled(now, lane.number, stall),
-                Some(None) => state.lifecycle.on_answering(now, lane.number),
+                Some(StallChange::Began(stall)) => {
+                    state.lifecycle.on_stalled(now, lane.number, stall);
+                }
+                Some(StallChange::Ended) => state.lifecycle.on_answering(now, lane.number),
                 None => continue,
             }
             drop(state);

@@ -141,8 +141,7 @@ impl ToFailure for LaneError {
             Self::NoSshd { .. } => ErrorCode::SshUnreachable,
             Self::NotSsh { .. } => ErrorCode::SshProtocol,
             Self::OpenTimedOut { .. } => ErrorCode::TimeoutSession,
-            Self::Stalled { .. } => ErrorCode::SessionLost,
-            Self::NotReplaced(_) => ErrorCode::SessionLost,
+            Self::Stalled { .. } | Self::NotReplaced(_) => ErrorCode::SessionLost,
             Self::Stopping => ErrorCode::Internal,
         }
     }

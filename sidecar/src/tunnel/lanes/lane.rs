@@ -16,7 +16,7 @@ use super::{
     hang_up::{HangUp, Stage},
     host_key::{self, HostKeyType},
     open_session::OpenSession,
-    stall::{Silent, Stall, Waiting},
+    stall::{Silent, Stall, StallChange, Waiting},
 };
 use crate::{
     channel::{
@@ -163,8 +163,8 @@ impl Lane {
         self.session.channel.is_up() && self.stall.lock().is_none()
     }
 
-    /// Looks whether agent and sshd answer; returns when to look again, and the stall if that has changed.
-    pub(super) fn review(&self, now: Instant) -> (Instant, Option<Option<Stall>>) {
+    /// Looks whether agent and sshd answer; returns when to look again, and what has changed.
+    pub(super) fn review(&self, now: Instant) -> (Instant, Option<StallChange>) {
         let waiting = if self.session.channel.is_answering(now) {
             let agent = self.session.channel.waiting_since();
             Waiting { agent, sshd: self.ssh.unanswered_since() }
@@ -173,11 +173,15 @@ impl Lane {
         };
         let (stall, next) = waiting.review(now);
         let before = mem::replace(&mut *self.stall.lock(), stall);
-        let has_changed = before.is_some() != stall.is_some();
-        if has_changed {
+        let change = match (before, stall) {
+            (None, Some(stall)) => Some(StallChange::Began(stall)),
+            (Some(_), None) => Some(StallChange::Ended),
+            (None, None) | (Some(_), Some(_)) => None,
+        };
+        if change.is_some() {
             self.stall.notify();
         }
-        (next, has_changed.then_some(stall))
+        (next, change)
     }
 
     /// Who does not answer, while that is so.

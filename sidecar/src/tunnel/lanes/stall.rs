@@ -26,6 +26,13 @@ pub(super) struct Stall {
     pub(super) silent: Silent,
 }
 
+/// What has become of a lane.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum StallChange {
+    Began(Stall),
+    Ended,
+}
+
 /// Who does not answer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Silent {

@@ -6,11 +6,11 @@ use super::*;
 use crate::tunnel::lanes::PathChange;
 
 /// Supervises the lanes; returns what is reported to the runner, with the time since now.
-fn reports(started: &Started) -> mpsc::UnboundedReceiver<(Duration, PathChange)> {
-    let (sender, receiver) = mpsc::unbounded_channel();
+fn reports(started: &Started) -> mpsc::Receiver<(Duration, PathChange)> {
+    let (sender, receiver) = mpsc::channel(16);
     let (pool, began) = (Arc::clone(&started.pool), Instant::now());
     started.config.shutdown.spawn(async move {
-        let report = |change| sender.send((began.elapsed(), change)).unwrap_or(());
+        let report = |change| sender.try_send((began.elapsed(), change)).unwrap_or(());
         drop(pool.supervise(report).await);
     });
     receiver

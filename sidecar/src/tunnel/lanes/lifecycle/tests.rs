@@ -20,7 +20,7 @@ struct Harness {
     permission: ResumePermission,
     /// Whether the openings of new lanes are signed.
     signed: bool,
-    /// Whether the service has closed the WebSockets that are lost in order.
+    /// Whether the service has closed the `WebSockets` that are lost in order.
     in_order: bool,
     last_number: u64,
     /// Those that use their lane as soon as they have it.
