@@ -10,7 +10,7 @@ use std::{env, time::Duration};
 use futures_util::future::join_all;
 use serde_json::json;
 use tests::{
-    emulator::{AgentSettings, Break, Cut, Link, Pacing, Plan, Policy, Record},
+    emulator::{AgentBreak, AgentSettings, Break, Cut, Link, Pacing, Plan, Policy, Record},
     fixtures::{Sidecar, TcpServer, eventually, pattern, source_bytes},
 };
 use tokio::{
@@ -19,7 +19,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::world::{Failure, INSTANCE, LIMIT, Tunnel, World};
+use crate::{
+    echo::echoes,
+    world::{Failure, INSTANCE, LIMIT, Tunnel, World},
+};
 
 /// A path that loses one message in ten is slow: the real agent retransmits ten messages a second.
 const PATIENCE: Duration = Duration::from_mins(5);
@@ -96,6 +99,28 @@ async fn connection_outlives_an_agent_that_is_away_for_a_minute() {
     let exit = tunnel.close().await;
     let summary = exit.logs().pop().unwrap();
     assert_eq!(summary["resets"], 0, "{summary}");
+    world.finish().await;
+}
+
+/// Seen with the real agent: its own channel breaks when it has written a payload to sshd and not acknowledged it. It
+/// writes the payload again when that is sent again.
+#[tokio::test]
+async fn agent_that_writes_a_payload_twice_costs_its_lane_and_is_told_as_such() {
+    let world = World::with(|builder| builder.policy(Policy::full(INSTANCE))).await;
+    let server = TcpServer::echo().await.unwrap();
+    let mut tunnel = world.tunnel_with(server.port(), &json!({ "events": true })).await;
+    let session = world.emulator.journal().sessions().remove(0);
+    let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
+    assert!(echoes(&mut stream).await);
+    world.emulator.control().break_agent(&session, AgentBreak::WithNextPayload);
+    let upload = async { while stream.write_all(&[7; 64 * 1024]).await.is_ok() {} };
+    timeout(LIMIT, upload).await.expect("the upload goes on");
+    let reason = tunnel.sidecar.word("degraded", LIMIT).await.unwrap();
+    assert!(reason.contains("sshd") || reason.contains("corrupt"), "{reason}");
+    tunnel.sidecar.word("recovered", LIMIT).await.unwrap();
+    let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
+    assert!(echoes(&mut stream).await);
+    tunnel.close().await;
     world.finish().await;
 }
 

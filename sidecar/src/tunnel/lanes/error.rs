@@ -44,6 +44,12 @@ pub(crate) enum LaneError {
         /// Its words.
         received: Option<String>,
     },
+    /// The session of an open lane has ended as it does when sshd closes its connection.
+    #[error("the service ended the session, as it does when sshd closes its connection{}", Amid(*uploading))]
+    ClosedBySshd {
+        /// Whether bytes to sshd were in flight.
+        uploading: bool,
+    },
     /// The WebSocket is up, but the other end does not answer.
     #[error("{silent}")]
     Stalled { silent: Silent },
@@ -75,6 +81,7 @@ impl LaneError {
             | Self::NoSshd { .. }
             | Self::OpenTimedOut { .. }
             | Self::Stalled { .. }
+            | Self::ClosedBySshd { .. }
             | Self::Ssh(SshError::StreamEnded) => true,
             Self::HungUp(hang_up) => hang_up.retry() != Retry::Never,
             Self::Ssh(error) if error.is_key_refused() => false,
@@ -95,6 +102,16 @@ impl LaneError {
                     }
                     None => hang_up.into(),
                 }
+            }
+            other => other,
+        }
+    }
+
+    /// Replaces the end of the session of an open lane by that of sshd, if that is what this is.
+    pub(super) fn or_closed_by_sshd(self, uploading: bool) -> Self {
+        match self {
+            Self::Channel(ChannelEnd::Closed(reason)) if is_end_of_server(&reason) => {
+                Self::ClosedBySshd { uploading }
             }
             other => other,
         }
@@ -141,6 +158,7 @@ impl ToFailure for LaneError {
             Self::NoSshd { .. } => ErrorCode::SshUnreachable,
             Self::NotSsh { .. } => ErrorCode::SshProtocol,
             Self::OpenTimedOut { .. } => ErrorCode::TimeoutSession,
+            Self::ClosedBySshd { .. } => ErrorCode::SessionEnded,
             Self::Stalled { .. } | Self::NotReplaced(_) => ErrorCode::SessionLost,
             Self::Stopping => ErrorCode::Internal,
         }
@@ -159,6 +177,10 @@ impl ToFailure for LaneError {
             ),
             Self::NotSsh { port, .. } => {
                 format!("set `bastion.ssh_port` to sshd's port: {port} is another server's")
+            }
+            Self::ClosedBySshd { .. } => {
+                "see sshd's log on the bastion for why; look in CloudTrail for who called TerminateSession, if it has none"
+                    .to_owned()
             }
             Self::Stalled { silent: Silent::Agent } => {
                 "look whether the bastion is overloaded or short of memory, and in the log of its SSM agent".to_owned()
@@ -203,5 +225,15 @@ impl fmt::Display for Sent<'_> {
             Some(words) => write!(formatter, ": it sent `{words}`"),
             None => Ok(()),
         }
+    }
+}
+
+struct Amid(bool);
+
+impl fmt::Display for Amid {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Seen with the real agent.
+        let text = ", amid an upload: the SSM agent repeats bytes that sshd has when its own connection to AWS breaks";
+        if self.0 { formatter.write_str(text) } else { Ok(()) }
     }
 }

@@ -141,11 +141,12 @@ impl Lane {
 
     /// Completes when the lane is over, with the reason. Cancel-safe.
     pub(crate) async fn ended(&self) -> LaneError {
-        tokio::select! {
+        let reason = tokio::select! {
             biased;
             end = self.session.channel.ended() => end.into(),
             error = self.ssh.ended() => self.session.explain(error).await,
-        }
+        };
+        reason.or_closed_by_sshd(self.session.channel.statistics().bytes_in_flight > 0)
     }
 
     /// When its data channel was opened: the service limits its life from then on.
