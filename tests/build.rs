@@ -4,11 +4,14 @@
 use std::{env, path::PathBuf};
 
 fn main() {
-    let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty()).map(PathBuf::from);
     let cache = cache.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache")));
     // As in `tests/later-debian`.
     let folder = cache.unwrap_or_default().join("ssm-sidecar-tests/later-debian");
     println!("cargo::rustc-env=LATER_DEBIAN={}", folder.display());
+    for name in ["HOME", "XDG_CACHE_HOME"] {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
     println!("cargo::rerun-if-changed=build.rs");
     for release in RELEASES {
         let ready = folder.join(release).join("ready");

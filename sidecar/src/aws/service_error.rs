@@ -66,6 +66,10 @@ impl<'a> ServiceError<'a> {
                 let hint = "check `aws.region`; Session Manager must be offered there";
                 ApiError::new(ApiErrorKind::Account, message, hint)
             }
+            Kind::RegionDisabled if is_enabled_by_default(&call.endpoint.region) => {
+                let hint = "finish the sign-up of the AWS account, or see in its billing console whether it is suspended";
+                account(call, &self.quoted(), hint)
+            }
             Kind::RegionDisabled => {
                 account(call, &self.quoted(), &region_hint(&call.endpoint.region))
             }

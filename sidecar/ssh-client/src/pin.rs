@@ -68,12 +68,8 @@ impl FromStr for HostKeyPin {
         if text.is_empty() {
             return Err(PinError::Empty);
         }
-        if let Some(marker) = text.strip_prefix('@') {
-            return Err(match marker.split_whitespace().next() {
-                Some("revoked") => PinError::Revoked,
-                Some("cert-authority") => PinError::CertificateAuthority,
-                _ => PinError::Marker,
-            });
+        if let Some(error) = marker_of(text) {
+            return Err(error);
         }
         let mut words = text.split_whitespace();
         let is_known =
@@ -98,6 +94,24 @@ impl FromStr for HostKeyPin {
         }
         Ok(Self::Key(Box::new(key)))
     }
+}
+
+/// The marker of a line of `known_hosts`, before its key, whatever a list, a quotation or a search has put in front.
+/// What stands behind the key is a comment.
+fn marker_of(text: &str) -> Option<PinError> {
+    let is_key = |word: &str| is_key_type(word) || word.starts_with("SHA256:");
+    let before = text.split_whitespace().take_while(|word| !is_key(word));
+    before.map(|word| word.trim_start_matches(|c: char| !c.is_alphanumeric() && c != '@')).find_map(
+        |word| {
+            if word.contains("@revoked") {
+                Some(PinError::Revoked)
+            } else if word.contains("@cert-authority") {
+                Some(PinError::CertificateAuthority)
+            } else {
+                word.starts_with('@').then_some(PinError::Marker)
+            }
+        },
+    )
 }
 
 /// Why a pin could not be parsed. The message quotes nothing but the key's type.
@@ -204,6 +218,14 @@ mod tests {
             ("hashed host", format!("|1|abc=|def= {LINE}"), Ok(key.clone())),
             ("key before a fingerprint", format!("{LINE} {FINGERPRINT}"), Ok(key.clone())),
             ("revoked", format!("@revoked * {LINE}"), Err(PinError::Revoked)),
+            ("revoked, in a list", format!("- @revoked vm {LINE}"), Err(PinError::Revoked)),
+            (
+                "revoked, found by grep",
+                format!("known_hosts:3:@revoked vm {LINE}"),
+                Err(PinError::Revoked),
+            ),
+            ("revoked, quoted", format!("> @revoked vm {LINE}"), Err(PinError::Revoked)),
+            ("revoked, invisibly", format!("\u{200b}@revoked vm {LINE}"), Err(PinError::Revoked)),
             (
                 "authority",
                 format!(" @cert-authority *.example {LINE}"),

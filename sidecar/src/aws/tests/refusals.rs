@@ -239,9 +239,7 @@ const REFUSALS: [(u16, &str, &str, ErrorCode, bool, &str, &str); 24] = [
         false,
         "a setting of the account does not allow StartSession: `OptInRequired: You are not subscribed \
          to this service`",
-        "make sure that the account has enabled the region `ap-northeast-1` (AWS Account Management, \
-         AWS Regions: it is off until somebody opts in) and that temporary keys come from a regional STS \
-         endpoint",
+        "finish the sign-up of the AWS account, or see in its billing console whether it is suspended",
     ),
     (
         400,

@@ -170,7 +170,8 @@ pub(super) fn is_end_of_server(reason: &str) -> bool {
 /// contact your system administrator"), `pam_faillock` ("The account is locked due to 3 failed logins").
 fn is_about_the_account(words: &str) -> bool {
     let words = words.to_lowercase();
-    ["expired", "locked", "disabled"].iter().any(|word| words.contains(word))
+    words.contains("account")
+        && ["expired", "locked", "disabled"].iter().any(|word| words.contains(word))
 }
 
 fn cut(words: &str) -> String {

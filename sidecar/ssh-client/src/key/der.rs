@@ -59,11 +59,14 @@ pub(super) fn with_public_key(der: &[u8]) -> Option<WithPublicKey<'_>> {
     let mut version_1 = Zeroizing::new(Vec::with_capacity(der.len()));
     let length = VERSION_1.len() + algorithm_and_key.len();
     version_1.push(SEQUENCE);
-    if let Ok(short @ ..=0x7f) = u8::try_from(length) {
-        version_1.push(short);
-    } else {
-        version_1.push(0x82);
-        version_1.extend(u16::try_from(length).ok()?.to_be_bytes());
+    // The shortest form, as DER demands it.
+    match u8::try_from(length) {
+        Ok(short @ ..=0x7f) => version_1.push(short),
+        Ok(longer) => version_1.extend([0x81, longer]),
+        Err(_) => {
+            version_1.push(0x82);
+            version_1.extend(u16::try_from(length).ok()?.to_be_bytes());
+        }
     }
     version_1.extend_from_slice(VERSION_1);
     version_1.extend_from_slice(algorithm_and_key);

@@ -51,10 +51,12 @@ pub(super) fn unwrapped(text: &str) -> Option<Zeroizing<String>> {
     let content = Zeroizing::new(ENGINE.decode(base64.as_bytes()).ok()?);
     if content.starts_with(b"openssh-key-v1\0") {
         let label = "OPENSSH PRIVATE KEY";
-        return Some(Zeroizing::new(format!(
-            "-----BEGIN {label}-----\n{}\n-----END {label}-----\n",
-            &*base64
-        )));
+        // Never grown, which would leave a copy behind.
+        let mut whole = Zeroizing::new(String::with_capacity(base64.len() + 4 * label.len()));
+        for part in ["-----BEGIN ", label, "-----\n", &*base64, "\n-----END ", label, "-----\n"] {
+            whole.push_str(part);
+        }
+        return Some(whole);
     }
     let inside = std::str::from_utf8(&content).ok()?;
     let is_key = ["-----BEGIN ", "PuTTY-User-Key-File-"].iter().any(|start| inside.contains(start));
