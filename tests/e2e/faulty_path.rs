@@ -113,7 +113,8 @@ async fn agent_that_writes_a_payload_twice_costs_its_lane_and_is_told_as_such() 
     let mut stream = TcpStream::connect(("127.0.0.1", tunnel.port)).await.unwrap();
     assert!(echoes(&mut stream).await);
     world.emulator.control().break_agent(&session, AgentBreak::WithNextPayload);
-    let upload = async { while stream.write_all(&[7; 64 * 1024]).await.is_ok() {} };
+    let payload = vec![7; 64 * 1024];
+    let upload = async { while stream.write_all(&payload).await.is_ok() {} };
     timeout(LIMIT, upload).await.expect("the upload goes on");
     let reason = tunnel.sidecar.word("degraded", LIMIT).await.unwrap();
     assert!(reason.contains("sshd") || reason.contains("corrupt"), "{reason}");

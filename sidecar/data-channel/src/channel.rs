@@ -287,6 +287,12 @@ impl DataChannel {
         self.outgoing.congestion().limits()
     }
 
+    /// Whether written bytes are held back: by a pause, the window, a limit of the rate, or the loss of the WebSocket.
+    #[must_use]
+    pub fn holds_bytes(&self) -> bool {
+        self.path != PathState::Up || self.outgoing.has_unsent()
+    }
+
     /// Since when messages are in flight and nothing has come from the agent; `None` while none is in flight, during a
     /// pause and without a WebSocket. The service answers pings for an agent that is gone.
     #[must_use]
@@ -491,7 +497,8 @@ impl DataChannel {
     /// Lets the pause end [`QUIET`] after the last message in flight was acknowledged: the service holds nothing any
     /// more then, and `start_publication` may have been lost.
     fn shorten_pause(&mut self, now: Instant) {
-        if self.path == PathState::Paused && self.outgoing.in_flight().is_empty() {
+        // Those set aside will not be acknowledged.
+        if self.path == PathState::Paused && self.outgoing.in_flight().counted() == 0 {
             self.timers.bring_forward(Timer::Pause, now + QUIET);
         }
     }

@@ -12,7 +12,7 @@
 //! | pause during an upload in larger messages | at most half of the window of then | no limit yet | 1,024 bytes |
 //! | close soon after a pause, or during a fast upload | the same, beginning with 16 messages | half, else the same | 1,024 bytes |
 //! | close while larger messages are in flight | | | 1,024 bytes |
-//! | ten seconds in which a limit held bytes back | 1/16 more | 1/16 more; 1/4 beyond the rate at which it showed | |
+//! | ten seconds in which this limit held bytes back | 1/16 more | 1/16 more; 1/4 beyond the rate at which it showed | |
 //! | a session that was resumed, without a limit so far | grows beyond 256 KiB, slowly | | |
 //!
 //! Only a session that was resumed before goes beyond the proven 256 KiB, so that a close pauses the connections and
@@ -123,7 +123,7 @@ impl Congestion {
         let Some(bucket) = &mut self.bucket else { return true };
         let admitted = bucket.admits(bytes, now);
         if !admitted {
-            self.on_held_back(now);
+            self.on_held_back(Limit::Rate, now);
         }
         admitted
     }
@@ -145,7 +145,7 @@ impl Congestion {
     pub(crate) fn on_acknowledged(&mut self, bytes: usize, rtt: &RoundTrip, now: Instant) {
         self.window.on_acknowledged(bytes, self.window_limited, rtt, now);
         if self.window_limited && self.ceiling.is_some() && self.window.is_at_maximum() {
-            self.on_held_back(now);
+            self.on_held_back(Limit::Window, now);
         }
     }
 
@@ -178,7 +178,9 @@ impl Congestion {
         let sent = self.meter.last_second(now);
         let follows_pause =
             self.paused_at.is_some_and(|at| now.saturating_duration_since(at) < AFTER_A_PAUSE);
-        let rate = self.bucket.as_ref().map_or(sent, |bucket| bucket.bytes_per_second().max(sent));
+        let limit = self.bucket.as_ref().map_or(0, Bucket::bytes_per_second);
+        // A limit that was not reached proves nothing; soon after a pause, little was sent because of it.
+        let rate = if sent >= FAST { sent } else { limit.max(sent) };
         self.is_congested = sent >= FAST || (follows_pause && rate >= SIGNIFICANT);
         if self.is_congested {
             self.limit(rate, rate / 2, now);
@@ -203,7 +205,7 @@ impl Congestion {
 
     /// The service has shown a limit when `shown` bytes a second were sent; from now on at most `rate` are.
     fn limit(&mut self, shown: usize, rate: usize, now: Instant) {
-        self.ceiling = Some((self.window.messages() / 2).max(MINIMUM_CEILING));
+        self.ceiling = Some((self.window.messages() / 2).clamp(MINIMUM_CEILING, PROVEN));
         self.limited_since = None;
         // Large messages are the first suspect: the rate may be none.
         if self.message_bytes() <= PROVEN_MESSAGE {
@@ -218,8 +220,8 @@ impl Congestion {
         self.bound_window();
     }
 
-    /// Raises the limits after [`CLIMB_AFTER`] in which they held bytes back.
-    fn on_held_back(&mut self, now: Instant) {
+    /// Raises the limit that holds bytes back, after [`CLIMB_AFTER`] in which one did.
+    fn on_held_back(&mut self, limit: Limit, now: Instant) {
         let since = *self.limited_since.get_or_insert(now);
         if now.saturating_duration_since(since) < CLIMB_AFTER {
             return;
@@ -229,13 +231,16 @@ impl Congestion {
         let climb =
             if rate.is_some_and(|rate| rate < self.shown_rate) { CLIMB } else { CLIMB_BEYOND };
         let more = |limit: usize| limit + limit / climb;
-        if let Some(bucket) = &mut self.bucket {
-            match more(bucket.bytes_per_second()) {
+        match (limit, &mut self.bucket) {
+            (Limit::Rate, Some(bucket)) => match more(bucket.bytes_per_second()) {
                 rate if rate >= UNLIMITED_RATE => self.bucket = None,
                 rate => bucket.set_rate(rate, now),
+            },
+            (Limit::Rate, None) => (),
+            (Limit::Window, _) => {
+                self.ceiling = self.ceiling.map(more).filter(|ceiling| *ceiling < PROVEN);
             }
         }
-        self.ceiling = self.ceiling.map(more).filter(|ceiling| *ceiling < PROVEN);
         self.bound_window();
     }
 
@@ -245,8 +250,15 @@ impl Congestion {
     }
 
     const fn is_limited(&self) -> bool {
-        self.bucket.is_some() || self.ceiling.is_some() || self.small_messages
+        self.bucket.is_some() || self.ceiling.is_some()
     }
+}
+
+/// A limit that the service has shown.
+#[derive(Clone, Copy, Debug)]
+enum Limit {
+    Rate,
+    Window,
 }
 
 /// Largest payload proven for sustained uploads, in bytes (docs/ssm-protocol.md, section 9.2).
@@ -373,7 +385,6 @@ mod tests {
         let mut congestion = Congestion::new(8 * KIB, UploadLimits::default(), now);
         congestion.on_path_lost(true, now);
         assert_eq!(congestion.message_bytes(), KIB);
-        assert!(congestion.limits().is_limited());
     }
 
     #[test]
@@ -396,7 +407,7 @@ mod tests {
         assert!((0..10).all(|second| fill(&mut congestion, second) <= 4));
         assert_eq!(congestion.limits(), limits);
         fill(&mut congestion, 10);
-        let raised = UploadLimits { bytes_per_second: Some(80_000), window: Some(80), ..limits };
+        let raised = UploadLimits { bytes_per_second: Some(80_000), ..limits };
         assert_eq!(congestion.limits(), raised);
     }
 
@@ -418,6 +429,6 @@ mod tests {
         assert_eq!(grow(&mut congestion), 4_096);
         send(&mut congestion, 1_000, now);
         congestion.on_pause(now);
-        assert_eq!(grow(&mut congestion), 2_048, "half of what was in use");
+        assert_eq!(grow(&mut congestion), 256, "a limit has shown");
     }
 }

@@ -125,6 +125,10 @@ impl Outgoing {
         self.handshake_response.is_some()
     }
 
+    pub(crate) fn has_unsent(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+
     pub(crate) fn writable(&self) -> usize {
         if self.next.is_none() || self.termination != Termination::None {
             return 0;
@@ -171,23 +175,22 @@ impl Outgoing {
         if held && !ending && self.handshake_response.is_none() {
             return None;
         }
+        let length = self.congestion.message_bytes().min(self.unsent.len());
+        let room = self.has_room(length);
+        if length > 0 && !room && mem::take(&mut self.probe) {
+            // Before all that is sent again: it may be that nothing of that is ever acknowledged.
+            return self.send_next(length, now, encoder);
+        }
         if let Some(frame) = self.poll_resend(now) {
             return Some(Transmit { frame, first: None });
         }
         if let Some(response) = self.handshake_response.take() {
             return self.send(PayloadType::HandshakeResponse, &response, now, encoder);
         }
-        let length = self.congestion.message_bytes().min(self.unsent.len());
-        let room = self.has_room(length);
-        let sendable = length > 0 && (room || self.probe);
-        if sendable && (ending || self.is_admitted(length, now)) {
-            self.probe &= room;
-            let mut unsent = mem::take(&mut self.unsent);
-            let payload = unsent.get(..length).unwrap_or_default();
-            let transmit = self.send(PayloadType::Output, payload, now, encoder);
-            unsent.advance(length);
-            self.unsent = unsent;
-            return transmit;
+        // A large message that waits for the rate must not be overtaken by small ones for ever.
+        let waits_for_rate = self.rate_limited && !ending;
+        if length > 0 && room && !waits_for_rate && (ending || self.is_admitted(length, now)) {
+            return self.send_next(length, now, encoder);
         }
         if ending {
             self.unsent.clear();
@@ -226,6 +229,7 @@ impl Outgoing {
     /// Queues overdue messages to be sent again, and sets those aside that will not be acknowledged.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         self.pacing.handle_timeout(now);
+        self.rate_limited &= self.congestion.next_burst().is_some_and(|due| due > now);
         if self.frozen_since.is_some() || self.earliest_due.is_none_or(|due| due > now) {
             return;
         }
@@ -409,6 +413,21 @@ impl Outgoing {
         let admitted = self.congestion.admits(length, now);
         self.rate_limited = !admitted;
         admitted
+    }
+
+    /// Sends the first `length` bytes that were not sent before.
+    fn send_next(
+        &mut self,
+        length: usize,
+        now: Instant,
+        encoder: &mut Encoder,
+    ) -> Option<Transmit> {
+        let mut unsent = mem::take(&mut self.unsent);
+        let payload = unsent.get(..length).unwrap_or_default();
+        let transmit = self.send(PayloadType::Output, payload, now, encoder);
+        unsent.advance(length);
+        self.unsent = unsent;
+        transmit
     }
 
     fn send(

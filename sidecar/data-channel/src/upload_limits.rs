@@ -19,10 +19,4 @@ impl UploadLimits {
     pub const fn bytes_per_second(&self) -> Option<usize> {
         self.bytes_per_second
     }
-
-    /// Whether anything is limited.
-    #[must_use]
-    pub const fn is_limited(&self) -> bool {
-        self.bytes_per_second.is_some() || self.window.is_some() || self.small_messages
-    }
 }

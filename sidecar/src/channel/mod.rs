@@ -282,6 +282,11 @@ impl ChannelHandle {
         state.is_up() && now.saturating_duration_since(state.heard_at) < liveness::SILENT
     }
 
+    /// Whether bytes are held back, by a pause of the service, the window or a limit of the rate.
+    pub(crate) fn holds_bytes(&self) -> bool {
+        self.shared.lock().channel.holds_bytes()
+    }
+
     /// Since when the agent owes an answer; `None` while it owes none.
     pub(crate) fn waiting_since(&self) -> Option<Instant> {
         self.shared.lock().channel.waiting_since()

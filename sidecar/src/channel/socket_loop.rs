@@ -132,8 +132,11 @@ impl<'a> SocketLoop<'a> {
             let Some(frame) = frame else { break };
             self.feed(Frame::Message(frame))?;
         }
+        let mut state = self.shared.lock();
         // What was sent may have made room in the channel.
-        self.shared.lock().wake_stream();
+        state.wake_stream();
+        state.note_limits();
+        drop(state);
         match Pin::new(&mut self.socket).poll_flush(context) {
             Poll::Ready(Err(error)) => Err(lost(&error)),
             _ => Ok(()),

@@ -15,6 +15,8 @@ pub(super) struct State {
     pub(super) channel: DataChannel,
     /// Shared by all channels.
     upload_limits: Arc<Mutex<UploadLimits>>,
+    /// What this one has told, or began with.
+    noted_limits: UploadLimits,
     /// Set when the handshake is done.
     pub(super) agent_version: Option<String>,
     pub(super) end: Option<ChannelEnd>,
@@ -63,6 +65,7 @@ pub(crate) struct Disconnected {
 impl State {
     pub(super) fn new(channel: DataChannel, upload_limits: Arc<Mutex<UploadLimits>>) -> Self {
         Self {
+            noted_limits: channel.upload_limits(),
             channel,
             upload_limits,
             agent_version: None,
@@ -105,9 +108,7 @@ impl State {
     }
 
     pub(super) fn on_end(&mut self, end: ChannelEnd) {
-        if let ChannelEnd::Closed(_) = end {
-            self.note_limits();
-        }
+        self.note_limits();
         self.end.get_or_insert(end);
         self.reader.wake();
         self.writer.wake();
@@ -133,10 +134,11 @@ impl State {
         self.channel.is_congested()
     }
 
-    /// Tells the channels opened later what this one has learned.
-    fn note_limits(&self) {
+    /// Tells the channels opened later what this one has learned since the last time.
+    pub(super) fn note_limits(&mut self) {
         let limits = self.channel.upload_limits();
-        if limits.is_limited() {
+        if limits != self.noted_limits {
+            self.noted_limits = limits;
             *self.upload_limits.lock() = limits;
         }
     }

@@ -25,7 +25,7 @@ use std::{
 };
 
 use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
-use tokio::{sync::Notify, time::Instant as TokioInstant};
+use tokio::{sync::Notify, task::yield_now, time::Instant as TokioInstant};
 
 use self::{
     connection::Place,
@@ -140,6 +140,8 @@ impl LanePool {
                 // Lost, or stalled, after it was chosen; nothing was sent to the target yet.
                 Err(ChannelOpenError::Lost(_)) => {
                     self.state.lock().lifecycle.on_lane_missed(now(), place.id);
+                    // Whatever is assigned now, the supervisor gets its turn.
+                    yield_now().await;
                 }
                 outcome => return Ok(Connection::new(outcome?, lane.number, place)),
             }

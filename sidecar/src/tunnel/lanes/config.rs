@@ -59,6 +59,9 @@ impl LaneConfig {
         ssh.pins.clone_from(&settings.bastion.pins);
         ssh.compression = settings.tunnel.compression;
         ssh.keepalive_interval = Some(SSH_KEEPALIVE);
+        // The lane of a silent sshd is given up by the time of an outage, not before.
+        let requests = settings.timeouts.reconnect.as_secs() / SSH_KEEPALIVE.as_secs() + 2;
+        ssh.keepalive_max = u32::try_from(requests).unwrap_or(u32::MAX);
         // One more than clients may open: the probe connection may still be open.
         ssh.max_channels = settings.tunnel.max_connections + 1;
         let start = settings.timeouts.ready;

@@ -1,7 +1,6 @@
 //! One lane: a session, its data channel and the SSH connection inside.
 
 use std::{
-    mem,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -167,13 +166,17 @@ impl Lane {
     /// Looks whether agent and sshd answer; returns when to look again, and what has changed.
     pub(super) fn review(&self, now: Instant) -> (Instant, Option<StallChange>) {
         let waiting = if self.session.channel.is_answering(now) {
-            let agent = self.session.channel.waiting_since();
-            Waiting { agent, sshd: self.ssh.unanswered_since() }
+            let channel = &self.session.channel;
+            let sshd = if channel.holds_bytes() { None } else { self.ssh.unanswered_since() };
+            Waiting { agent: channel.waiting_since(), sshd }
         } else {
             Waiting::default()
         };
-        let (stall, next) = waiting.review(now);
-        let before = mem::replace(&mut *self.stall.lock(), stall);
+        let mut known = self.stall.lock();
+        let before = *known;
+        let (stall, next) = waiting.review(before, now);
+        *known = stall;
+        drop(known);
         let change = match (before, stall) {
             (None, Some(stall)) => Some(StallChange::Began(stall)),
             (Some(_), None) => Some(StallChange::Ended),

@@ -53,6 +53,8 @@ pub(super) struct Lifecycle<L> {
     not_before: Instant,
     /// Between attempts to open a further lane; `None` after one that succeeded.
     add_backoff: Option<Backoff>,
+    /// Logins refused since a lane was opened last.
+    logins_refused: u32,
     demand: Demand,
     resumption: Resumption,
     /// The lane before whose replacement resumption was probed last.
@@ -202,8 +204,6 @@ struct Outage {
     deadline: Instant,
     last: LaneError,
     backoff: Backoff,
-    /// Logins refused so far.
-    logins_refused: u32,
 }
 
 impl<L: LaneHandle> Lifecycle<L> {
@@ -216,6 +216,7 @@ impl<L: LaneHandle> Lifecycle<L> {
             open_state: OpenState::Idle,
             not_before: now,
             add_backoff: None,
+            logins_refused: 0,
             demand: Demand::default(),
             resumption: Resumption::Unknown,
             probed: None,
@@ -261,6 +262,7 @@ impl<L: LaneHandle> Lifecycle<L> {
     pub(super) fn on_opened(&mut self, now: Instant, lane: L) {
         self.open_state = OpenState::Idle;
         self.add_backoff = None;
+        self.logins_refused = 0;
         if self.lanes.is_empty() {
             self.on_outage_over(now);
         }
@@ -283,11 +285,13 @@ impl<L: LaneHandle> Lifecycle<L> {
     /// A lane could not be opened.
     pub(super) fn on_open_failed(&mut self, now: Instant, error: LaneError) {
         self.open_state = OpenState::Idle;
-        let usable = self.usable();
+        let is_refused = error.is_login_refused() && self.logins_refused < LOGIN_RETRIES;
+        self.logins_refused += u32::from(is_refused);
+        let is_stalled = self.usable() == 0 && self.lanes.iter().any(|entry| entry.stall.is_some());
         let Health::Outage(outage) = &mut self.health else {
-            if usable == 0 {
-                warn!(%error, "a session in place of the stalled one could not be opened, retrying");
-                self.not_before = now + STALLED_DELAY;
+            if is_refused || is_stalled && error.is_transient() {
+                warn!(%error, "a session in place of another could not be opened, retrying");
+                self.not_before = now + if is_refused { LOGIN_DELAY } else { STALLED_DELAY };
                 return;
             }
             warn!(%error, "a further session could not be opened; connections share the open ones");
@@ -298,9 +302,8 @@ impl<L: LaneHandle> Lifecycle<L> {
             self.on_lane_refused(now);
             return;
         };
-        let delay = if error.is_login_refused() && outage.logins_refused < LOGIN_RETRIES {
+        let delay = if is_refused {
             // After a reboot, keys may come back later than sshd.
-            outage.logins_refused += 1;
             LOGIN_DELAY
         } else if error.is_transient() {
             outage.backoff.next_delay()
@@ -339,7 +342,8 @@ impl<L: LaneHandle> Lifecycle<L> {
             LaneState::Draining => debug!(lane = number, %reason, "drained lane ended"),
         }
         if self.lanes.is_empty() {
-            let began = disconnected.map_or(now, |disconnected| disconnected.since);
+            let stalled = entry.stall.map_or(now, |stall| stall.since);
+            let began = disconnected.map_or(stalled, |disconnected| disconnected.since);
             self.on_outage(now, began, reason);
         }
         Some(entry.lane)
@@ -521,7 +525,7 @@ impl<L: LaneHandle> Lifecycle<L> {
                 let deadline = (disconnected + reconnect).max(now + reconnect / NEW_SESSION_SHARE);
                 self.seed = self.seed.wrapping_add(1);
                 let backoff = Backoff::seeded(FIRST_DELAY, self.seed);
-                Outage { deadline, last: reason, backoff, logins_refused: 0 }
+                Outage { deadline, last: reason, backoff }
             }
         };
         self.health = Health::Outage(outage);

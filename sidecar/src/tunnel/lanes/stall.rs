@@ -2,7 +2,7 @@
 //!
 //! The gateway answers pings for an agent that is gone, and the agent acknowledges for an sshd that is stuck. So a lane
 //! is *stalled* when one of them owes an answer for too long: the agent, while messages are in flight (and none is paused);
-//! sshd, while a keepalive request is unanswered that the agent has acknowledged. An idle lane sends such a request after
+//! sshd, while a keepalive request is unanswered that was sent and that the agent has acknowledged. An idle lane sends such a request after
 //! 20 s, one that has just sent something after 4 s.
 
 use std::{
@@ -41,8 +41,15 @@ pub(crate) enum Silent {
 }
 
 impl Waiting {
-    /// The stall at `now`, if there is one, and when to look again.
-    pub(super) fn review(self, now: Instant) -> (Option<Stall>, Instant) {
+    /// The stall at `now`, if there is one, and when to look again. `before`: what the last review has found.
+    pub(super) fn review(self, before: Option<Stall>, now: Instant) -> (Option<Stall>, Instant) {
+        if let Some(stall) = before
+            && stall.silent == Silent::Sshd
+            && self.sshd == Some(stall.since)
+        {
+            // Whatever is under way to the agent at the moment.
+            return (Some(stall), now + REVIEW_STALLED);
+        }
         let (stall, patience) = match (self.agent, self.sshd) {
             (Some(since), _) => (Stall { since, silent: Silent::Agent }, AGENT_PATIENCE),
             (None, Some(since)) => (Stall { since, silent: Silent::Sshd }, SSHD_PATIENCE),
@@ -82,21 +89,23 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let agent = Waiting { agent: Some(start), sshd: None };
-        assert_eq!(agent.review(at(7)), (None, at(8)));
+        assert_eq!(agent.review(None, at(7)), (None, at(8)));
         let stall = Stall { since: start, silent: Silent::Agent };
-        assert_eq!(agent.review(at(8)), (Some(stall), at(8) + REVIEW_STALLED));
+        assert_eq!(agent.review(None, at(8)), (Some(stall), at(8) + REVIEW_STALLED));
         let sshd = Waiting { agent: None, sshd: Some(start) };
-        assert_eq!(sshd.review(at(3)), (None, at(4)));
-        assert!(sshd.review(at(4)).0.is_some());
+        assert_eq!(sshd.review(None, at(3)), (None, at(4)));
+        let stall = sshd.review(None, at(4)).0;
+        assert!(stall.is_some());
         // What the agent has not acknowledged, sshd cannot have answered.
         let both = Waiting { agent: Some(at(3)), sshd: Some(start) };
-        assert_eq!(both.review(at(4)), (None, at(11)));
+        assert_eq!(both.review(None, at(4)), (None, at(11)));
+        assert_eq!(both.review(stall, at(5)).0, stall, "it is over when sshd answers");
     }
 
     #[test]
     fn idle_lane_is_looked_at_before_anything_can_be_overdue() {
         let now = Instant::now();
-        let (stall, next) = Waiting::default().review(now);
+        let (stall, next) = Waiting::default().review(None, now);
         assert!(stall.is_none() && next <= now + SSHD_PATIENCE);
     }
 }

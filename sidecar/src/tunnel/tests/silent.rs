@@ -44,6 +44,25 @@ async fn silence_is_noticed_within_10_seconds_and_new_connections_go_elsewhere()
 }
 
 #[tokio::test(start_paused = true)]
+async fn connection_that_comes_while_no_lane_answers_waits_for_one() {
+    for sessions in [1, 2] {
+        let rest = format!(r#", "tunnel": {{"sessions": {sessions}}}"#);
+        let started = Started::new(World::default(), &rest).await;
+        let mut reports = reports(&started);
+        started.world.set_start_fails(true);
+        started.world.set_path("s-1", PathFault::AgentGone);
+        assert!(matches!(reports.recv().await.unwrap().1, PathChange::Degraded(_)));
+        let connecting = started.connect();
+        tokio::pin!(connecting);
+        assert!(timeout(10 * SECOND, &mut connecting).await.is_err(), "{sessions} sessions");
+        started.world.set_start_fails(false);
+        let channel = connecting.await;
+        assert_eq!(echo(&channel, b"on the next").await.unwrap(), b"on the next");
+        started.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn silence_of_an_idle_lane_is_noticed_within_30_seconds() {
     for fault in [PathFault::AgentGone, PathFault::SshdStuck] {
         let started = Started::new(World::default(), "").await;

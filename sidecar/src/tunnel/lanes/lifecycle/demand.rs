@@ -160,8 +160,9 @@ impl<L: LaneHandle> Lifecycle<L> {
     /// not. And a connection that has just ended still counts for a moment, which must not put the next one of the same
     /// client beside a download.
     fn least_loaded(&self, is_eligible: impl Fn(&Entry<L>) -> bool) -> Option<u64> {
-        let eligible =
-            self.lanes.iter().filter(|entry| !entry.lane.is_over() && is_eligible(entry));
+        // A stalled lane would be missed at once, see [`on_lane_missed`](Self::on_lane_missed).
+        let is_usable = |entry: &&Entry<L>| entry.stall.is_none() && !entry.lane.is_over();
+        let eligible = self.lanes.iter().filter(is_usable).filter(|entry| is_eligible(entry));
         let load = |entry: &&Entry<L>| {
             let Entry { lane, state, .. } = entry;
             let carried = self.demand.carried(entry);

@@ -66,7 +66,7 @@ fn attempts_to_replace_a_stalled_lane_follow_each_other_within_a_second_until_it
     assert_eq!(harness.notes(), ["degraded: cable cut", "open"]);
     // It was silent for eight seconds by then.
     for _ in 0..RECONNECT.as_secs() - 8 - 1 {
-        harness.open_failed(permanent());
+        harness.open_failed(transient());
         assert!(harness.notes().is_empty());
         harness.pass(SECOND);
         assert_eq!(harness.notes(), ["open"]);
@@ -102,4 +102,28 @@ fn refused_login_within_an_outage_is_tried_again_three_times_a_quarter_of_a_minu
     }
     harness.open_failed(refused());
     assert!(matches!(harness.gave_up, Some(LaneError::Ssh(_))), "{harness:?}");
+}
+
+#[test]
+fn refused_login_beside_a_stalled_lane_is_not_repeated_every_second() {
+    let mut harness = Harness::knowing(1, ResumePermission::Granted);
+    harness.stall(1);
+    harness.notes();
+    harness.open_failed(permanent());
+    harness.pass(2 * SECOND);
+    assert!(harness.notes().is_empty(), "an error that stays");
+}
+
+#[test]
+fn connection_while_every_lane_is_stalled_waits_for_another() {
+    for sessions in [1, 2] {
+        let mut harness = Harness::knowing(sessions, ResumePermission::Granted);
+        harness.stall(1);
+        let client = harness.lifecycle.on_connected(harness.now);
+        assert!(harness.lifecycle.lane_for(client).is_none());
+        harness.pass(3 * SECOND);
+        assert!(harness.lifecycle.lane_for(client).is_none(), "{sessions} sessions");
+        harness.answers(1);
+        assert!(harness.lifecycle.lane_for(client).is_some());
+    }
 }
