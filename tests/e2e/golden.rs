@@ -73,12 +73,7 @@ fn mask_word(word: &str) -> String {
         ("127.0.0.1:", "127.0.0.1:PORT"),
     ];
     for (prefix, mask) in masks {
-        let at = word.find(prefix).filter(|at| {
-            // A colon behind the bare address is prose.
-            let behind = word.get(at + prefix.len()..).unwrap_or_default();
-            prefix != "127.0.0.1:" || behind.starts_with(|c: char| c.is_ascii_digit())
-        });
-        if let Some(at) = at {
+        if let Some(at) = word.find(prefix) {
             let end: String = word.chars().rev().take_while(|c| ":,;`".contains(*c)).collect();
             let end: String = end.chars().rev().collect();
             return format!("{}{mask}{end}", word.get(..at).unwrap_or_default());

@@ -26,7 +26,10 @@ async fn sessions_are_opened_for_connections_that_are_open_at_once_up_to_the_num
         world.tunnel_with(server.port(), &json!({ "tunnel": { "sessions": sessions } })).await;
     let journal = world.emulator.journal();
     for _ in 0..10 {
-        drop(connected(tunnel.port).await);
+        let mut connection = connected(tunnel.port).await;
+        // Its end has come back: the next one is not beside it.
+        connection.shutdown().await.unwrap();
+        assert_eq!(timeout(LIMIT, connection.read(&mut [0])).await.unwrap().unwrap(), 0);
     }
     let mut connections = Vec::new();
     for count in 1..=sessions + 2 {
