@@ -1,6 +1,6 @@
 //! How much of the outgoing stream is under way: bytes in flight, bytes a second, and bytes in a message.
 //!
-//! The service between client and agent has limits of its own, and nobody knows what they count. What is known is
+//! The service between client and agent has limits of its own, and what they count is not documented. What was seen is
 //! how it shows them: by `pause_publication`, and by the close of the channel (docs/ssm-protocol.md, section 9.2).
 //! So a channel stays within what is proven, and takes each pause, and each close that follows one or a fast upload,
 //! for a limit:

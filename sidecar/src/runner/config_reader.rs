@@ -199,7 +199,7 @@ impl Partial {
     }
 }
 
-/// What a person at a terminal is told.
+/// Printed where stdin is a terminal.
 const WAITING: &str = "waiting for a JSON config on stdin; `--config FILE` reads a file instead";
 
 /// Read from stdin at once, in bytes.

@@ -33,7 +33,7 @@ enum Source {
     Immediate(OwnedFd),
 }
 
-/// What stdin is, where that matters to whoever started the process.
+/// Kinds of stdin by which a process was probably started in another way than intended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum StdinKind {
     /// `/dev/null`, as in a container without `-i`, and where stdin was closed: the standard library opens it then.

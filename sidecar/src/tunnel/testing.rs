@@ -64,7 +64,7 @@ pub(crate) enum Dialling {
     Silent,
 }
 
-/// What an sshd does that lets nobody in.
+/// How an sshd refuses every login.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Refusal {
     /// It sends this and hangs up.

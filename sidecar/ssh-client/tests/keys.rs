@@ -218,7 +218,7 @@ fn text_that_is_no_private_key_is_named_and_never_quoted() {
     let cut = text.replace("-----END OPENSSH PRIVATE KEY-----", "");
     let cases = [
         ("empty", " \n".to_owned(), "empty"),
-        ("path", "/root/.ssh/id_rsa".to_owned(), "name of a file"),
+        ("path", "/home/user/.ssh/id_rsa".to_owned(), "name of a file"),
         ("anything", "hunter2".to_owned(), "begin"),
         ("public line", public, "public"),
         ("path with home", "~/.ssh/id_ed25519".to_owned(), "name of a file"),

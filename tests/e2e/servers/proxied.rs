@@ -1,5 +1,6 @@
 //! The way to AWS in a company's network: over TLS, through a proxy that alone knows where the names lead.
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::json;
 use tests::fixtures::{Authority, ConnectProxy, Sidecar, TcpServer, TlsFront};
 use tokio::net::TcpStream;
@@ -61,7 +62,12 @@ async fn api_and_stream_go_over_tls_through_a_connect_proxy() {
     for name in [&api_name, &stream_name] {
         assert!(heads.iter().any(|head| head.contains(&**name)), "no {name} in {heads:?}");
     }
-    assert!(!exit.text().contains(PASSWORD), "{}", exit.text());
+    // As it is, and as it travels.
+    let header = STANDARD.encode(format!("job:{PASSWORD}"));
+    for secret in [PASSWORD, &header] {
+        assert!(!exit.text().contains(secret), "{}", exit.text());
+    }
+    assert!(heads.iter().all(|head| head.contains(&header)), "the form in which it travels");
     assert_no_secret(&exit.text(), &config);
     tried("the endpoints of AWS by TLS through a CONNECT proxy");
     world.finish().await;

@@ -41,7 +41,7 @@ enum Meaning {
     Full,
     /// The key was right, and the account may not be used.
     AccountRefused,
-    /// It lets nobody in for the moment.
+    /// Logins are disabled for the moment, as by `/etc/nologin`.
     ClosedForNow,
     /// The login took longer than it allows.
     TooSlow,
